@@ -1,0 +1,38 @@
+"""Pieces that the UNet and the VAE share. Axes: B batch, C channels, h w height and width, L length."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+GROUPS = 32  # hard-coded in the original code too, so every width is a multiple of 32
+
+
+def norm(channels: int, eps: float) -> nn.GroupNorm:
+    """GroupNorm of 32 groups; eps is 1e-5 in residual blocks of the UNet and 1e-6 everywhere else (original code)."""
+    return nn.GroupNorm(GROUPS, channels, eps=eps)
+
+
+def conv(c_in: int, c_out: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
+    """A convolution that keeps the size of the picture (divided by `stride`)."""
+    return nn.Conv2d(c_in, c_out, size, stride, padding=size // 2)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) -> Tensor:
+    """Multi-head attention of q (B, L, C) over k, v (B, M, C) -> (B, L, C)."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, L, C / heads)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
+
+
+def from_state(module: nn.Module, state: dict[str, Tensor], what: str) -> nn.Module:
+    """Gives `module` (built on the meta device) the tensors of `state` themselves, without a copy; the keys must be the same."""
+    ours = module.state_dict()
+    missing, extra = sorted(ours.keys() - state.keys()), sorted(state.keys() - ours.keys())
+    if missing or extra:
+        shown = ", ".join([f"no {k}" for k in missing[:3]] + [f"unknown {k}" for k in extra[:3]])
+        raise ValueError(f"The {what} in this file is not that of Stable Diffusion 1.5 ({len(missing)} tensors missing, {len(extra)} unknown: {shown}).")
+    for key, value in ours.items():
+        if value.shape != state[key].shape:
+            raise ValueError(f"The {what} in this file is not that of Stable Diffusion 1.5: {key} is {tuple(state[key].shape)}, expected {tuple(value.shape)}.")
+    module.load_state_dict(state, assign=True)
+    return module.eval().requires_grad_(False)

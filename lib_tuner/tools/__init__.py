@@ -1,0 +1,1 @@
+"""Command-line tools on model files."""

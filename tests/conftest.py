@@ -1,0 +1,56 @@
+"""Shared fixtures: a small random model of SD1.5's structure, as a file and in memory, and a small data folder."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from lib_tuner.host import Components
+from lib_tuner.sd.clip import CLIPSizes, CLIPText
+from lib_tuner.sd.files import save_checkpoint
+from lib_tuner.sd.schedule import Schedule
+from lib_tuner.sd.text import TextEncoder
+from lib_tuner.sd.unet import UNet, UNetSizes
+from lib_tuner.sd.vae import VAE, Autoencoder, VAESizes
+
+UNET = UNetSizes(channels=(32, 64, 96, 96), context=48, heads=4)
+TEXT = CLIPSizes(width=48, layers=2, heads=4, inner=96)
+SMALL_VAE = VAESizes((32, 32, 32, 32))
+
+
+def random_parts(seed: int = 0) -> tuple[UNet, CLIPText, VAE]:
+    """A UNet, text encoder and VAE with default random weights, frozen."""
+    torch.manual_seed(seed)
+    parts = UNet(UNET), CLIPText(TEXT), VAE(SMALL_VAE)
+    return tuple(part.eval().requires_grad_(False) for part in parts)
+
+
+@pytest.fixture
+def sd() -> Components:
+    unet, text, vae = random_parts()
+    return Components(unet, TextEncoder(text), Autoencoder(vae), Schedule.sd15(), nullcontext, "0123456789abcdef" * 4, "small", torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(scope="session")
+def checkpoint_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small random model as a checkpoint."""
+    unet, text, vae = random_parts()
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    heads = {"tuner_unet_heads": str(UNET.heads), "tuner_text_heads": str(TEXT.heads)}
+    return save_checkpoint(path, unet.state_dict(), vae.state_dict(), text.state_dict(), heads)
+
+
+@pytest.fixture
+def data_folder(tmp_path: Path) -> Path:
+    """Six coloured 64 px pictures with captions."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(6):
+        picture = Image.radial_gradient("L").resize((64, 64))
+        Image.merge("RGB", [picture.point(lambda v, k=k: (v * (i + 1) * (k + 2)) % 256) for k in range(3)]).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"a thing number {i}, red, round", encoding="utf-8")
+    return folder
