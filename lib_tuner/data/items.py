@@ -1,0 +1,272 @@
+"""What is in a data folder: one `Item` per picture that can be trained on, one `Problem` per thing the user should know.
+
+A scan is deterministic: natural order of relative paths, whatever order the file system lists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..settings import DataConfig
+from . import pictures, sources
+
+PICTURES = frozenset(".png .jpg .jpeg .jfif .webp .bmp .gif .tif .tiff .avif .heic .heif .jxl".split())  # what Pillow cannot open becomes a problem
+
+_NOT_DATA = (".", "__MACOSX", "@eaDir")  # hidden folders; what a Mac's zip and a NAS put beside pictures
+_MASK_FOLDERS = frozenset(("mask", "masks"))
+_MASK_FILE = re.compile(r"(\.mask|-masklabel|\.preview)$", re.IGNORECASE)  # OneTrainer's masks; the WebUI's card pictures
+_KOHYA = re.compile(r"^(\d+)_(.+)$")
+_NUMBERS = re.compile(r"^[-\d]+\s*")  # modules/textual_inversion/dataset.py of the WebUI: what it cuts off a file name
+_NO_WORDS = re.compile(  # names that cameras, browsers and programs give, which say nothing about the picture
+    r"^((img|dsc|dscn|dscf|pxl|mvimg|p|image|images|photo|picture|pic|frame|file|sample|screenshot|untitled|unnamed|download)[\s_()\-\d]*"
+    r"|[\s_()\-\d]*|[0-9a-f]{8,}([-_][0-9a-f]+)*)$",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture and what is known of it; `caption` is the raw text, `size` (w, h) upright, digests are sha256 of the files' bytes."""
+
+    path: Path
+    caption: str
+    repeats: int = 1
+    weight: float = 1.0
+    is_class: bool = False
+    size: tuple[int, int] = (0, 0)
+    digest: str = ""
+    mask: Path | None = None
+    has_alpha: bool = False
+    caption_source: str = "none"  # list, file, folder, filename, parquet, none
+    mask_digest: str = ""
+    row: int = -1  # of a parquet file; -1: the path is the picture itself
+
+    @property
+    def name(self) -> str:
+        """How the picture is called in messages."""
+        return self.path.name if self.row < 0 else f"{self.path.name} row {self.row}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something about a file; `kind` groups them: unreadable, animated, duplicate, clash, no caption, encoding, list, mask, held out, folder."""
+
+    path: Path
+    text: str
+    kind: str = "unreadable"
+
+    def __str__(self) -> str:
+        return f"{self.path.name} {self.text}."
+
+
+@dataclass
+class _Scan:
+    cfg: DataConfig
+    root: Path
+    is_class: bool
+    problems: list[Problem] = field(default_factory=list)
+    listed: dict[Path, str] = field(default_factory=dict)
+
+    def complain(self, path: Path, text: str, kind: str) -> None:
+        self.problems.append(Problem(path, text, kind))
+
+
+def scan(cfg: DataConfig, folder: str | Path, is_class: bool = False) -> tuple[list[Item], list[Problem]]:
+    """All pictures below a folder (or in one parquet file), and what is wrong with the rest. Raises ValueError for no folder or no usable picture."""
+    setting = {cfg.validation_folder: "data.validation_folder", cfg.class_folder: "data.class_folder", cfg.folder: "data.folder"}
+    what = setting.get(str(folder), "data.class_folder" if is_class else "data.folder")
+    if not str(folder):
+        raise ValueError(f"{what} is empty; name the folder that holds the pictures.")
+    root = Path(os.path.abspath(Path(folder).expanduser()))  # not resolved: a linked `10_name` keeps its name
+    if not root.exists():
+        raise ValueError(f"{what}: {str(folder)!r} does not exist; name the folder that holds the pictures.")
+    job = _Scan(cfg, root, is_class)
+    files = [root] if root.is_file() else sorted(_files(job), key=lambda path: natural(path.relative_to(root).as_posix()))
+    for path in files:
+        if path.name in sources.LISTS:
+            job.listed |= sources.listed_captions(path, job.complain)
+    items = [item for path in files for item in _items(job, path)]
+    _report_pairs(job, items)
+    if not items:
+        reason = f": {str(job.problems[0])[:-1]}" if job.problems else "; put .png, .jpg or .webp files into it"
+        raise ValueError(f"{what}: {str(folder)!r} holds no picture to train on{reason}.")
+    return items, job.problems
+
+
+def natural(text: str) -> tuple[list[str | int], str]:
+    """Sort key by which `a2` comes before `a10`, and capitals beside small letters."""
+    return [int(part) if i % 2 else part.casefold() for i, part in enumerate(re.split(r"(\d+)", text))], text
+
+
+def items_digest(items: list[Item]) -> str:
+    """sha256 over what the items are made of, but not where they lie: a run may be resumed after its folder was moved, not after it was changed."""
+    rows = [(item.name, item.digest, item.mask_digest, item.caption, item.repeats, item.is_class) for item in items]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def to_rows(items: list[Item]) -> list[dict[str, Any]]:
+    """The items as JSON takes them, for the saved state of a run."""
+    return [asdict(item) | {"path": str(item.path), "mask": item.mask and str(item.mask)} for item in items]
+
+
+def from_rows(rows: list[dict[str, Any]]) -> list[Item]:
+    """The items that `to_rows` wrote."""
+    return [Item(**row | {"path": Path(row["path"]), "mask": Path(row["mask"]) if row["mask"] else None, "size": tuple(row["size"])}) for row in rows]
+
+
+# ---- the folder ------------------------------------------------------------------------------------------------------
+
+
+def _files(job: _Scan) -> Iterator[Path]:
+    """Files below the root that are no masks, previews or caches, and in none of the other folders that the settings name."""
+    apart, seen = _other_folders(job), set()
+
+    def failed(error: OSError) -> None:
+        job.complain(Path(error.filename), f"cannot be listed ({error.strerror})", "folder")
+
+    for folder, names, files in os.walk(job.root, followlinks=True, onerror=failed):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link to a folder above
+            names.clear()
+            continue
+        seen.add(real)
+        names[:] = [n for n in names if not n.startswith(_NOT_DATA) and n.lower() not in _MASK_FOLDERS and Path(real, n).resolve() not in apart]
+        yield from (Path(folder, n) for n in files if not n.startswith(".") and not _MASK_FILE.search(Path(n).stem))
+
+
+def _other_folders(job: _Scan) -> set[Path]:
+    cfg, here = job.cfg, job.root.resolve()
+    named = (cfg.folder, cfg.class_folder, cfg.validation_folder, cfg.cache_folder)
+    return {path for path in (Path(n).expanduser().resolve() for n in named if n) if path != here}
+
+
+def _items(job: _Scan, path: Path) -> Iterator[Item]:
+    if path.suffix.lower() == ".parquet":
+        yield from _parquet_items(job, path)
+    elif path.suffix.lower() in PICTURES:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            job.complain(path, f"cannot be read ({error.strerror})", "unreadable")
+            return
+        item = _item(job, Item(path, ""), data)
+        if item:
+            yield _with_mask(job, _with_caption(job, item))
+
+
+def _parquet_items(job: _Scan, path: Path) -> Iterator[Item]:
+    try:
+        for row, data, name, caption in sources.parquet_rows(path):
+            item = _item(job, Item(path, "", row=row), data)
+            if item:
+                yield _with_caption(job, item, Path(name or f"{row}"), caption)
+    except ValueError as error:
+        job.complain(path, str(error), "unreadable")
+
+
+def _item(job: _Scan, item: Item, data: bytes) -> Item | None:
+    """The item with all that its bytes tell, or None with a problem."""
+    try:
+        facts = pictures.inspect(data)
+    except ValueError as error:
+        job.complain(item.path, f"{_row(item)}{error}", "unreadable")
+        return None
+    if facts.animated:
+        job.complain(item.path, f"{_row(item)}is animated; its first frame is used", "animated")
+    if facts.transparent:
+        job.complain(item.path, f"{_row(item)}is fully transparent" + ("; its mask counts as none" if job.cfg.masks else ""), "mask")
+    repeats, _ = _kohya(job, item.path)
+    weight = job.cfg.class_weight if job.is_class else 1.0
+    return replace(item, repeats=job.cfg.repeats * repeats, weight=weight, is_class=job.is_class, size=facts.size,
+                   digest=sources.digest(data), has_alpha=facts.has_alpha)
+
+
+def _kohya(job: _Scan, path: Path) -> tuple[int, str]:
+    """Repeats and name of the nearest folder called `10_name`, the scanned folder included; (1, "") without one."""
+    top = job.root.parent if job.root.is_file() else job.root
+    for folder in path.parents[: len(path.parts) - len(top.parts)]:
+        found = _KOHYA.match(folder.name)
+        if found:
+            return min(max(int(found[1]), 1), 10000), found[2]
+    return 1, ""
+
+
+def _row(item: Item) -> str:
+    return "" if item.row < 0 else f"row {item.row} "
+
+
+# ---- captions --------------------------------------------------------------------------------------------------------
+
+
+def _with_caption(job: _Scan, item: Item, named: Path | None = None, own: str | None = None) -> Item:
+    """The item with its caption from where the settings say; `named` and `own` are a parquet row's picture name and text."""
+    way, caption, source = job.cfg.caption_from, "", "none"
+    if way in ("auto", "file"):
+        caption, source = (own, "parquet") if own else _beside(job, item.path)
+    if source == "none" and way in ("auto", "folder"):
+        folder = _kohya(job, item.path)[1] or (_folder_name(item.path) if way == "folder" else "")
+        caption, source = (folder, "folder") if folder else ("", "none")
+    if source == "none" and way in ("auto", "filename"):
+        words = _NUMBERS.sub("", (named or item.path).stem)
+        if way == "filename" or not _NO_WORDS.match(words):
+            caption, source = words, "filename"
+    if not caption and way != "none":
+        job.complain(item.path, f"{_row(item)}has no caption" if source == "none" else f"{_row(item)}has an empty caption ({source})", "no caption")
+    return replace(item, caption=caption, caption_source=source)
+
+
+def _beside(job: _Scan, path: Path) -> tuple[str, str]:
+    if path in job.listed:
+        return job.listed[path], "list"
+    for ending in job.cfg.caption_extension.split(","):
+        file = path.with_suffix("." + ending.strip().lstrip("."))
+        if ending.strip() and file.is_file():
+            return sources.read_text(file, job.complain), "file"
+    return "", "none"
+
+
+def _folder_name(path: Path) -> str:
+    name = path.parent.name
+    found = _KOHYA.match(name)
+    return found[2] if found else name
+
+
+# ---- masks, pairs ----------------------------------------------------------------------------------------------------
+
+
+def _with_mask(job: _Scan, item: Item) -> Item:
+    """The item with its mask file, where masks are on and there is one that can be read."""
+    folder, stem = item.path.parent, item.path.stem
+    candidates = [folder / f"{stem}.mask.png", *(folder / name / f"{stem}.png" for name in sorted(_MASK_FOLDERS)), folder / f"{stem}-masklabel.png"]
+    mask = next((path for path in candidates if path.is_file()), None) if job.cfg.masks else None
+    if mask is None:
+        return item
+    data = mask.read_bytes()
+    try:
+        (w, h), (mw, mh) = item.size, pictures.mask_size(data)
+    except ValueError as error:
+        job.complain(mask, f"{error}; {item.name} is trained without it", "mask")
+        return item
+    if abs(w * mh - h * mw) > 0.02 * w * mh:
+        job.complain(mask, f"is {mw} x {mh} px, another shape than {item.name} ({w} x {h} px); it is stretched", "mask")
+    return replace(item, mask=mask, mask_digest=sources.digest(data))
+
+
+def _report_pairs(job: _Scan, items: list[Item]) -> None:
+    """Equal pictures, and pictures that share one caption file because only their endings differ."""
+    contents: dict[str, Item] = {}
+    stems: dict[Path, Item] = {}
+    for item in items:
+        first = contents.setdefault(item.digest, item)
+        if first is not item:
+            job.complain(item.path, f"{_row(item)}is the same picture as {first.name}; both are used", "duplicate")
+        first = stems.setdefault(item.path.with_suffix(""), item)
+        if first is not item and item.caption_source == "file" and item.row < 0:
+            job.complain(item.path, f"shares its caption file with {first.name}; rename one of them", "clash")

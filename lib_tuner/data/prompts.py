@@ -1,0 +1,114 @@
+"""What the model reads for a picture: its caption through template, trigger word, wildcards, tag options and dropout.
+
+The order is kohya's (library/train_util.py process_caption): caption dropout, wildcards, warm-up, shuffle, tag dropout; the template comes last, as in the
+WebUI (modules/textual_inversion/dataset.py create_text). Parentheses are letters here, never emphasis.
+"""
+
+from __future__ import annotations
+
+import re
+from math import floor
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+from ..settings import DataConfig
+
+if TYPE_CHECKING:
+    from .items import Item
+
+TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+
+_WILDCARD = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
+_ESCAPED = re.compile(r"\\([()\[\]])")  # how taggers write a literal parenthesis for the WebUI's prompt parser
+
+
+class Prompts:
+    """Captions as a function of (item, random numbers, step). Raises ValueError for a template that is missing, empty, or needs a trigger word there is not."""
+
+    def __init__(self, cfg: DataConfig, trigger: str = ""):
+        self.cfg, self.trigger = cfg, trigger.strip()
+        self.lines = template_lines(cfg.template) if cfg.template else ["[filewords]"]
+        if cfg.template and not self.trigger and any("[name]" in line for line in self.lines):
+            raise ValueError(f"data.template: {cfg.template!r} has [name], but there is no trigger word; set `trigger`, or choose a template without [name].")
+
+    def caption(self, item: Item, rng: Random, step: int = 0) -> str:
+        """The caption of one example at one step; all randomness comes from `rng`. Class pictures get neither template nor trigger word."""
+        if self.cfg.caption_dropout and rng.random() < self.cfg.caption_dropout:
+            return ""
+        words = self._tags(self._choice(item.caption, rng), rng, step)
+        if item.is_class:
+            return literal(_without_name(words))
+        text = rng.choice(self.lines).replace("[filewords]", words)
+        text = text if words else text.strip(", ")  # "[name], [filewords]" without filewords
+        text = text.replace("[name]", self.trigger) if self.trigger else _without_name(text)
+        return literal(text if self.cfg.template else self._with_trigger(text))
+
+    def tags(self, item: Item) -> list[str]:
+        """The caption's tags as they are counted for the saved file's metadata: all of them, the trigger word first."""
+        text = item.caption if item.is_class else self._with_trigger(item.caption)
+        return split_tags(literal(text))
+
+    def _with_trigger(self, text: str) -> str:
+        if not self.trigger or re.search(rf"(?<!\w){re.escape(self.trigger)}(?!\w)", text, re.IGNORECASE):  # CLIP reads lower case
+            return text
+        return f"{self.trigger}, {text}" if text else self.trigger
+
+    def _choice(self, caption: str, rng: Random) -> str:
+        if not self.cfg.wildcards:
+            return caption
+        lines = [line.strip() for line in caption.splitlines() if line.strip()]
+        line = rng.choice(lines) if lines else ""
+        return _WILDCARD.sub(lambda m: rng.choice(m[1].split("|")) if m[1] else m[0][0], line)  # {{ and }} are literal braces
+
+    def _tags(self, caption: str, rng: Random, step: int) -> str:
+        """The caption with its tags thinned and shuffled; untouched (but for line breaks) where no option asks for tags."""
+        cfg = self.cfg
+        warming = step < cfg.token_warmup
+        if not (cfg.shuffle_tags or cfg.tag_dropout or warming):
+            return " ".join(caption.split("\n")).strip()
+        tags = split_tags(caption)
+        kept, rest = tags[: cfg.keep_tags], tags[cfg.keep_tags :]
+        if warming:
+            rest = rest[: floor(step * (len(rest) - cfg.token_warmup_min) / cfg.token_warmup) + cfg.token_warmup_min]
+        if cfg.shuffle_tags:
+            rng.shuffle(rest)
+        if cfg.tag_dropout:
+            rest = [tag for tag in rest if rng.random() >= cfg.tag_dropout]
+        return ", ".join(kept + rest)
+
+
+def split_tags(caption: str) -> list[str]:
+    """Tags between commas or line breaks, without blanks around them and without empty ones."""
+    return [tag for tag in map(str.strip, re.split(r"[,\n]", caption)) if tag]
+
+
+def literal(caption: str) -> str:
+    r"""`\(` and `\)` as the letters they stand for: the WebUI reads `name_\(series\)` in a prompt as `name_(series)`, so training has to."""
+    return _ESCAPED.sub(r"\1", caption)
+
+
+def shipped_templates() -> list[str]:
+    """Names of the templates that come with the Tuner."""
+    return sorted(path.stem for path in TEMPLATES.glob("*.txt"))
+
+
+def template_lines(template: str) -> list[str]:
+    """The lines of a template file, or of a shipped template by its name. Raises ValueError where there is none, or no line in it."""
+    shipped = TEMPLATES / (Path(template).name.removesuffix(".txt") + ".txt")
+    path = Path(template).expanduser()
+    if not path.is_file() and Path(template).name == template:
+        path = shipped
+    if not path.is_file():
+        raise ValueError(f"data.template: there is no file {template!r}; name a file, or one of {', '.join(shipped_templates())}.")
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise ValueError(f"data.template: {template!r} is not UTF-8 text; save it as UTF-8.") from None
+    if not lines:
+        raise ValueError(f"data.template: {template!r} has no line; write at least one, such as 'a photo of [name]'.")
+    return lines
+
+
+def _without_name(text: str) -> str:
+    return ", ".join(" ".join(tag.split()) for tag in split_tags(text.replace("[name]", ""))) if "[name]" in text else text

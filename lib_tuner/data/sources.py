@@ -1,0 +1,161 @@
+"""Where captions and pictures come from besides picture files: caption files, imagefolder lists (.jsonl, .csv), parquet data sets.
+
+`complain(path, text, kind)` receives what is wrong but does not stop the scan.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .items import Item
+
+Complain = Callable[[Path, str, str], None]
+
+LISTS = ("metadata.jsonl", "metadata.csv")
+_CAPTION_COLUMNS = ("text", "caption", "captions", "prompt")
+_IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png")
+
+
+def read_text(path: Path, complain: Complain) -> str:
+    """A text file's content with line breaks as \\n: UTF-8, UTF-16, or with a complaint Windows-1252; a byte order mark is left out."""
+    data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = data.decode("utf-16", errors="replace")
+    else:
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = data.decode("cp1252", errors="replace")
+            complain(path, "is not UTF-8 and was read as Windows-1252; save it as UTF-8 if letters look wrong", "encoding")
+    return text.replace("\r\n", "\n").replace("\r", "\n").strip()
+
+
+def listed_captions(path: Path, complain: Complain) -> dict[Path, str]:
+    """Captions of an imagefolder list by picture path: its column file_name, and text, caption or prompt; names are relative to the list."""
+    text = read_text(path, complain)
+    rows = _json_rows(path, text, complain) if path.suffix == ".jsonl" else enumerate(csv.DictReader(io.StringIO(text)), start=2)
+    captions = {}
+    for line, row in rows:
+        name, column = row.get("file_name"), next((c for c in _CAPTION_COLUMNS if row.get(c) is not None), None)
+        if not isinstance(name, str) or column is None:
+            complain(path, f"line {line} needs file_name and one of {', '.join(_CAPTION_COLUMNS)}; it was left out", "list")
+            continue
+        picture = path.parent / name
+        if not picture.is_file():
+            complain(path, f"line {line} names {name!r}, which is not there", "list")
+        captions[picture] = str(row[column]).strip()
+    return captions
+
+
+def _json_rows(path: Path, text: str, complain: Complain) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line, part in enumerate(text.split("\n"), start=1):
+        if not part.strip():
+            continue
+        try:
+            row = json.loads(part)
+        except json.JSONDecodeError as error:
+            complain(path, f"line {line} is no JSON ({error.msg}); it was left out", "list")
+            continue
+        yield line, row if isinstance(row, dict) else {}
+
+
+# ---- parquet ---------------------------------------------------------------------------------------------------------
+
+
+def parquet_rows(path: Path) -> Iterator[tuple[int, bytes, str, str]]:
+    """(row, picture bytes, picture name, caption) of every row of an image-text data set; few rows are in memory at a time.
+
+    The picture column is a struct {bytes, path} as `datasets` writes it, or plain bytes. Raises ValueError for a file that has no such columns,
+    cannot be read, or where pyarrow is missing.
+    """
+    file = _open_parquet(path)
+    names = file.schema_arrow.names
+    picture = next((c for c in _IMAGE_COLUMNS if c in names), None)
+    caption = next((c for c in _CAPTION_COLUMNS if c in names), None)
+    if picture is None:
+        raise ValueError(f"has no column of pictures ({', '.join(_IMAGE_COLUMNS)}), only {', '.join(names)}")
+    row = 0
+    for batch in file.iter_batches(batch_size=16, columns=[picture, *([caption] if caption else [])]):
+        for values in batch.to_pylist():
+            data, name = _cell(values[picture])
+            yield row, data, name, str(values.get(caption) or "").strip()
+            row += 1
+
+
+def _open_parquet(path: Path) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError("needs the package pyarrow to be read; install it with: pip install pyarrow") from None
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"is no parquet file that can be read ({str(error).splitlines()[0]})") from error
+
+
+def _cell(value: Any) -> tuple[bytes, str]:
+    if isinstance(value, dict):
+        return value.get("bytes") or b"", Path(value.get("path") or "").name
+    return (value or b""), ""
+
+
+class Reader:
+    """Bytes of an item's picture and mask; holds one row group of one parquet file, since rows are read in order."""
+
+    def __init__(self) -> None:
+        self._group: tuple[Path, int, list[bytes]] | None = None
+
+    def picture(self, item: Item) -> bytes:
+        """The file's bytes. Raises ValueError where they are not those that were scanned: a run never trains on other pictures than it lists."""
+        try:
+            data = item.path.read_bytes() if item.row < 0 else self._parquet_row(item)
+        except FileNotFoundError:
+            raise ValueError(f"{item.path}: the picture is gone; put it back, or start a new run.") from None
+        return _checked(item.path, data, item.digest)
+
+    def mask(self, item: Item) -> bytes | None:
+        """The mask file's bytes, checked in the same way; None without one."""
+        if item.mask is None:
+            return None
+        try:
+            return _checked(item.mask, item.mask.read_bytes(), item.mask_digest)
+        except FileNotFoundError:
+            raise ValueError(f"{item.mask}: the mask is gone; put it back, or start a new run.") from None
+
+    def _parquet_row(self, item: Item) -> bytes:
+        held = self._group
+        if held is None or held[0] != item.path or not held[1] <= item.row < held[1] + len(held[2]):
+            held = self._group = _row_group(item.path, item.row)
+        return held[2][item.row - held[1]]
+
+
+def _row_group(path: Path, row: int) -> tuple[Path, int, list[bytes]]:
+    """The pictures of the row group that holds a row, and its first row."""
+    file, start = _open_parquet(path), 0
+    column = next(c for c in _IMAGE_COLUMNS if c in file.schema_arrow.names)
+    for group in range(file.num_row_groups):
+        count = file.metadata.row_group(group).num_rows
+        if row < start + count:
+            return path, start, [_cell(value)[0] for value in file.read_row_group(group, columns=[column]).column(0).to_pylist()]
+        start += count
+    raise ValueError(f"{path}: row {row} is gone; put the file back, or start a new run.")
+
+
+def digest(data: bytes) -> str:
+    """sha256 of a file's bytes, hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _checked(path: Path, data: bytes, expected: str) -> bytes:
+    if digest(data) != expected:
+        raise ValueError(f"{path}: the file changed after the run had begun; put the old one back, or start a new run.")
+    return data
