@@ -1,0 +1,87 @@
+"""Where the model lives: what training needs of a host, whether it is the WebUI or this program alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .sd.schedule import Schedule
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """One picture to draw."""
+
+    prompt: str
+    negative: str = ""
+    width: int = 512
+    height: int = 512
+    steps: int = 20
+    cfg: float = 7.0
+    sampler: str = "ddim"
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """How a host read a saved file: `taken` of its `total` modules or vectors are used."""
+
+    path: Path
+    taken: int
+    total: int
+
+    def __str__(self) -> str:
+        return f"{self.path.name}: {self.taken} of {self.total} parts are read by the host"
+
+
+class TextEncoder(Protocol):
+    """Captions -> states; `transformer` is what adapters attach to."""
+
+    transformer: nn.Module
+    embedding: nn.Module  # token ids -> vectors; its `weight` is the vocabulary (V, C)
+    tokenizer: Any  # .encode(text) -> ids
+
+    def __call__(self, captions: list[str]) -> Tensor: ...  # (B, 77 k, C)
+    def splice(self, name: str, vectors: Tensor) -> AbstractContextManager: ...  # (n, C) in the place of the word `name`
+
+
+class Autoencoder(Protocol):
+    """Pixels (B, 3, H, W) in [-1, 1] <-> scaled latents (B, 4, H / 8, W / 8)."""
+
+    cache_key: str
+    factor: int
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]: ...  # mean, standard deviation
+    def decode(self, latents: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Components:
+    """A host's model, frozen, on its device."""
+
+    unet: nn.Module  # (B, 4, h, w), (B,), (B, L, C) -> (B, 4, h, w)
+    text: TextEncoder
+    vae: Autoencoder
+    schedule: Schedule
+    autocast: Callable[[], AbstractContextManager]
+    model_hash: str  # sha256 of the checkpoint
+    model_name: str = ""
+    device: Any = "cpu"
+    dtype: Any = None  # of the UNet's weights
+
+
+class Host(Protocol):
+    """The WebUI or the standalone program."""
+
+    def exclusive(self) -> AbstractContextManager[Components]: ...  # undoes all it changed, also after an error
+    def generate(self, requests: list[GenerateRequest]) -> list[Image]: ...  # inside exclusive() too: the hooks are live
+    def output_dir(self, kind: str) -> Path: ...
+    def reload(self, path: Path) -> LoadReport: ...
+    def interrupted(self) -> bool: ...

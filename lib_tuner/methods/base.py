@@ -1,0 +1,179 @@
+"""What a training method is, and the kind that adds a small layer beside many of the model's layers.
+
+Axes: B samples, L tokens or pixels, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ..host import Components
+from ..sd.loss import generator_for
+from ..settings import TrainConfig
+from .metadata import Made
+
+Target = tuple[str, str]  # (part, module path): part is "unet" or "text"
+
+
+@dataclass(frozen=True)
+class NoConfig:
+    """A method without settings of its own."""
+
+
+class Method:
+    """What is trained. The hooks do nothing here; a method overrides three to five of them."""
+
+    Config: type = NoConfig
+    kind = ""  # the METHODS key, and the host's folder for its files
+    label = ""
+    identity_at_start = True  # attached but untrained, the model is unchanged
+    needs_grads = False  # reads .grad in after_step, so gradients may not be freed during the backward pass
+    trains_text = False  # the text encoder's states depend on what is trained, so they cannot be cached
+
+    def __init__(self, cfg: TrainConfig):
+        self.cfg, self.settings = cfg, cfg.settings
+
+    @contextmanager
+    def attached(self, sd: Components) -> Iterator[list[dict[str, Any]]]:
+        """Attaches, yields the optimizer's parameter groups, and detaches whatever happens."""
+        try:
+            yield self.attach(sd)
+        finally:
+            self.detach()
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The frozen model while it lasts, for priors and drift."""
+        raise NotImplementedError(f"{self.kind} cannot be disabled")
+        yield
+
+    def attach(self, sd: Components) -> list[dict[str, Any]]:
+        """Hooks into the model; returns parameter groups (`params`, and optionally `lr_scale`, `weight_decay`)."""
+        raise NotImplementedError
+
+    def detach(self) -> None:
+        """Leaves the host's model bit for bit as it was."""
+
+    def train(self, mode: bool = True) -> None:
+        """Switches what behaves otherwise in training, such as dropout."""
+
+    def begin(self, batch: Any) -> None:
+        """Hands the coming batch to the hooks."""
+
+    def extra_loss(self) -> Tensor | float:
+        """A term beside the diffusion loss."""
+        return 0.0
+
+    def after_step(self, step: int) -> None:
+        """Gradients are present and the weights have moved."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs."""
+        raise NotImplementedError
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes a `state_dict` back; the method is attached."""
+        raise NotImplementedError
+
+    def export(self, path: Path, summary: Mapping[str, Any], made: Made) -> list[Path]:
+        """Writes what a user keeps, as `path` with the method's endings, and returns the files, the one to load first.
+
+        `summary` is that of the data, `made` what else the file says of its making.
+        """
+        raise NotImplementedError
+
+    def triggers(self) -> str:
+        """The word that stands for [name] in templates and sample prompts."""
+        return self.cfg.trigger
+
+
+class Layer(nn.Module):
+    """What is trained beside one Linear or Conv2d: adds `forward(x)` to its output, the effect of `delta_weight()`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def delta_weight(self) -> Tensor:
+        """The change of the module's weight, of its shape, fp32: what `forward` does, and what a host adds to the weight."""
+        raise NotImplementedError
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The parts of the saved file, by kohya's names."""
+        raise NotImplementedError
+
+
+class LayerMethod(Method):
+    """Adds a `Layer` to each target module by a forward hook."""
+
+    def __init__(self, cfg: TrainConfig):
+        super().__init__(cfg)
+        self.layers: dict[Target, Layer] = {}
+        self._handles: list[Any] = []
+        self._on = True
+
+    def targets(self, sd: Components) -> Iterable[tuple[Target, nn.Module]]:
+        """The modules that get a layer."""
+        raise NotImplementedError
+
+    def new_layer(self, target: Target, module: nn.Module, generator: Generator) -> Layer:
+        """The layer of one target, with fp32 parameters; `generator` (CPU) is the target's own."""
+        raise NotImplementedError
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups of the layers."""
+        raise NotImplementedError
+
+    def attach(self, sd: Components) -> list[dict[str, Any]]:
+        for number, (target, module) in enumerate(self.targets(sd)):
+            layer = self.new_layer(target, module, generator_for(self.cfg.seed, number, "layer")).to(module.weight.device)
+            self.layers[target] = layer
+            self._handles.append(module.register_forward_hook(self._hook(layer)))
+        if not self.layers:
+            raise ValueError(f"{self.kind}: the chosen parts and blocks hold no layer to train; choose more of them.")
+        return self.groups()
+
+    def _hook(self, layer: Layer) -> Callable:
+        def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+            return output + layer(args[0]) if self._on else output
+
+        return add
+
+    def detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.layers = {}
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        before, self._on = self._on, False
+        try:
+            yield
+        finally:
+            self._on = before
+
+    def train(self, mode: bool = True) -> None:
+        for layer in self.layers.values():
+            layer.train(mode)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {f"{part}:{path}": {k: v.detach().clone() for k, v in layer.state_dict().items()} for (part, path), layer in self.layers.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        names = {f"{part}:{path}": layer for (part, path), layer in self.layers.items()}
+        if names.keys() != state.keys():
+            raise ValueError(f"The saved {self.kind} has other layers than these settings make; resume with the settings of the run that was saved.")
+        for name, layer in names.items():
+            layer.load_state_dict(state[name])
+
+
+def parts(sd: Components) -> dict[str, nn.Module]:
+    """The two trainable parts of the model by name."""
+    return {"unet": sd.unet, "text": sd.text.transformer}

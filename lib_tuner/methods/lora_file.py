@@ -1,0 +1,230 @@
+"""LoRA files: kohya's names, which AUTOMATIC1111's WebUI and every other host read.
+
+A key is `<module>.<part>`: the module is everything before the first dot, the part says which factor it is (`lora_down.weight`). The parts of one
+module belong together; of which family they are (LoRA, LoHa, LoKr ...) is not decided here, so every method that adds to weights reads and writes
+through this file. Formats: the WebUI's extensions-builtin/Lora (networks.py, network_*.py) and kohya-ss sd-scripts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..sd.files import read_tensors, write_tensors
+from ..sd.kinds import describe, kind_of
+from ..sd.names import kohya_key, module_path
+
+Module = tuple[str, str]  # (part of the model, path in it): ("unet", "input_blocks.1.1.proj_in")
+_BUNDLE = "bundle_emb"  # embeddings inside a LoRA file, which the WebUI registers with it
+
+# The sets of parts of which the WebUI takes a module when one of them is complete (network_lora.py, network_hada.py, ...).
+_COMPLETE = tuple(
+    frozenset(parts.split())
+    for parts in (
+        "lora_up.weight lora_down.weight",
+        "hada_w1_a hada_w1_b hada_w2_a hada_w2_b",
+        "lokr_w1 lokr_w2",
+        "lokr_w1 lokr_w2_a lokr_w2_b",
+        "lokr_w1_a lokr_w1_b lokr_w2",
+        "lokr_w1_a lokr_w1_b lokr_w2_a lokr_w2_b",
+        "weight on_input",
+        "diff",
+        "w_norm b_norm",
+        "a1.weight a2.weight b1.weight b2.weight alpha",
+        "oft_blocks",
+        "oft_diag",
+    )
+)
+_RANK_PARTS = ("lora_down.weight", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")  # their first axis is the rank
+
+
+@dataclass(frozen=True, eq=False)
+class LoraFile:
+    """A LoRA's modules by (part, path), each with its factors in the file's precision."""
+
+    path: Path
+    modules: dict[Module, dict[str, Tensor]]
+    metadata: dict[str, str] = field(default_factory=dict)
+    embeddings: dict[str, Tensor] = field(default_factory=dict)  # name -> (n, C), bundled by pivotal tuning
+
+    @property
+    def ranks(self) -> dict[Module, int]:
+        """The rank of each module that has one."""
+        return {module: rank for module, parts in self.modules.items() if (rank := _rank(parts))}
+
+    @property
+    def alphas(self) -> dict[Module, float]:
+        """The alpha of each module that has a rank; where the file has none the scale is 1, so alpha is the rank."""
+        return {module: float(self.modules[module]["alpha"]) if "alpha" in self.modules[module] else float(rank) for module, rank in self.ranks.items()}
+
+    def __str__(self) -> str:
+        parts = Counter(part for part, _ in self.modules)
+        return f"{parts['unet']} UNet and {parts['text']} text encoder modules, rank {_span(self.ranks)}, alpha {_span(self.alphas)}"
+
+
+def _rank(parts: Mapping[str, Tensor]) -> int:
+    return next((parts[name].shape[0] for name in _RANK_PARTS if name in parts), 0)
+
+
+def _span(values: Mapping[Module, float]) -> str:
+    low, high = min(values.values(), default=0), max(values.values(), default=0)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_lora(path: str | Path) -> LoraFile:
+    """Reads a LoRA for SD1.x in kohya's spelling or in the original layer names with underscores.
+
+    Raises ValueError or OSError, one sentence: no LoRA, diffusers' spelling, made for another model, layers that SD1.5 does not have.
+    """
+    path = Path(path)
+    tensors, metadata = read_tensors(path)
+    _refuse_other_files(path, tensors)
+    _refuse_other_models(path, tensors, metadata)
+    modules: dict[Module, dict[str, Tensor]] = {}
+    unknown, incomplete = [], []
+    for key, parts in _grouped(tensors).items():
+        if (module := _module(key)) is None:
+            unknown.append(key)
+        elif not _complete(parts):
+            incomplete.append(key)
+        else:
+            modules.setdefault(module, {}).update(parts)
+    if unknown:
+        raise ValueError(f"{path.name} has weights for layers that Stable Diffusion 1.5 does not have ({_some(unknown)}); it was made for another model.")
+    if incomplete:
+        raise ValueError(f"{path.name} is incomplete: it lacks a factor of {_some(incomplete)}; download it again.")
+    return LoraFile(path, modules, metadata, _bundled(tensors))
+
+
+def _grouped(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The parts of each module, under the module's name in the file."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        module, _, part = key.partition(".")
+        if module != _BUNDLE:
+            found.setdefault(module, {})[part] = tensor
+    return found
+
+
+def _module(key: str) -> Module | None:
+    try:
+        return module_path(key)
+    except ValueError:
+        return None
+
+
+def _complete(parts: Mapping[str, Tensor]) -> bool:
+    return any(needed <= parts.keys() for needed in _COMPLETE)
+
+
+def _bundled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`bundle_emb.<name>.string_to_param.*` or `bundle_emb.<name>.<any key>`: the word's vectors (n, C)."""
+    found = {key.split(".")[1]: tensor for key, tensor in tensors.items() if key.startswith(f"{_BUNDLE}.") and key.count(".") > 1 and tensor.ndim in (1, 2)}
+    return {name: tensor if tensor.ndim == 2 else tensor[None] for name, tensor in found.items()}
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _refuse_other_files(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    kind = kind_of({key: tuple(tensor.shape) for key, tensor in tensors.items()})
+    if kind != "lora":
+        raise ValueError(f"{path.name} is {describe(kind)}, not a LoRA; choose a LoRA's .safetensors file.")
+    if not any(key.startswith(("lora_unet_", "lora_te")) for key in tensors):
+        names = _some([key for key in tensors if not key.startswith(_BUNDLE)])
+        raise ValueError(f"{path.name} is a LoRA in another spelling ({names}), as diffusers or peft write it; convert it to kohya's names.")
+
+
+def _refuse_other_models(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    version = f"{metadata.get('ss_base_model_version', '')} {metadata.get('modelspec.architecture', '')}".lower()
+    widths = {tensor.shape[1] for key, tensor in tensors.items() if key.endswith(("attn2_to_k.lora_down.weight", "attn2_to_v.lora_down.weight"))}
+    if "sdxl" in version or "-xl-" in version or 2048 in widths or any(key.startswith("lora_te2_") or "_transformer_blocks_1_" in key for key in tensors):
+        found = "Stable Diffusion XL"
+    elif metadata.get("ss_v2") == "True" or "stable-diffusion-v2" in version or 1024 in widths:
+        found = "Stable Diffusion 2"
+    else:
+        return
+    raise ValueError(f"{path.name} is a LoRA for {found}; Stable Diffusion 1.5 cannot use it.")
+
+
+def check_fits(lora: LoraFile, shapes: Mapping[Module, Iterable[int]]) -> None:
+    """Raises ValueError where a module is not in the model or has another size; `shapes`: the weight's, (out, in) or (out, in, kh, kw).
+
+    Only up and down factors show their layer's size alone; modules of other families are checked by name.
+    """
+    for module, parts in lora.modules.items():
+        if module not in shapes:
+            raise ValueError(f"{lora.path.name} trains {module[1]}, which this model does not have.")
+        if not _fits(parts, tuple(shapes[module])):
+            sizes = " instead of ".join("x".join(map(str, shape)) for shape in (_layer_shape(parts), tuple(shapes[module])))
+            raise ValueError(f"{lora.path.name} does not fit this model: its {module[1]} is for a layer of {sizes}; use one trained on a model of this width.")
+
+
+def _fits(parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> bool:
+    own = _layer_shape(parts)
+    return not own or own[:2] == shape[:2] and (own[2:] or (1, 1)) == (shape[2:] or (1, 1))  # a 1x1 convolution is a Linear to the WebUI
+
+
+def _layer_shape(parts: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """The weight's shape that up @ (mid @) down makes; () for other families."""
+    if "lora_down.weight" not in parts:
+        return ()
+    down = parts["lora_down.weight"].shape
+    return (parts["lora_up.weight"].shape[0], down[1], *parts.get("lora_mid.weight", parts["lora_down.weight"]).shape[2:])
+
+
+def count_host_keys(path: str | Path, shapes: Mapping[Module, Iterable[int]] | None = None) -> tuple[int, int]:
+    """(modules that the WebUI takes, all modules) of a LoRA file, read back from the disk.
+
+    The WebUI takes a module whose name is a layer's and whose parts are complete; the others it leaves out without a word. `shapes` as in `check_fits`.
+    """
+    tensors, _ = read_tensors(path)
+    modules = [(_module(key), parts) for key, parts in _grouped(tensors).items()]
+    taken = [parts for module, parts in modules if module and _complete(parts) and (shapes is None or module in shapes and _fits(parts, tuple(shapes[module])))]
+    return len(taken), len(modules)
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write_lora(path: str | Path, modules: Mapping[Module, Mapping[str, Tensor]], metadata: Mapping[str, str], dtype: torch.dtype = torch.float16) -> Path:
+    """Writes a .safetensors file in kohya's spelling, atomically, its hashes in the metadata (`sshs_*`) so that the WebUI need not compute them.
+
+    Factors become `dtype`; alpha stays float32, since alpha over the rank scales everything. Raises ValueError, OSError.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".safetensors":
+        raise ValueError(f"{path.name}: a LoRA is written as .safetensors, not as {path.suffix or 'a file without ending'}.")
+    tensors = {f"{kohya_key(place, part)}.{name}": _stored(name, tensor, dtype) for (part, place), parts in modules.items() for name, tensor in parts.items()}
+    if not tensors:
+        raise ValueError(f"{path.name}: there is nothing to save, no module was trained.")
+    broken = [key for key, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        raise ValueError(f"{path.name} was not saved: NaN or numbers too large for {str(dtype).partition('.')[2]} in {_some(broken)}; use an earlier save.")
+    return write_tensors(path, tensors, {**metadata, **_hashes(tensors, metadata)})
+
+
+def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    kind = (torch.float32 if name == "alpha" else dtype) if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to("cpu", kind, copy=True).contiguous()  # a copy: modules may share one alpha, which safetensors refuses
+
+
+def _hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """kohya's `precalculate_safetensors_hashes`: of all behind the header, and of 64 KiB at 1 MiB of a file with the `ss_*` metadata alone."""
+    from safetensors.torch import save
+
+    content = memoryview(save(dict(tensors), {key: value for key, value in metadata.items() if key.startswith("ss_")}))
+    behind = 8 + int.from_bytes(content[:8], "little")
+    legacy = hashlib.sha256(content[0x100000 : 0x100000 + 0x10000]).hexdigest()[:8]
+    return {"sshs_model_hash": hashlib.sha256(content[behind:]).hexdigest(), "sshs_legacy_hash": legacy}

@@ -1,0 +1,178 @@
+"""Textual Inversion (Gal et al. 2208.01618): new words, each of one or more vectors in the text encoder's input.
+
+Axes: n vectors of a word, C width of the text encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterator
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+
+from ..config import opt
+from ..host import Components
+from ..optim import lr_at
+from ..sd.loss import generator_for
+from .base import Method
+from .embedding_file import Embedding, read_embedding, valid_name, write_embedding, write_embedding_png
+from .metadata import Made
+
+
+@dataclass(frozen=True)
+class TextualInversionConfig:
+    """The words that are learned."""
+
+    vectors: int = opt(4, "Vectors", "How many tokens of the prompt the word takes; more learn more and leave less room.", min=1, max=75, essential=True)
+    init: str = opt("*", "Initial text", "Text whose vectors the word starts from, spread over its own; empty: small random numbers.", essential=True)
+    start: str = opt("", "Start from", "An embedding file of the WebUI to go on from (.pt, .safetensors, or a picture that carries one).")
+    embeddings: str = opt("", "Several words", "One a line or separated by `;`: `name | vectors | initial text`. Empty: the run's name with the settings above.")
+    norm: str = opt("off", "Norm control", "Keep each vector's length, or pull it to the usual length of a word after each step.", choices=("off", "keep", "prior"))
+    save_pt: bool = opt(False, "Also save .pt", "Beside .safetensors, a .pt that WebUI 1.9.4 accepts.")
+    save_png: bool = opt(False, "Also save a picture", "Beside .safetensors, a picture that carries the embedding.")
+
+    def check(self) -> None:
+        """Raises ValueError for words that cannot be read."""
+        wanted_words(self, "name")
+
+
+@dataclass(frozen=True)
+class WantedWord:
+    """A word to learn, before it has vectors."""
+
+    name: str
+    vectors: int
+    init: str
+    start: str = ""
+
+
+def wanted_words(cfg: TextualInversionConfig, name: str) -> list[WantedWord]:
+    """The words of the settings; `name` is that of the run."""
+    lines = [line.strip() for line in cfg.embeddings.replace(";", "\n").splitlines() if line.strip()]
+    if not lines:
+        return [WantedWord(name, cfg.vectors, cfg.init, cfg.start)]
+    words = []
+    for line in lines:
+        parts = [part.strip() for part in line.split("|", 2)]
+        word, vectors, init = parts + [str(cfg.vectors), cfg.init][len(parts) - 1 :]
+        if not vectors.isdigit() or not 1 <= int(vectors) <= 75:
+            raise ValueError(f"embeddings: {line!r} is not `name | vectors (1 to 75) | initial text`")
+        words.append(WantedWord(valid_name(word), int(vectors), init))
+    if len({word.name for word in words}) < len(words):
+        raise ValueError("embeddings: two words have the same name; give each its own")
+    return words
+
+
+class Word(nn.Module):
+    """One word's vectors (n, C), fp32, and the lengths they started with."""
+
+    def __init__(self, name: str, vectors: Tensor, typical: Tensor):
+        super().__init__()
+        self.name = name
+        self.vectors = nn.Parameter(vectors.float().clone())
+        self.register_buffer("lengths", vectors.float().norm(dim=1, keepdim=True))  # (n, 1)
+        self.register_buffer("typical", typical)  # the median length of the vocabulary's vectors
+
+    @torch.no_grad()
+    def control(self, kind: str, lr: float) -> None:
+        """`keep`: every vector its first length. `prior`: cloneofsimo's step towards the usual length, λ = min(1, 100 lr) (peers: cli_lora_pti.py)."""
+        now = self.vectors.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        if kind == "keep":
+            self.vectors.mul_(self.lengths / now)
+        elif kind == "prior":
+            self.vectors.mul_((now + min(1.0, 100 * lr) * (self.typical - now)) / now)
+
+
+class TextualInversion(Method):
+    """Learns words; the model itself stays as it is."""
+
+    Config, kind, label = TextualInversionConfig, "textual_inversion", "Textual Inversion"
+    trains_text = True
+    settings: TextualInversionConfig
+
+    def __init__(self, cfg: Any):
+        super().__init__(cfg)
+        self.words: list[Word] = []
+        self._splices, self._sd = ExitStack(), None
+
+    def attach(self, sd: Components) -> list[dict[str, Any]]:
+        self._sd = sd
+        table = _token_table(sd)
+        typical = table[:: max(1, len(table) // 4096)].float().norm(dim=1).median()
+        for number, wanted in enumerate(wanted_words(self.settings, self.cfg.name)):
+            valid_name(wanted.name)
+            vectors = self._initial(wanted, sd, table, typical, number)
+            self.words.append(Word(wanted.name, vectors, typical).to(table.device))
+        self._splice()
+        return [{"params": [word.vectors], "weight_decay": 0.0} for word in self.words]
+
+    def _initial(self, wanted: WantedWord, sd: Components, table: Tensor, typical: Tensor, number: int) -> Tensor:
+        """(n, C): from a file, or the initial text's vectors stretched over n as the WebUI does, or random ones of a hundredth part of a word's length."""
+        if wanted.start:
+            return read_embedding(wanted.start, width=table.shape[1]).vectors
+        ids = sd.text.tokenizer.encode(wanted.init)
+        if ids:
+            return table[torch.tensor([ids[i * len(ids) // wanted.vectors] for i in range(wanted.vectors)], device=table.device)].float()
+        noise = torch.randn(wanted.vectors, table.shape[1], generator=generator_for(self.cfg.seed, number, "embedding"))
+        return (noise / noise.norm(dim=1, keepdim=True) * typical.cpu() * 0.01).to(table.device)
+
+    def _splice(self) -> None:
+        for word in self.words:
+            self._splices.enter_context(self._sd.text.splice(word.name, word.vectors))
+
+    def detach(self) -> None:
+        self._splices.close()
+        self.words = []
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        self._splices.close()
+        try:
+            yield
+        finally:
+            self._splice()
+
+    def triggers(self) -> str:
+        return " ".join(word.name for word in wanted_words(self.settings, self.cfg.name))
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        for word in self.words:
+            word.control(self.settings.norm, lr_at(self.cfg.optim, step - 1, self.cfg.steps))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {word.name: {k: v.detach().clone() for k, v in word.state_dict().items()} for word in self.words}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if {word.name for word in self.words} != state.keys():
+            raise ValueError(f"The saved run learned {', '.join(state)}; resume with the same words.")
+        for word in self.words:
+            word.load_state_dict(state[word.name])
+
+    def export(self, path: Path, summary: Mapping[str, Any], made: Made) -> list[Path]:
+        files = []
+        for word in self.words:
+            base = path if len(self.words) == 1 else path.with_name(f"{path.name}-{word.name}")
+            embedding = Embedding(word.name, word.vectors.detach().cpu().float(), made.step, made.model_hash, made.model_name)
+            files += [write_embedding(base.with_name(base.name + ending), embedding) for ending in (".safetensors", *[".pt"] * self.settings.save_pt)]
+            if self.settings.save_png:
+                files.append(write_embedding_png(base.with_name(base.name + ".png"), embedding, card(embedding)))
+        return files
+
+
+def card(embedding: Embedding) -> Image.Image:
+    """A plain picture with the word on it, for a file that is looked at as a picture."""
+    picture = Image.new("RGB", (512, 512), (48, 52, 70))
+    text = f"{embedding.name}\n{len(embedding.vectors)} vectors, step {embedding.step}\n{embedding.model_name}"
+    ImageDraw.Draw(picture).text((24, 24), text, fill=(230, 230, 240))
+    return picture
+
+
+def _token_table(sd: Components) -> Tensor:
+    """The text encoder's vectors of all tokens (V, C)."""
+    return sd.text.embedding.weight.detach()

@@ -1,0 +1,163 @@
+"""LoRA's own settings: each changes the run as its formula says."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lib_tuner.config import build
+from lib_tuner.methods.lora import LoRA, LoRAConfig
+from lib_tuner.methods.lora_file import read_lora
+from lib_tuner.methods.metadata import Made
+from lib_tuner.sd.names import block_name
+from lib_tuner.settings import TrainConfig
+
+MADE = Made(step=1, epoch=0, started=0.0, finished=1.0)
+
+
+def lora(**own) -> LoRA:
+    top = {k.replace("__", "."): v for k, v in own.items() if "__" in k}
+    return LoRA(build(TrainConfig, {**{f"lora.{k}": v for k, v in own.items() if "__" not in k}, **top}, LoRAConfig))
+
+
+def targets(sd, **own) -> set[tuple[str, str]]:
+    method = lora(rank=2, **own)
+    with method.attached(sd):
+        return set(method.layers)
+
+
+def test_the_default_targets_are_kohyas_192_modules_of_the_unet(sd):
+    assert len(targets(sd)) == 192 and {part for part, _ in targets(sd)} == {"unet"}
+
+
+def test_each_kind_of_module_can_be_left_out(sd):
+    assert {p.split(".")[-1] for _, p in targets(sd, feed_forward=False, projections=False)} == {"to_q", "to_k", "to_v", "0"}
+    assert all(".ff." in p for _, p in targets(sd, attention=False, projections=False))
+    assert {p.split(".")[-1] for _, p in targets(sd, attention=False, feed_forward=False)} == {"proj_in", "proj_out"}
+
+
+def test_convolutions_and_text_encoder_come_with_their_settings(sd):
+    with_conv = targets(sd, conv_rank=2) - targets(sd)
+    assert len(with_conv) == 86 and ("unet", "input_blocks.3.0.op") in with_conv and ("unet", "input_blocks.0.0") not in with_conv
+    assert len(targets(sd, text_encoder=True) - targets(sd)) == 6 * 2
+
+
+def test_blocks_choose_and_ranks_of_blocks_differ(sd):
+    assert {block_name(p) for _, p in targets(sd, blocks="IN04, m00")} == {"IN04", "M00"}
+    method = lora(rank=2, block_ranks="M00=5, BASE=3", text_encoder=True)
+    with method.attached(sd):
+        ranks = {(part, block_name(path) == "M00"): layer.rank for (part, path), layer in method.layers.items()}
+    assert ranks == {("unet", False): 2, ("unet", True): 5, ("text", False): 3}
+
+
+@pytest.mark.parametrize(("key", "value", "sentence"), [("blocks", "IN99", "IN99"), ("block_ranks", "M00=x", "M00=x"), ("rank", 0, "outside")])
+def test_wrong_blocks_and_ranks_are_named(key, value, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        lora(**{key: value})
+
+
+def test_alpha_over_rank_scales_the_change(sd):
+    changes = []
+    for alpha in (4, 1):
+        method = lora(rank=4, alpha=alpha)
+        with method.attached(sd):
+            layer = method.layers["unet", "middle_block.1.proj_in"]
+            layer.up.data.fill_(0.5)
+            changes.append(layer.delta_weight())
+            assert torch.allclose(changes[-1].flatten(1), layer.up.detach().flatten(1) @ layer.down.detach().flatten(1) * alpha / 4)
+    assert torch.allclose(changes[0], 4 * changes[1])
+
+
+def test_learning_rates_of_text_encoder_and_up_matrices(sd):
+    method = lora(rank=2, text_encoder=True, up_lr_ratio=16, optim__lr="2e-4", optim__text_lr=1e-4)
+    with method.attached(sd) as groups:
+        assert [group["lr_scale"] for group in groups] == [1.0, 16.0, 0.5, 8.0]
+        assert {p.ndim for p in groups[0]["params"]} == {2, 4} and len(groups[2]["params"]) == 12
+
+
+def batch(*indices: int) -> SimpleNamespace:
+    return SimpleNamespace(indices=indices)
+
+
+def dropped(sd, **own):
+    """A layer whose adapter gives ones where nothing is dropped: down takes the first input, up adds it to each output."""
+    method = lora(rank=4, alpha=4, **own)
+    context = method.attached(sd)
+    context.__enter__()
+    layer = method.layers["unet", "middle_block.1.transformer_blocks.0.attn2.to_k"]
+    layer.down.data.zero_()[:, 0] = 1
+    layer.up.data.fill_(0.25)
+    return method, layer, context
+
+
+@pytest.mark.parametrize("kind", ["dropout", "rank_dropout", "module_dropout"])
+def test_dropouts_work_in_training_alone_and_keep_the_mean(sd, kind):
+    method, layer, context = dropped(sd, **{kind: 0.5})
+    x = torch.ones(200, 3, 48)
+    method.begin(batch(*range(200)))
+    out = layer(x)[:, :, 0]
+    values = {round(v, 3) for v in out.flatten().tolist()}
+    method.train(False)
+    assert torch.equal(layer(x), torch.ones_like(layer(x)))
+    if kind == "module_dropout":  # kohya's does not scale up what stays
+        assert values == {0.0, 1.0} and abs(float(out.mean()) - 0.5) < 0.1 and torch.equal(out[:, 0], out[:, 1])
+    else:
+        assert values == {0.0, 0.5, 1.0, 1.5, 2.0} and abs(float(out.mean()) - 1) < 0.15
+        assert torch.equal(out[:, 0], out[:, 1]) == (kind == "rank_dropout")
+    context.__exit__(None, None, None)
+
+
+def test_a_samples_dropout_does_not_depend_on_its_batch(sd):
+    method, layer, context = dropped(sd, dropout=0.5, rank_dropout=0.3)
+    x = torch.ones(1, 3, 48)
+    method.begin(batch(7))
+    alone = layer(x)
+    method.begin(batch(3, 7, 9))
+    assert torch.equal(layer(x.expand(3, -1, -1))[1:2], alone)
+    context.__exit__(None, None, None)
+
+
+def test_max_norm_shortens_a_change_to_the_limit(sd):
+    method = lora(rank=2, max_norm=0.5)
+    with method.attached(sd):
+        for layer in method.layers.values():
+            layer.up.data.normal_()
+        small = method.layers["unet", "middle_block.1.proj_in"]
+        small.up.data.mul_(1e-3)
+        before = small.delta_weight()
+        method.after_step(1)
+        norms = [float(layer.delta_weight().norm()) for layer in method.layers.values()]
+        assert max(norms) == pytest.approx(0.5, rel=1e-4) and torch.equal(small.delta_weight(), before)
+
+
+def test_a_run_can_start_from_a_saved_lora_with_its_ranks(sd, tmp_path):
+    method = lora(rank=3, alpha=6, blocks="M00")
+    with method.attached(sd):
+        for layer in method.layers.values():
+            layer.up.data.normal_()
+        file = method.export(tmp_path / "first", {}, MADE)[0]
+        deltas = {target: layer.delta_weight().detach() for target, layer in method.layers.items()}
+    again = lora(rank=16, start=str(file))
+    with again.attached(sd):
+        assert again.layers.keys() == deltas.keys()
+        assert all(torch.allclose(layer.delta_weight(), deltas[t], rtol=5e-3, atol=1e-3) and layer.rank == 3 for t, layer in again.layers.items())
+
+
+def test_a_lora_for_another_width_is_refused_by_name(sd, tmp_path):
+    from lib_tuner.methods.lora_file import write_lora
+
+    parts = {"lora_down.weight": torch.zeros(2, 999, 1, 1), "lora_up.weight": torch.zeros(999, 2, 1, 1), "alpha": torch.tensor(2.0)}
+    file = write_lora(tmp_path / "wide.safetensors", {("unet", "middle_block.1.proj_in"): parts}, {})
+    with pytest.raises(ValueError, match="999") as caught, lora(start=str(file)).attached(sd):
+        pass
+    assert "\n" not in str(caught.value) and not any(m._forward_hooks for m in sd.unet.modules())
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_the_saved_precision_is_the_one_asked_for(sd, tmp_path, name, dtype):
+    method = lora(rank=2, blocks="M00", save_dtype=name)
+    with method.attached(sd):
+        file = read_lora(method.export(tmp_path / "x", {}, MADE)[0])
+    assert {t.dtype for parts in file.modules.values() for k, t in parts.items() if k != "alpha"} == {dtype}

@@ -1,0 +1,207 @@
+"""The contract that every method keeps; the same suite for all of METHODS."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lib_tuner.config import build
+from lib_tuner.methods import METHODS
+from lib_tuner.methods.base import LayerMethod, Method
+from lib_tuner.methods.metadata import Made
+from lib_tuner.settings import TrainConfig
+
+VARIANTS = {
+    "lora": {"method": "lora", "lora.rank": 4, "lora.alpha": 2},
+    "lora with text encoder": {"method": "lora", "lora.rank": 4, "lora.text_encoder": True, "optim.text_lr": 5e-5},
+    "locon": {"method": "lora", "lora.rank": 4, "lora.conv_rank": 2},
+    "textual_inversion": {"method": "textual_inversion", "textual_inversion.vectors": 3, "name": "zorb"},
+    "two words": {"method": "textual_inversion", "textual_inversion.embeddings": "zorb | 2 | red; blip | 1 | cat"},
+}
+MADE = Made(step=2, epoch=0, started=0.0, finished=1.0, model_hash="ab" * 32, model_name="small")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture(params=VARIANTS, ids=str)
+def method(request: pytest.FixtureRequest) -> Method:
+    return make(VARIANTS[request.param])
+
+
+def make(values: dict) -> Method:
+    cfg = build(TrainConfig, {"data.folder": "x", **values}, METHODS[values["method"]].Config)
+    return METHODS[cfg.method](cfg)
+
+
+def predict(sd, captions=("a zorb and a blip on a table",)) -> torch.Tensor:
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(len(captions), 4, 8, 8, generator=g)
+    return sd.unet(x, torch.tensor([400] * len(captions)), sd.text(list(captions)))
+
+
+def state_of(sd) -> dict[str, torch.Tensor]:
+    return {f"{i}.{k}": v.clone() for i, m in enumerate((sd.unet, sd.text.transformer)) for k, v in m.state_dict().items()}
+
+
+def hooks_of(sd) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for part in (sd.unet, sd.text.transformer) for m in part.modules())
+
+
+def step(sd, groups, method, lr: float = 1e-2, seed: int = 0) -> torch.Tensor:
+    """One plain gradient step on a fixed target."""
+    params = [p for group in groups for p in group["params"]]
+    method.begin(SimpleNamespace(indices=(seed,)))
+    loss = ((predict(sd) - 1) ** 2).mean()
+    for p, g in zip(params, torch.autograd.grad(loss, params)):
+        p.data -= lr * g / (g.norm() + 1e-12) * p.norm().clamp(min=0.1)
+    return loss.detach()
+
+
+def test_attaching_changes_nothing_where_the_method_starts_as_identity(sd, method):
+    if method.kind == "textual_inversion":
+        pytest.skip("a word that starts as other words changes what its name means")
+    before = predict(sd)
+    with method.attached(sd):
+        assert torch.equal(predict(sd), before)
+
+
+def test_detaching_leaves_model_and_hooks_as_they_were(sd, method):
+    before, prediction, hooks = state_of(sd), predict(sd), hooks_of(sd)
+    with pytest.raises(RuntimeError, match="on purpose"), method.attached(sd) as groups:
+        step(sd, groups, method)
+        raise RuntimeError("on purpose")
+    after = state_of(sd)
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+    assert hooks_of(sd) == hooks and torch.equal(predict(sd), prediction)
+
+
+def test_only_the_method_gets_gradients_and_all_of_it(sd, method):
+    with method.attached(sd) as groups:
+        params = [p for group in groups for p in group["params"]]
+        step(sd, groups, method)  # up matrices start at zero, so the down matrices' gradients exist from the second step on
+        loss = (predict(sd) ** 2).mean()
+        grads = torch.autograd.grad(loss, params, allow_unused=True)
+        assert all(g is not None and torch.isfinite(g).all() for g in grads)
+        assert sum(float(g.abs().sum()) > 0 for g in grads) >= 0.95 * len(grads)  # a 1x1 middle block has attention to itself alone
+        assert not any(p.requires_grad for part in (sd.unet, sd.text.transformer) for p in part.parameters())
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(sd, method):
+    with method.attached(sd) as groups:
+        params = [p for group in groups for p in group["params"]]
+        step(sd, groups, method)
+        plain = torch.autograd.grad((predict(sd) ** 2).mean(), params)
+        sd.unet.checkpointing = True
+        try:
+            saved = torch.autograd.grad((predict(sd) ** 2).mean(), params)
+        finally:
+            sd.unet.checkpointing = False
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in zip(plain, saved))
+
+
+def test_the_loss_goes_down(sd, method):
+    with method.attached(sd) as groups:
+        losses = [step(sd, groups, method, lr=0.03) for _ in range(12)]
+    assert losses[-1] < losses[0]
+
+
+def test_disabled_is_the_frozen_model(sd, method):
+    before = predict(sd)
+    with method.attached(sd) as groups:
+        step(sd, groups, method)
+        trained = predict(sd)
+        assert not torch.equal(trained, before)
+        with method.disabled():
+            assert torch.equal(predict(sd), before)
+        assert torch.equal(predict(sd), trained)
+
+
+def test_a_state_dict_makes_another_one_the_same(sd, method):
+    with method.attached(sd) as groups:
+        for i in range(2):
+            step(sd, groups, method, seed=i)
+        trained, state = predict(sd), method.state_dict()
+    other = type(method)(method.cfg)
+    with other.attached(sd):
+        other.load_state_dict(state)
+        assert torch.equal(predict(sd), trained)
+
+
+def test_the_start_is_a_function_of_the_seed(sd, method):
+    with method.attached(sd):
+        first = flat(method.state_dict())
+    again, other = type(method)(method.cfg), type(method)(replace(method.cfg, seed=9))
+    with again.attached(sd):
+        assert torch.equal(flat(again.state_dict()), first)
+    with other.attached(sd):
+        assert method.kind == "textual_inversion" or not torch.equal(flat(other.state_dict()), first)
+
+
+def flat(state: dict) -> torch.Tensor:
+    return torch.cat([t.float().flatten() for inner in state.values() for t in inner.values()])
+
+
+def test_delta_weight_is_what_forward_does(sd, method):
+    if not isinstance(method, LayerMethod):
+        pytest.skip("no layers")
+    with method.attached(sd) as groups:
+        for i in range(2):
+            step(sd, groups, method, lr=0.1, seed=i)
+        trained = predict(sd)
+        roots = {"unet": sd.unet, "text": sd.text.transformer}
+        deltas = {(part, path): layer.delta_weight().detach() for (part, path), layer in method.layers.items()}
+    for (part, path), delta in deltas.items():
+        module = roots[part].get_submodule(path)
+        assert delta.shape == module.weight.shape
+        module.weight.data += delta
+    assert torch.allclose(predict(sd), trained, rtol=1e-3, atol=1e-4)
+
+
+def test_export_read_by_an_independent_reader_gives_the_live_model(sd, method, tmp_path):
+    """LoRA: kohya's formula on the file's raw tensors. Embedding: the raw tensor put into the vocabulary under a new id."""
+    from safetensors.torch import load_file
+
+    with method.attached(sd) as groups:
+        for i in range(2):
+            step(sd, groups, method, lr=0.1, seed=i)
+        trained = predict(sd)
+        files = method.export(tmp_path / "out", {}, MADE)
+    if method.kind == "lora":
+        merge_by_formula(sd, load_file(files[0]))
+        assert torch.allclose(predict(sd), trained, rtol=2e-2, atol=3e-3)  # the file is fp16
+    else:
+        vectors = {path.stem.removeprefix("out-"): load_file(path)["emb_params"] for path in files}
+        vectors = {"zorb" if name == "out" else name: v for name, v in vectors.items()}
+        assert torch.allclose(by_hand(sd, "a zorb and a blip on a table", vectors), trained, rtol=1e-4, atol=1e-5)
+
+
+def merge_by_formula(sd, tensors: dict[str, torch.Tensor]) -> None:
+    """W += up @ down * alpha / rank, with names found by kohya's rule of dots to underscores over diffusers' names."""
+    from lib_tuner.sd.names import kohya_key
+
+    modules = {kohya_key(path, "unet"): m for path, m in sd.unet.named_modules() if hasattr(m, "weight") and m.weight.ndim in (2, 4)}
+    modules |= {kohya_key(path, "text"): m for path, m in sd.text.transformer.named_modules() if isinstance(m, torch.nn.Linear)}
+    names = {key.split(".")[0] for key in tensors}
+    assert names <= modules.keys()
+    for name in names:
+        up, down, alpha = (tensors[f"{name}.{part}"].float() for part in ("lora_up.weight", "lora_down.weight", "alpha"))
+        weight = modules[name].weight.data
+        weight += (up.flatten(1) @ down.flatten(1)).reshape(weight.shape) * (alpha / len(down))
+
+
+def by_hand(sd, caption: str, vectors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The prediction with the words' vectors written into unused rows of the vocabulary."""
+    table, row, ids = sd.text.embedding.weight.data, 30_000, []
+    for word in caption.split():
+        if word in vectors:
+            for v in vectors[word]:
+                table[row] = v
+                ids.append(row)
+                row += 1
+        else:
+            ids += sd.text.tokenizer.encode(word)
+    full = torch.tensor([[49406, *ids, *[49407] * (76 - len(ids))]])
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    return sd.unet(x, torch.tensor([400]), sd.text.transformer(full))

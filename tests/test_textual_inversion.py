@@ -1,0 +1,101 @@
+"""Textual Inversion's own settings."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lib_tuner.config import build
+from lib_tuner.methods.embedding_file import Embedding, read_embedding, write_embedding
+from lib_tuner.methods.metadata import Made
+from lib_tuner.methods.textual_inversion import TextualInversion, TextualInversionConfig, wanted_words
+from lib_tuner.settings import TrainConfig
+
+MADE = Made(step=5, epoch=0, started=0.0, finished=1.0, model_hash="ab" * 32, model_name="small")
+
+
+def method(name: str = "zorb", **own) -> TextualInversion:
+    values = {"name": name, "method": "textual_inversion", "optim.lr": "0.005", **{f"textual_inversion.{k}": v for k, v in own.items()}}
+    return TextualInversion(build(TrainConfig, values, TextualInversionConfig))
+
+
+def vectors(sd, **own) -> torch.Tensor:
+    m = method(**own)
+    with m.attached(sd):
+        return m.words[0].vectors.detach().clone()
+
+
+def test_initial_text_is_spread_over_the_vectors_as_in_the_webui(sd):
+    table, (cat, dog) = sd.text.embedding.weight, sd.text.tokenizer.encode("cat dog")
+    assert torch.equal(vectors(sd, vectors=4, init="cat dog"), table[[cat, cat, dog, dog]])
+    assert torch.equal(vectors(sd, vectors=1, init="cat dog"), table[[cat]])
+
+
+def test_an_empty_initial_text_starts_from_short_random_vectors(sd):
+    v = vectors(sd, vectors=3, init="")
+    typical = sd.text.embedding.weight.norm(dim=1).median()
+    assert torch.allclose(v.norm(dim=1), typical * 0.01, rtol=0.05) and not torch.equal(v[0], v[1])
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pt"])
+def test_a_run_goes_on_from_an_embedding_file(sd, tmp_path, ending):
+    saved = torch.randn(2, 48)
+    file = write_embedding(tmp_path / f"old{ending}", Embedding("old", saved))
+    assert torch.equal(vectors(sd, start=str(file)), saved)
+
+
+def test_an_embedding_of_another_width_is_refused(sd, tmp_path):
+    file = write_embedding(tmp_path / "wide.safetensors", Embedding("wide", torch.randn(1, 768)))
+    with pytest.raises(ValueError, match="768"):
+        vectors(sd, start=str(file))
+
+
+def test_several_words_are_read_from_the_settings():
+    words = wanted_words(TextualInversionConfig(vectors=2, init="a", embeddings="red-hat | 3 | hat; coat\nshoe|1"), "run")
+    assert [(w.name, w.vectors, w.init) for w in words] == [("red-hat", 3, "hat"), ("coat", 2, "a"), ("shoe", 1, "a")]
+
+
+@pytest.mark.parametrize(("text", "sentence"), [("a | 99 | b", "1 to 75"), ("a | x | b", "1 to 75"), ("a; a", "same name"), ("a/b", "contains '/'")])
+def test_words_that_cannot_be_learned_are_refused(text, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        method(embeddings=text)
+
+
+def test_the_word_works_anywhere_in_the_prompt_and_nowhere_else(sd):
+    m = method(vectors=2, init="cat")
+    plain = sd.text(["a dog on a mat"])
+    with m.attached(sd):
+        m.words[0].vectors.data.normal_()
+        assert torch.equal(sd.text(["a dog on a mat"]), plain)
+        states = sd.text(["zorb on a mat", "on a mat (zorb), x"])
+        m.words[0].vectors.data.normal_()
+        again = sd.text(["zorb on a mat", "on a mat (zorb), x"])
+    assert not torch.equal(states[0], again[0]) and not torch.equal(states[1], again[1])
+    assert torch.equal(states[1, :4], again[1, :4])  # causal: what stands before the word is as it was
+
+
+def test_norm_control(sd):
+    for kind in ("off", "keep", "prior"):
+        m = method(vectors=2, init="cat dog", norm=kind)
+        with m.attached(sd):
+            word = m.words[0]
+            first = word.lengths.clone()
+            word.vectors.data.mul_(3)
+            m.after_step(1)
+            now = word.vectors.detach().norm(dim=1, keepdim=True)
+            wanted = {"off": 3 * first, "keep": first, "prior": 3 * first + 0.5 * (word.typical - 3 * first)}[kind]  # λ = 100 lr = 0.5
+        assert torch.allclose(now, wanted, rtol=1e-4)
+
+
+def test_files_beside_the_safetensors_hold_the_same(sd, tmp_path):
+    m = method(vectors=2, init="cat", save_pt=True, save_png=True)
+    with m.attached(sd):
+        m.words[0].vectors.data.normal_()
+        files, trained = m.export(tmp_path / "zorb", {}, MADE), m.words[0].vectors.detach().clone()
+    assert [f.suffix for f in files] == [".safetensors", ".pt", ".png"]
+    for file in files:
+        assert torch.allclose(read_embedding(file).vectors, trained, atol=1e-6) and read_embedding(file).name == "zorb"
+
+
+def test_triggers_are_the_words():
+    assert method().triggers() == "zorb" and method(embeddings="a;b").triggers() == "a b"
