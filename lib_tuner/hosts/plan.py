@@ -1,0 +1,76 @@
+"""On which device, in which precision and with which memory measures a run goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..settings import TrainConfig
+from ..step import has_bf16
+
+SMALL = 200e6  # bytes of a checkpoint below which a model is small: bf16 and channels-last then cost more than they save (measured on CPUs)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Bytes of activations that a LoRA step keeps per latent pixel and sample in 2-byte precision, without and with checkpointing, for SD1.5's widths.
+# Measured with `bench` at 256 and 512 px; rounded up.
+ACTIVATIONS, CHECKPOINTED = 1.6e6, 0.3e6
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `auto` settings came to, and why in words."""
+
+    device: torch.device
+    dtype: torch.dtype
+    checkpointing: bool
+    channels_last: bool
+    note: str
+
+
+def plan_for(cfg: TrainConfig, checkpoint: Path) -> Plan:
+    """Chooses what the settings leave open. Raises ValueError for what the machine has not."""
+    device = _device(cfg.memory.device)
+    small = checkpoint.is_file() and checkpoint.stat().st_size < SMALL
+    dtype = _dtype(cfg.memory.precision, device, small)
+    need = ACTIVATIONS * (cfg.data.resolution / 8) ** 2 * cfg.data.batch * (2 if dtype == torch.float32 else 1)
+    free = _free_bytes(device)
+    tight = not small and free is not None and need > 0.8 * free
+    checkpointing = {"on": True, "off": False, "auto": tight}[cfg.memory.checkpointing]
+    channels_last = {"on": True, "off": False, "auto": not small}[cfg.memory.channels_last]
+    note = f"{device}, {str(dtype).removeprefix('torch.')}" + ", gradient checkpointing" * checkpointing + ", channels-last" * channels_last
+    return Plan(device, dtype, checkpointing, channels_last, note)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"memory.device: {name!r} is no device; write auto, cpu, cuda, cuda:1 or mps.") from None
+    if device.type == "cuda" and not torch.cuda.is_available() or device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"memory.device: this machine or its torch has no {device.type}; write auto or cpu.")
+    return device
+
+
+def _dtype(name: str, device: torch.device, small: bool) -> torch.dtype:
+    if name == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if has_bf16(device) else torch.float16
+        return torch.bfloat16 if has_bf16(device) and not small else torch.float32
+    if name == "fp16" and device.type == "cpu":
+        raise ValueError("memory.precision: a CPU does not train in fp16; choose bf16, fp32 or auto.")
+    return DTYPES[name]
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    """Free memory of the device, None where it cannot be asked."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None

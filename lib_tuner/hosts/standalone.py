@@ -1,0 +1,112 @@
+"""A host without the WebUI: a checkpoint file on this machine, or the embedded small model."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..data.pictures import from_pixels
+from ..host import Components, GenerateRequest, LoadReport
+from ..methods.embedding_file import read_embedding
+from ..methods.lora_file import count_host_keys
+from ..sd.loss import generator_for
+from ..sd.model import Model, load_model
+from ..sd.sample import guided, sample
+from ..settings import TrainConfig
+from ..step import schedule_for
+from .plan import Plan, plan_for
+
+TOGETHER = 512 * 512  # pixels that are drawn at once
+EMBEDDED = Path(__file__).resolve().parent.parent / "demo" / "tiny-sd15.safetensors"
+
+
+class Standalone:
+    """Holds one model for one run; `cfg.checkpoint` names its file, empty is the embedded one."""
+
+    def __init__(self, cfg: TrainConfig):
+        self.cfg = cfg
+        self._sd: Components | None = None
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Device, precision and memory measures of this run."""
+        return plan_for(self.cfg, self.model_path)
+
+    @property
+    def model_path(self) -> Path:
+        """The checkpoint file."""
+        return Path(self.cfg.checkpoint).expanduser() if self.cfg.checkpoint else EMBEDDED
+
+    @cached_property
+    def model(self) -> Model:
+        """The loaded model."""
+        if not self.model_path.is_file():
+            raise ValueError(f"checkpoint: {self.model_path} does not exist; give the path of an SD1.5 checkpoint (.safetensors or .ckpt).")
+        model = load_model(self.model_path, self.plan.dtype, self.plan.device, self.cfg.clip_skip)
+        if model.inpainting:
+            raise ValueError(f"checkpoint: {self.model_path.name} is an inpainting model (9 input channels), which cannot be trained yet; choose an ordinary one.")
+        return model
+
+    @contextmanager
+    def exclusive(self) -> Iterator[Components]:
+        """The model under the plan; layout and checkpointing are put back afterwards."""
+        m, plan = self.model, self.plan
+        before = m.unet.checkpointing
+        m.unet.checkpointing = plan.checkpointing
+        m.unet.to(memory_format=torch.channels_last if plan.channels_last else torch.contiguous_format)
+        self._sd = Components(m.unet, m.text, m.vae, m.schedule, nullcontext, m.sha256, m.name, plan.device, plan.dtype)
+        try:
+            yield self._sd
+        finally:
+            self._sd = None
+            m.unet.checkpointing = before
+            m.unet.to(memory_format=torch.contiguous_format)
+
+    @torch.no_grad()
+    def generate(self, requests: list[GenerateRequest]) -> list[Image.Image]:
+        """One picture per request; whatever is attached to the model takes part. Requests of one kind are drawn together as far as memory allows."""
+        groups: dict[GenerateRequest, list[int]] = defaultdict(list)
+        for i, request in enumerate(requests):
+            groups[replace(request, prompt="", seed=0)].append(i)
+        pictures: dict[int, Image.Image] = {}
+        for kind, members in groups.items():
+            many = max(1, TOGETHER // (kind.width * kind.height))
+            for at in range(0, len(members), many):
+                part = members[at : at + many]
+                pictures.update(zip(part, self._together(kind, [requests[i] for i in part])))
+        return [pictures[i] for i in range(len(requests))]
+
+    def _together(self, kind: GenerateRequest, requests: list[GenerateRequest]) -> list[Image.Image]:
+        m, schedule = self.model, schedule_for(self.cfg.loss, self.model.schedule)
+        shape = (4, kind.height // m.vae.factor, kind.width // m.vae.factor)
+        generators = [generator_for(request.seed, 0, "sample") for request in requests]
+        noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.plan.device)  # each picture's own, whatever it is drawn with
+        denoise = guided(self._predict, m.text([request.prompt for request in requests]), m.text([kind.negative]), kind.cfg)
+        latents = sample(denoise, noise, schedule, kind.steps, kind.sampler, generators)
+        return [from_pixels(pixels) for pixels in m.vae.decode(latents)]
+
+    def _predict(self, xt: Tensor, t: Tensor, ctx: Tensor) -> Tensor:
+        return self.model.unet(xt, t, ctx).float()
+
+    def output_dir(self, kind: str) -> Path:
+        """Where finished files of a kind go."""
+        return Path(self.cfg.output).expanduser() / kind
+
+    def reload(self, path: Path) -> LoadReport:
+        """Reads a saved file back as the WebUI would."""
+        if path.suffix == ".safetensors" and self.cfg.method == "lora":
+            return LoadReport(path, *count_host_keys(path))
+        count = len(read_embedding(path, width=self.model.text.embedding.weight.shape[1]).vectors)
+        return LoadReport(path, count, count)
+
+    def interrupted(self) -> bool:
+        """Nobody else asks this program to stop."""
+        return False

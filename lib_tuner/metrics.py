@@ -1,0 +1,120 @@
+"""Numbers that say which saved step is best: the loss on held-out pictures, and how far the model has moved from what it was.
+
+B pictures, latents (B, c, h, w), text states (B, L, C), timesteps t (B,). Both numbers use noise that depends on the seed, the picture and the
+timestep alone, so they are comparable between steps, runs and machines; the average over random noise would hide what changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .sd.loss import generator_for
+from .sd.schedule import Schedule
+
+TIMESTEPS = (200, 400, 600, 800)  # kohya's linspace(0, 1000, 6)[1:-1] (train_network.py, validation)
+
+Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]  # xt, t, ctx -> prediction
+Encode = Callable[[list], Tensor]
+
+
+@torch.no_grad()
+def validation_loss(unet: Denoiser, encode: Encode, batches: Iterable[Any], schedule: Schedule, seed: int,
+                    begin: Callable[[Any], None] | None = None, timesteps: Sequence[int] = TIMESTEPS) -> float:
+    """Mean squared error of the prediction over every held-out picture at every timestep, without weights, masks or dropout.
+
+    `batches` give `latents` (B, c, h, w), `captions` and `indices`, which choose the noise; `begin` hands each batch to the method.
+    `encode(captions)` gives (B, L, C). The caller puts the method's own layers into eval mode. The global random state is left as it was.
+    Raises ValueError where there is no picture.
+    """
+    losses: list[Tensor] = []
+    with _eval(unet):
+        for batch in batches:
+            if not len(batch.indices):
+                continue
+            device = _device(unet, batch.latents)
+            with _rng_kept(device):
+                if begin is not None:
+                    begin(batch)
+                x0 = batch.latents.to(device, torch.float32)
+                losses += _losses(unet, encode(batch.captions), x0, batch.indices, _reaching(schedule, timesteps).to(device), seed, timesteps)
+    if not losses:
+        raise ValueError("data.validation_folder: there is no picture in it to validate on; add some, or set validate_every to 0.")
+    return torch.cat(losses).cpu().double().mean().item()
+
+
+def _losses(unet: Denoiser, ctx: Tensor, x0: Tensor, indices: Sequence[int], schedule: Schedule, seed: int, timesteps: Sequence[int]) -> list[Tensor]:
+    """Each picture's error (B,) at each timestep, on its device: nothing is read before the end."""
+    losses = []
+    for t in timesteps:
+        noise, ts = _noise(x0, seed, indices, f"validation {t}"), torch.full((len(x0),), t, device=x0.device)
+        pred = unet(schedule.add_noise(x0, noise, ts), ts, ctx)
+        losses.append((pred.float() - schedule.target(x0, noise, ts)).square().mean((1, 2, 3)))
+    return losses
+
+
+@torch.no_grad()
+def prior_drift(unet: Denoiser, disabled: Callable[[], AbstractContextManager], encode: Encode, latents: Tensor, prompts: list[str],
+                schedule: Schedule, seed: int) -> float:
+    """How far training moved the predictions for `prompts` it was not about: Σ (adapted - frozen)² / Σ frozen²; 0: not at all.
+
+    latents (B, c, h, w), one per prompt. Inside `disabled()` the model is the frozen one. The global random state is left as it was.
+    """
+    if len(latents) != len(prompts):
+        raise ValueError(f"{len(prompts)} prompts need {len(prompts)} latents, not {len(latents)}.")
+    device = _device(unet, latents)
+    schedule, x0 = _reaching(schedule, TIMESTEPS).to(device), latents.to(device, torch.float32)
+    with _eval(unet), _rng_kept(device):
+        adapted = _predictions(unet, encode(prompts), x0, schedule, seed)
+        with disabled():
+            frozen = _predictions(unet, encode(prompts), x0, schedule, seed)
+    return ((adapted - frozen).square().sum() / frozen.square().sum()).item()
+
+
+def _predictions(unet: Denoiser, ctx: Tensor, x0: Tensor, schedule: Schedule, seed: int) -> Tensor:
+    """(T, B, c, h, w) in double precision, which not every device has: their differences are small."""
+    result = []
+    for t in TIMESTEPS:
+        ts = torch.full((len(x0),), t, device=x0.device)
+        xt = schedule.add_noise(x0, _noise(x0, seed, range(len(x0)), f"drift {t}"), ts)
+        result.append(unet(xt, ts, ctx).cpu().double())
+    return torch.stack(result)
+
+
+def _noise(x0: Tensor, seed: int, indices: Iterable[Any], stream: str) -> Tensor:
+    return torch.stack([torch.randn(x0.shape[1:], generator=generator_for(seed, int(i), stream)) for i in indices]).to(x0.device)  # (B, c, h, w)
+
+
+def _reaching(schedule: Schedule, timesteps: Sequence[int]) -> Schedule:
+    if max(timesteps) >= len(schedule):
+        raise ValueError(f"Timestep {max(timesteps)} is not one of the model's {len(schedule)}; validate at lower ones.")
+    return schedule
+
+
+@contextmanager
+def _eval(unet: Denoiser) -> Iterator[None]:
+    """Eval mode, and afterwards each module's own mode again."""
+    modules = list(unet.modules()) if isinstance(unet, nn.Module) else []
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module, mode in zip(modules, modes):
+            module.training = mode
+
+
+def _device(unet: Denoiser, latents: Tensor) -> torch.device:
+    """Where the model is; latents come from a cache in the CPU's memory."""
+    first = next(unet.parameters(), latents) if isinstance(unet, nn.Module) else latents
+    return first.device
+
+
+def _rng_kept(device: torch.device) -> AbstractContextManager:
+    """Whatever draws from the global state here must not change the training steps that follow."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])

@@ -1,0 +1,181 @@
+"""How one update runs: noise, timesteps, prediction, loss, backward, clipping, optimizer; eager. Also the plan of precision and memory.
+
+Axes: B samples, h w latent pixels, L text length, C text width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .data.batches import Batch, Batches
+from .data.cache import TextCache
+from .host import Components
+from .methods.base import Method
+from .optim import EMA, lr_at, set_lr
+from .sd.loss import diffusion_loss, generator_for, noise_for, timesteps_for
+from .sd.schedule import Schedule
+from .settings import LossConfig, TrainConfig
+
+READ_EVERY = 10  # updates between two looks at the not-a-number flag on a GPU, where looking means waiting
+
+
+class NotANumber(ArithmeticError):
+    """The loss or the gradients stopped being numbers; `Step.good` holds the last weights whose loss was one."""
+
+
+@dataclass
+class State:
+    """All of a run that is not a function of (settings, seed, step)."""
+
+    method: Method
+    optimizer: Optimizer
+    ema: EMA | None = None
+    scaler: Any = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for part, saved in ((self.ema, state["ema"]), (self.scaler, state["scaler"])):
+            if (part is None) != (saved is None):
+                raise ValueError("The saved run used another EMA or precision; resume with the settings of the run that was saved.")
+            if part is not None:
+                part.load_state_dict(saved)
+
+
+def schedule_for(cfg: LossConfig, schedule: Schedule) -> Schedule:
+    """The model's schedule under the loss settings: another prediction kind, zero terminal SNR."""
+    schedule = schedule if cfg.prediction == "auto" else replace(schedule, prediction=cfg.prediction)
+    return schedule.zero_terminal_snr() if cfg.zero_terminal_snr else schedule
+
+
+@dataclass
+class Step:
+    """One update of the weights as a call: `step(number) -> loss`, a 0-dim tensor of its own."""
+
+    cfg: TrainConfig
+    sd: Components
+    state: State
+    batches: Batches
+    rank: int = 0
+    world: int = 1
+    reduce: Callable[[list[Tensor]], None] | None = None  # sums tensors over all processes, in place
+    _encode: Callable[[list[str]], Tensor] = field(init=False)
+
+    def __post_init__(self):
+        self.schedule = schedule_for(self.cfg.loss, self.sd.schedule)
+        self._encode = self.sd.text if self.state.method.trains_text else TextCache(self.sd.text)
+        self.params = [p for group in self.state.optimizer.param_groups for p in group["params"]]
+        self._bad = torch.zeros((), dtype=torch.bool, device=self.sd.device)
+        self.good: tuple[int, dict[str, Any]] = (0, {})  # updates done, and the method's state then
+
+    def __call__(self, number: int) -> Tensor:
+        """Update `number`, counted from 0. Raises NotANumber where the loss or a gradient is none; the weights are then as before."""
+        optimizer, method = self.state.optimizer, self.state.method
+        set_lr(optimizer, lr_at(self.cfg.optim, number, self.cfg.steps))
+        optimizer.zero_grad(set_to_none=True)
+        total, count = self._backward(number)
+        loss = total / count
+        self._update(loss, number)
+        method.after_step(number + 1)
+        if self.state.ema:
+            self.state.ema.update()
+        return loss
+
+    def _backward(self, number: int) -> tuple[Tensor, int]:
+        """Summed loss over the update's samples, and their number; gradients are of the mean over all processes."""
+        many = self.cfg.optim.accumulate
+        micro = [self.batches.at(number * many + i, self.rank, self.world, update=number) for i in range(many)]
+        count = torch.tensor(float(sum(map(len, micro))), device=self.sd.device)
+        if self.reduce:
+            self.reduce([count])
+        samples, total = int(count), torch.zeros((), device=self.sd.device)
+        for batch in filter(len, micro):
+            loss = self.loss(batch)
+            (loss / samples if self.state.scaler is None else self.state.scaler.scale(loss / samples)).backward()
+            total = total + loss.detach()
+        if self.reduce:
+            for p in self.params:  # a process that got no sample of a small batch still takes part
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            self.reduce([total, *(p.grad for p in self.params)])
+        return total, samples
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The batch's summed loss, the method's own term included once per sample."""
+        device, cfg, method = self.sd.device, self.cfg, self.state.method
+        x0 = batch.latents.to(device, non_blocking=True)
+        u = torch.stack([torch.rand((), generator=generator_for(cfg.seed, i, "t")) for i in batch.indices])
+        t = timesteps_for(u, cfg.loss, len(self.schedule)).to(device)
+        noise, noise_in = noise_for(x0, cfg.loss, [generator_for(cfg.seed, i, "noise") for i in batch.indices])
+        xt, target = self.schedule.add_noise(x0, noise_in, t), self.schedule.target(x0, noise, t)
+        mask = None if batch.mask is None else batch.mask.to(device)
+        method.begin(batch)
+        with self.sd.autocast():
+            pred = self.sd.unet(xt, t, self._encode(batch.captions))
+        each = diffusion_loss(pred.float(), target, t, self.schedule, cfg.loss, mask)  # (B,)
+        return (each * batch.weights.to(device)).sum() + len(batch) * method.extra_loss()
+
+    def _update(self, loss: Tensor, number: int) -> None:
+        """Unscales, clips and steps; a step whose gradients are no numbers changes nothing."""
+        optimizer, scaler, clip = self.state.optimizer, self.state.scaler, self.cfg.optim.clip
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        grads = [p.grad for p in self.params if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads]))
+        # With a scaler an infinite gradient only means that the scale was too high, and scaler.step leaves that update out.
+        fine = torch.isfinite(loss) if scaler is not None else torch.isfinite(loss) & torch.isfinite(norm)
+        self._watch(fine, number)
+        if fine.device.type == "cpu" or number % READ_EVERY == 0:
+            self.good = (number, self.state.method.state_dict())
+        if clip:
+            torch._foreach_mul_(grads, (clip / (norm + 1e-6)).clamp(max=1.0))
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+
+    def _watch(self, fine: Tensor, number: int) -> None:
+        """Raises NotANumber at once where looking is free; on a GPU zeroes the gradients of a bad step and looks every few steps."""
+        if fine.device.type != "cpu":
+            for p in self.params:
+                p.grad = None if p.grad is None else torch.where(fine, p.grad, torch.zeros_like(p.grad))
+            self._bad |= ~fine
+            if number % READ_EVERY:
+                return
+            fine = ~self._bad
+        if not bool(fine):
+            raise NotANumber(
+                f"The loss is no longer a number at step {number + 1}, learning rate {lr_at(self.cfg.optim, number, self.cfg.steps):g}: "
+                "lower the learning rate, or train in fp32 or bf16 instead of fp16."
+            )
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the machine computes in bf16 with instructions of its own."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _cpu_flag("avx512_bf16", "amx_bf16", "bf16")
+
+
+def _cpu_flag(*names: str) -> bool:
+    """Whether Linux lists one of these flags; elsewhere no, since emulated bf16 is slower than fp32."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            flags = next((line for line in file if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return False
+    return not set(names).isdisjoint(flags.split())

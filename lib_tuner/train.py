@@ -1,0 +1,223 @@
+"""The one training loop, for every method and every host: a generator of events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import checkpoint
+from .config import to_toml
+from .data.batches import Batches, validation
+from .data.items import from_rows, to_rows
+from .events import Event, Finished, Preparing, Sampled, Saved, Started, Stepped, Validated, Warned
+from .host import Components, GenerateRequest, Host
+from .methods.base import Method
+from .methods.metadata import Made
+from .metrics import validation_loss
+from .optim import EMA, lr_at, lr_ended, make_optimizer, weights_for_eval
+from .sd.files import atomic
+from .settings import TrainConfig
+from .step import NotANumber, State, Step, schedule_for
+
+
+def never() -> bool:
+    """Nobody asks the run to stop."""
+    return False
+
+
+@dataclass
+class Run:
+    """What the parts of the loop share."""
+
+    cfg: TrainConfig
+    method: Method
+    host: Host
+    sd: Components
+    state: State
+    batches: Batches
+    folder: Path
+    started: float
+    writes: bool = True  # rank 0
+    saves: list[list[Path]] = field(default_factory=list)
+    held_out: list[Any] = field(default_factory=list)
+
+
+def train(cfg: TrainConfig, method: Method, host: Host, stop: Callable[[], bool] = never, rank: int = 0, world: int = 1) -> Iterator[Event]:
+    """Trains `method` on the host's model. When `stop()` turns true the run saves and ends; either way the model is restored.
+
+    Of `world` processes (torchrun) each computes its share of every batch, and rank 0 alone samples, validates and writes.
+    Closing the generator cancels the run without saving. Raises ValueError or OSError with one sentence before the first step where something does not fit.
+    """
+    with host.exclusive() as sd, method.attached(sd) as groups:
+        run, start = _prepare(cfg, method, host, sd, groups)
+        run.writes = rank == 0
+        for problem in run.batches.problems:
+            yield Warned(str(problem))
+        yield from (Preparing(done, total, f"Encoding {name}") for done, total, name in run.batches.prepare())
+        run.held_out = validation(cfg.data, sd, method.triggers()) if cfg.validate_every else []
+        run.folder = _folder(cfg) if run.writes else run.folder
+        reduce = _reducer(world)
+        step = Step(cfg, sd, run.state, run.batches, rank, world, reduce)
+        yield Started(start, cfg.steps, run.folder)
+        yield from _milestones(run, start, fresh=start == 0)
+        reason, done = "done", start
+        for number in range(start, cfg.steps):
+            if lr_ended(cfg.optim, number):
+                break
+            if _anyone(stop() or host.interrupted(), reduce, sd):
+                reason = "stopped"
+                break
+            method.train()
+            try:
+                loss = step(number)
+            except NotANumber as error:
+                yield Warned(str(error))
+                reason, done = "nan", max(start, step.good[0])
+                if done > start:
+                    method.load_state_dict(step.good[1])
+                break
+            done = number + 1
+            yield Stepped(done, loss, lr_at(cfg.optim, number, cfg.steps))
+            if done < cfg.steps:
+                yield from _milestones(run, done)
+        yield from _end(run, done, reason)
+
+
+def _prepare(cfg: TrainConfig, method: Method, host: Host, sd: Components, groups: list[dict[str, Any]]) -> tuple[Run, int]:
+    """Optimizer and data; a resumed run gets its state and its frozen items."""
+    params = [p for group in groups for p in group["params"]]
+    for p in params:
+        p.requires_grad_(True)
+    optimizer = make_optimizer(cfg.optim, groups)
+    scaler = torch.cuda.amp.GradScaler() if sd.dtype == torch.float16 else None
+    state = State(method, optimizer, EMA(params, cfg.optim.ema) if cfg.optim.ema else None, scaler)
+    saved = checkpoint.load(Path(cfg.resume).expanduser()) if cfg.resume else None
+    batches = Batches(cfg.data, sd, cfg.seed, method.triggers(), from_rows(saved.state["items"]) if saved else None)
+    if saved:
+        _check_same(saved.state, sd, cfg)
+        state.load_state_dict(saved.state["run"])
+    run = Run(cfg, method, host, sd, state, batches, Path(cfg.resume).expanduser(), saved.state["started"] if saved else time.time())
+    run.saves = [[Path(p) for p in paths] for paths in saved.state["saves"]] if saved else []
+    return run, saved.step if saved else 0
+
+
+def _folder(cfg: TrainConfig) -> Path:
+    """The run's folder, made when all that can be refused has been looked at, with the settings in it."""
+    folder = Path(cfg.resume).expanduser() if cfg.resume else checkpoint.run_folder(Path(cfg.output).expanduser(), cfg.name)
+    with atomic(folder / "settings.toml") as temporary:
+        temporary.write_text(to_toml(cfg), encoding="utf-8")
+    return folder
+
+
+def _check_same(saved: dict[str, Any], sd: Components, cfg: TrainConfig) -> None:
+    """Refuses another model; changed pictures are refused where they are read."""
+    if saved["model"] != sd.model_hash:
+        raise ValueError(f"resume: the run in {cfg.resume} trained another model ({saved['model'][:10]}, this one is {sd.model_hash[:10]}); choose the same model file.")
+
+
+def _reducer(world: int) -> Callable[[list[torch.Tensor]], None] | None:
+    """Sums tensors over the processes that torchrun started; None for one process."""
+    if world == 1:
+        return None
+    import torch.distributed as dist
+
+    def reduce(tensors: list[torch.Tensor]) -> None:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+    return reduce
+
+
+def _anyone(flag: bool, reduce: Callable[[list[torch.Tensor]], None] | None, sd: Components) -> bool:
+    """Whether any process says so: all have to end at the same step."""
+    if reduce is None:
+        return flag
+    said = torch.tensor(float(flag), device=sd.device)
+    reduce([said])
+    return bool(said)
+
+
+# ---- milestones
+
+
+def _milestones(run: Run, step: int, fresh: bool = True) -> Iterator[Event]:
+    """Samples, validation and saves that are due after `step` updates; step 0 is sampled and validated too."""
+    cfg = run.cfg
+
+    def due(every: int) -> bool:
+        return fresh and run.writes and every > 0 and step % every == 0
+
+    with run_in_eval(run):
+        if due(cfg.sample.every):
+            yield _sample(run, step)
+        if due(cfg.validate_every) and run.held_out:
+            yield _validate(run, step)
+        if step and due(cfg.save_every):
+            yield _export(run, step, f"{cfg.name}-{step:06d}")
+    if step and due(cfg.save_every):
+        _save_state(run, step)
+
+
+@contextmanager
+def run_in_eval(run: Run) -> Iterator[None]:
+    """Dropout off, and the weights that are saved and sampled (EMA, schedule-free averages) in place."""
+    run.method.train(False)
+    with weights_for_eval(run.state.optimizer, run.state.ema):
+        yield
+
+
+def _end(run: Run, step: int, reason: str) -> Iterator[Event]:
+    """The last samples, the final file and the state to resume from; after numbers that were none, the last good weights alone."""
+    cfg, files = run.cfg, []
+    with run_in_eval(run) if reason != "nan" else nullcontext():
+        if run.writes and reason == "done" and cfg.sample.every:
+            yield _sample(run, step)
+        if run.writes and reason == "done" and run.held_out:
+            yield _validate(run, step)
+        if run.writes and step:
+            saved = _export(run, step, cfg.name if reason == "done" else f"{cfg.name}-{step:06d}")
+            files = saved.paths
+            yield saved
+    if run.writes and step and reason != "nan":
+        _save_state(run, step)
+    yield Finished(step, reason, files)
+
+
+def _sample(run: Run, step: int) -> Sampled:
+    s, side = run.cfg.sample, run.cfg.data.resolution
+    prompts = [line.strip().replace("[name]", run.method.triggers()) for line in s.prompts.splitlines() if line.strip()]
+    requests = [GenerateRequest(p, s.negative, s.width or side, s.height or side, s.steps, s.cfg, s.sampler, s.seed + i) for i, p in enumerate(prompts)]
+    images = run.host.generate(requests)
+    folder = run.folder / "samples"
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"{step:06d}-{i}.png" for i in range(len(images))]
+    for image, path in zip(images, paths):
+        image.save(path)
+    return Sampled(step, images, paths)
+
+
+def _validate(run: Run, step: int) -> Validated:
+    schedule = schedule_for(run.cfg.loss, run.sd.schedule)
+    return Validated(step, validation_loss(run.sd.unet, run.sd.text, run.held_out, schedule, run.cfg.seed, run.method.begin))
+
+
+def _export(run: Run, step: int, name: str) -> Saved:
+    epoch = step * run.cfg.optim.accumulate // max(1, run.batches.steps_per_epoch)
+    made = Made(step, epoch, run.started, time.time(), run.sd.model_hash, run.sd.model_name, run.sd.schedule.prediction)
+    paths = run.method.export(run.folder / name, run.batches.summary(), made)
+    run.saves.append(paths)
+    checkpoint.prune(run.saves, run.cfg.keep_last)
+    return Saved(step, paths, "; ".join(str(run.host.reload(path)) for path in paths))
+
+
+def _save_state(run: Run, step: int) -> None:
+    checkpoint.save(run.folder, step, {
+        "run": run.state.state_dict(), "items": to_rows(run.batches.items), "model": run.sd.model_hash, "started": run.started,
+        "saves": [[str(p) for p in paths] for paths in run.saves],
+    })

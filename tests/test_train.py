@@ -1,0 +1,227 @@
+"""The loop: what it reports and leaves behind, and that a resumed run is the same run."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lib_tuner.config import build, read_toml, to_toml
+from lib_tuner.events import Finished, Sampled, Saved, Started, Stepped, Validated, Warned
+from lib_tuner.hosts.standalone import Standalone
+from lib_tuner.methods import METHODS
+from lib_tuner.recorders import csv
+from lib_tuner.settings import TrainConfig
+from lib_tuner.train import train
+
+LORA = {"method": "lora", "lora.rank": 2, "lora.alpha": 2, "lora.dropout": 0.1, "optim.lr": "1e-2", "optim.name": "adamw"}
+WORD = {"method": "textual_inversion", "textual_inversion.vectors": 2, "optim.lr": "1e-2", "data.template": "subject_filewords"}
+
+
+@pytest.fixture
+def values(checkpoint_file, data_folder, tmp_path):
+    return {
+        "name": "thing", "checkpoint": str(checkpoint_file), "output": str(tmp_path / "out"), "data.folder": str(data_folder), "steps": 6, "save_every": 3,
+        "data.resolution": 64, "data.bucket_min": 64, "data.bucket_step": 8, "data.batch": 2, "data.shuffle_tags": True, "data.latent": "random", **LORA,
+    }
+
+
+def settings(values: dict) -> TrainConfig:
+    return build(TrainConfig, values, METHODS[values["method"]].Config)
+
+
+def run(values: dict, stop_after: int | None = None, host: Standalone | None = None) -> list:
+    cfg, events, stopping = settings(values), [], []
+    host = host or Standalone(cfg)
+    with closing(train(cfg, METHODS[cfg.method](cfg), host, stop=lambda: bool(stopping))) as running:
+        for event in running:
+            events.append(event)
+            if isinstance(event, Stepped) and event.step == stop_after:
+                stopping.append(True)
+    return events
+
+
+def of(kind: type, events: list) -> list:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def tensors(events: list) -> dict[str, torch.Tensor]:
+    return {path.name + key: tensor for path in of(Finished, events)[0].files if path.suffix == ".safetensors" for key, tensor in load_file(path).items()}
+
+
+def losses(events: list) -> list[float]:
+    return [float(event.loss) for event in of(Stepped, events)]
+
+
+def test_a_run_reports_its_steps_and_leaves_settings_saves_and_samples(values):
+    values = {**values, "sample.prompts": "a [name]\na dog", "sample.every": 3, "sample.steps": 2, "trigger": "thing"}
+    events = run(values)
+    started, finished = of(Started, events)[0], of(Finished, events)[0]
+    assert (started.start, started.steps) == (0, 6) and [e.step for e in of(Stepped, events)] == [1, 2, 3, 4, 5, 6]
+    assert [e.step for e in of(Sampled, events)] == [0, 3, 6] and all(len(e.paths) == 2 and e.paths[0].is_file() for e in of(Sampled, events))
+    assert [(e.step, e.paths[0].name) for e in of(Saved, events)] == [(3, "thing-000003.safetensors"), (6, "thing.safetensors")]
+    assert finished.reason == "done" and finished.files[0].is_file()
+    assert "of" in of(Saved, events)[0].report
+    again = build(TrainConfig, read_toml(started.folder / "settings.toml"), METHODS["lora"].Config)
+    assert again == settings(values)
+
+
+def test_validation_is_at_step_0_and_where_it_is_due(values, tmp_path):
+    held = tmp_path / "held"
+    held.mkdir()
+    data = Path(values["data.folder"])
+    for i in (0, 1):
+        for end in (".png", ".txt"):
+            (data / f"{i}{end}").rename(held / f"{i}{end}")
+    events = run({**values, "validate_every": 3, "data.validation_folder": str(held)})
+    assert [e.step for e in of(Validated, events)] == [0, 3, 6] and all(math.isfinite(e.loss) for e in of(Validated, events))
+
+
+@pytest.mark.parametrize("method", [LORA, WORD], ids=["lora", "textual_inversion"])
+@pytest.mark.parametrize("more", [{}, {"optim.ema": 0.9, "optim.accumulate": 2, "optim.schedule": "cosine"}], ids=["plain", "ema and accumulation"])
+def test_a_stopped_and_resumed_run_is_the_unbroken_run_bit_for_bit(values, method, more):
+    values = {k: v for k, v in values.items() if not k.startswith("lora.")} | method | more
+    whole = run({**values, "output": values["output"] + "-whole"})
+    first = run(values, stop_after=4)
+    folder = of(Started, first)[0].folder
+    assert of(Finished, first)[0].reason == "stopped"
+    second = run({**values, "resume": str(folder)})
+    assert of(Started, second)[0].start == 4
+    assert losses(first) + losses(second) == losses(whole)
+    a, b = tensors(whole), tensors(second)
+    assert [v.tolist() for v in a.values()] == [v.tolist() for v in b.values()] and len(a) > 0
+
+
+def test_the_metadata_of_a_resumed_run_is_the_same_but_for_times(values):
+    from safetensors import safe_open
+
+    def metadata(events):
+        with safe_open(of(Finished, events)[0].files[0], "pt") as file:
+            return {k: v for k, v in file.metadata().items() if not any(word in k for word in ("_at", "date", "hash", "session"))}
+
+    whole = run(values)
+    first = run(values, stop_after=2)
+    second = run({**values, "resume": str(of(Started, first)[0].folder)})
+    assert metadata(whole) == metadata(second)
+
+
+def test_the_csv_of_a_resumed_run_is_that_of_an_unbroken_one(values):
+    def record(values, stop_after=None):
+        cfg, stopping = settings(values), []
+        with closing(train(cfg, METHODS["lora"](cfg), Standalone(cfg), lambda: bool(stopping))) as running:
+            path = Path(cfg.output) / f"{cfg.name}.csv"
+            for event in csv(running, path):
+                if isinstance(event, Started):
+                    folder = event.folder
+                if isinstance(event, Stepped) and event.step == stop_after:
+                    stopping.append(True)
+        return folder, [line.rsplit(",", 1)[0] for line in path.read_text().splitlines()]
+
+    _, whole = record({**values, "output": values["output"] + "-whole"})
+    folder, _ = record(values, stop_after=2)
+    _, resumed = record({**values, "resume": str(folder)})
+    assert resumed == whole and len(whole) == 7
+
+
+def test_the_host_is_as_before_after_success_error_and_cancelling(values):
+    host = Standalone(settings(values))
+    model = host.model
+    before = {k: v.clone() for part in (model.unet, model.text.transformer) for k, v in part.state_dict().items()}
+
+    def same():
+        now = {k: v for part in (model.unet, model.text.transformer) for k, v in part.state_dict().items()}
+        hooks = sum(len(m._forward_hooks) for m in model.unet.modules())
+        return now.keys() == before.keys() and all(torch.equal(before[k], now[k]) for k in before) and hooks == 0 and not model.unet.checkpointing
+
+    run(values, host=host)
+    assert same()
+    cfg = settings({**values, "memory.checkpointing": "on"})
+    events = train(cfg, METHODS["lora"](cfg), host)
+    for event in events:
+        if isinstance(event, Stepped):
+            break
+    events.close()
+    assert same()
+    with pytest.raises(ValueError):
+        run({**values, "data.folder": "nowhere"}, host=host)
+    assert same()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_weights(values):
+    events = run({**values, "optim.lr": "0.01:3, 1e30", "optim.clip": 0.0, "save_every": 0})
+    finished, good = of(Finished, events)[0], run({**values, "optim.lr": "0.01", "optim.clip": 0.0, "save_every": 0, "steps": 3})
+    assert (finished.reason, finished.step) == ("nan", 3) and any("lower the learning rate" in w.text for w in of(Warned, events))
+    assert all(torch.equal(a, b) for a, b in zip(tensors(events).values(), tensors(good).values()))
+
+
+def test_keep_last_prunes_older_saves(values):
+    events = run({**values, "save_every": 1, "keep_last": 2})
+    folder = of(Started, events)[0].folder
+    assert sorted(p.name for p in folder.glob("*.safetensors")) == ["thing-000005.safetensors", "thing.safetensors"]
+
+
+def test_another_model_is_refused_on_resume(values, tmp_path):
+    from lib_tuner.sd.files import read_checkpoint, save_checkpoint
+
+    first = run(values, stop_after=1)
+    file = read_checkpoint(values["checkpoint"])
+    other = save_checkpoint(tmp_path / "other.safetensors", file.unet, file.vae, file.text, {**file.metadata, "note": "another"})
+    with pytest.raises(ValueError, match="trained another model"):
+        run({**values, "resume": str(of(Started, first)[0].folder), "checkpoint": str(other)})
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"checkpoint": "nowhere.safetensors"}, "does not exist"),
+        ({"data.folder": ""}, "data.folder"),
+        ({"resume": "nowhere"}, "holds no saved state"),
+        ({"optim.lr": "fast"}, "optim.lr"),
+        ({"memory.device": "abacus"}, "no device"),
+        ({"lora.attention": False, "lora.feed_forward": False, "lora.projections": False}, "hold no layer"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_the_first_step(values, change, sentence):
+    with pytest.raises((ValueError, OSError), match=sentence) as caught:
+        run({**values, **change})
+    assert "\n" not in str(caught.value)
+
+
+KILLED = "import sys; from lib_tuner.cli import main; raise SystemExit(main(['train', *sys.argv[1:], '--no-venv']))"
+
+
+def test_a_run_killed_at_five_random_moments_resumes_to_the_same_result(values, tmp_path):
+    values = {**values, "steps": 40, "save_every": 2, "keep_last": 1}
+    whole = run({**values, "output": values["output"] + "-whole"})
+    file, folder, random = tmp_path / "run.toml", tmp_path / "out" / "thing-001", Random(4)
+    file.write_text(to_toml(settings(values)), encoding="utf-8")
+    for target in sorted(random.sample(range(2, 36), 5)):
+        kill_after(target, random.random() * 0.1, file, folder)
+        assert newest(folder) < 40
+    resumed = run({**values, "resume": str(folder)})
+    assert [t.tolist() for t in tensors(resumed).values()] == [t.tolist() for t in tensors(whole).values()]
+
+
+def kill_after(target: int, delay: float, file: Path, folder: Path) -> None:
+    """Runs or resumes in a process of its own, and kills it a moment after the state of step `target` is there."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(Path(__file__).parent.parent)}
+    resume = ["--resume", str(folder)] if newest(folder) else []
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(file), *resume], env=environment, stderr=subprocess.DEVNULL) as process:
+        while newest(folder) < target and process.poll() is None:
+            time.sleep(0.002)  # waits for the file, whose coming nothing announces to another process
+        time.sleep(delay)  # the random moment
+        process.kill()
+
+
+def newest(folder: Path) -> int:
+    """The step of the newest state."""
+    return max((int(p.stem.split("-")[1]) for p in folder.glob("state/state-*.safetensors")), default=0)
