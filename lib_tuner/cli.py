@@ -1,0 +1,313 @@
+"""The commands of `python3 -m lib_tuner`. Standard library alone at import: what a command needs is imported once its environment is there."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from importlib import import_module
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from . import __version__, environment
+from .config import meant
+from .environment import RUN, TEST, WEBUI, Layer
+
+PROGRAM = "python3 -m lib_tuner"
+Enter = Callable[..., None]  # enter(layer, ...): from here on the command runs in an environment that holds the layers
+
+TOOLS = {  # name -> (module:function taking the arguments, help)
+    "make-random": ("lib_tuner.tools.make_random:main", "write a full-size SD1.5 checkpoint of random weights (2.1 GB)"),
+    "export-tiny": ("lib_tuner.tools.export_tiny:main", "write the embedded small model as files that the WebUI loads"),
+}
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command; returns the exit code: 2 where something is wrong that one sentence on stderr explains."""
+    own = [a for a in argv if a not in ("--debug", "--no-venv")]
+    try:
+        return _dispatch(own, _enter(argv)) or 0
+    except KeyboardInterrupt:
+        return _complain("Interrupted; the same command starts again, and goes on with an installation where it stopped.", 130)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        if "--debug" in argv or (isinstance(error, ModuleNotFoundError) and str(error.name).startswith(__package__)):
+            raise
+        return _complain(_sentence(error), 2)
+
+
+def _dispatch(argv: list[str], enter: Enter) -> int | None:
+    name, rest = (argv or ["--help"])[0], argv[1:]
+    if name == "--version":
+        return _say(f"lib_tuner {__version__}")
+    if name in ("-h", "--help"):
+        return _say(_overview())
+    if name not in COMMANDS:
+        raise ValueError(f"There is no command {name!r}{meant(name, COMMANDS)} (`{PROGRAM} --help` lists all)")
+    return COMMANDS[name][0](rest, enter)
+
+
+def _enter(argv: list[str]) -> Enter:
+    """How a command gets into its environment; with --no-venv it stays where it is."""
+
+    def enter(*layers: Layer, venv: Path | None = None, python: Callable[[], str] = lambda: sys.executable) -> None:
+        environment.enter(argv, venv or environment.folder(), layers, python)
+
+    def stay(*layers: Layer, **where: Any) -> None:
+        return None
+
+    return stay if "--no-venv" in argv else enter
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name.ljust(width)}{text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join([
+        f"usage: {PROGRAM} COMMAND [...]\n\nFine-tunes Stable Diffusion 1.5.\n\ncommands:", *lines,
+        f"\n`{PROGRAM} COMMAND --help` explains a command. With every command:",
+        "  --no-venv  use this Python and its packages instead of an environment made for the Tuner",
+        "  --debug    show where in the program an error comes from",
+    ])  # fmt: skip
+
+
+# ---- the commands: (arguments, enter) -> exit code
+
+
+def demo(rest: list[str], enter: Enter) -> int | None:
+    parser = _parser("demo", "Train a LoRA and an embedding of new subjects on the embedded small model, and judge what they learned.")
+    parser.add_argument("--json", action="store_true", help="print the report alone, as JSON")
+    parser.add_argument("--out", metavar="DIR", default="outputs/demo", help="where files, grid and report are written (default outputs/demo)")
+    args = parser.parse_args(rest)
+    enter(RUN)
+    from .demo.run import main
+    from .hosts.standalone import Standalone
+
+    return main(args, Standalone)
+
+
+def bench(rest: list[str], enter: Enter) -> int | None:
+    parser = _parser("bench", "Measure a training step of ours beside the same step of diffusers + peft, on random full-size weights.")
+    parser.add_argument("--quick", action="store_true", help="256 px only, in under two minutes")
+    parser.add_argument("--json", action="store_true", help="print a list of rows as JSON")
+    args = parser.parse_args(rest)
+    enter(RUN, TEST)  # the peers are among the tests' packages
+    from .bench import main
+    from .hosts.standalone import Standalone
+
+    return main(args, Standalone)
+
+
+def train(rest: list[str], enter: Enter) -> int:
+    files, given = split_flags([a for a in rest if a not in ("-h", "--help")])
+    if "-h" in rest or "--help" in rest:
+        if environment.is_ready(environment.folder(), (RUN,)):  # asking for help alone installs nothing
+            enter(RUN)
+        return _say(_train_help(given.get("method")))
+    if len(files) != 1:
+        raise ValueError(f"`{PROGRAM} train` takes one settings file, and got {' '.join(files) or 'none'}: {PROGRAM} train RUN.toml")
+    enter(RUN)
+    return _run(*_settings(files[0], given))
+
+
+def split_flags(rest: list[str]) -> tuple[list[str], dict[str, str]]:
+    """`RUN.toml --section.key value --section.key=value` as (files, {key: value}).
+
+    Not argparse: which flags exist depends on the method, which the file or another flag names. `build` then knows a wrong key, and the one meant.
+    """
+    files, given, words = [], {}, iter(rest)
+    for word in words:
+        key, equals, value = word[2:].partition("=")
+        if not word.startswith("--"):
+            files.append(word)
+        elif not equals and (value := next(words, None)) is None:
+            raise ValueError(f"{word} lacks its value: write {word} VALUE")
+        else:
+            given[key] = value
+    return files, given
+
+
+def _settings(file: str, given: dict[str, str]) -> tuple[Any, type]:
+    """The settings of a file under the flags, and the class of the chosen method."""
+    from .config import build, method_name, read_toml
+    from .methods import METHODS
+    from .settings import TrainConfig
+
+    values = {**read_toml(file), **given}
+    name = method_name(TrainConfig, values)
+    if name not in METHODS:
+        raise ValueError(f"method: {name!r} is not one of {', '.join(METHODS)}{meant(name, METHODS)}")
+    return build(TrainConfig, values, METHODS[name].Config), METHODS[name]
+
+
+def _run(cfg: Any, method: type) -> int:
+    """Trains, with the progress on stderr; 0 where the run got to its end, 130 where it was stopped, 1 where the loss was lost."""
+    from .events import Finished
+    from .hosts.standalone import Standalone
+    from .progress import progress
+    from .train import train
+
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    with _process_group(world), stoppable() as stop, closing(train(cfg, method(cfg), Standalone(cfg), stop, rank, world)) as events:
+        last = deque(progress(_recorded(events), sys.stderr) if rank == 0 else events, maxlen=1)  # runs to the end
+    return next(({"done": 0, "stopped": 130}.get(event.reason, 1) for event in last if isinstance(event, Finished)), 1)
+
+
+def _recorded(events: Iterator[Any]) -> Iterator[Any]:
+    """The events, written into a table in the run's folder from the moment that is known."""
+    from .events import Started
+    from .recorders import csv
+
+    for event in events:
+        if isinstance(event, Started):
+            yield from csv(chain([event], events), Path(event.folder) / "losses.csv")
+        else:
+            yield event
+
+
+@contextmanager
+def _process_group(world: int) -> Iterator[None]:
+    """The connection among the processes that torchrun started."""
+    if world == 1:
+        yield
+        return
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """`stop()` turns true at the first Ctrl-C (or SIGTERM); the second one ends the program on the spot."""
+    flag = threading.Event()
+
+    def stop(number: int, frame: Any) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        flag.set()
+        sys.stderr.write("\nStopping: this step is finished and saved. Once more ends at once, without saving.\n")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield flag.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _train_help(method: str | None) -> str:
+    """All settings by section, with the method's own where the environment for reading it is there."""
+    from .config import flags, method_name
+    from .settings import TrainConfig
+
+    name = method or method_name(TrainConfig, {})
+    parser = _parser("train", "Train by a settings file (TOML). Every setting is a flag too, which wins over the file.", "RUN.toml [--section.key VALUE ...]")
+    try:
+        from .methods import METHODS
+    except ModuleNotFoundError:
+        parser.epilog = "The settings of the methods are listed here once the first run has set up the Tuner's environment."
+        flags(parser, TrainConfig)
+        return parser.format_help()
+    if name not in METHODS:
+        raise ValueError(f"method: {name!r} is not one of {', '.join(METHODS)}{meant(name, METHODS)}")
+    flags(parser, TrainConfig, METHODS[name].Config, name)
+    parser.epilog = f"methods: {', '.join(METHODS)}; `train --help --method NAME` lists the settings of another than {name}."
+    return parser.format_help()
+
+
+def test(rest: list[str], enter: Enter) -> int:
+    parser = _parser("test", "Install what the tests need on top, and run them.", "[--webui-versions] [arguments of pytest]")
+    parser.add_argument("--webui-versions", action="store_true", help="the methods' contract suite, in an environment with the WebUI's Python 3.10 and packages")
+    args, rest = parser.parse_known_args(rest)
+    if args.webui_versions:
+        return _test_webui_versions(rest, enter)
+    enter(RUN, TEST)
+    return _pytest(rest, [])
+
+
+def _test_webui_versions(rest: list[str], enter: Enter) -> int:
+    enter(WEBUI, venv=environment.webui_folder(), python=environment.python310)
+    return _pytest([*webui_tests(), *rest], [WebUIVersions()])
+
+
+def webui_tests() -> list[str]:
+    """The test files that hold tests for the WebUI's versions; others may import what does not exist there."""
+    files = sorted((environment.ROOT / "tests").glob("test_*.py"))
+    return [str(path) for path in files if path.name == "test_methods.py" or "mark.webui_versions" in path.read_text(encoding="utf-8")]
+
+
+class WebUIVersions:
+    """A pytest plugin: keeps the contract suite and the tests marked `webui_versions`."""
+
+    def pytest_collection_modifyitems(self, config: Any, items: list[Any]) -> None:
+        kept = [item for item in items if item.path.name == "test_methods.py" or item.get_closest_marker("webui_versions")]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+
+def _pytest(arguments: list[str], plugins: list[Any]) -> int:
+    try:
+        import pytest
+    except ModuleNotFoundError:
+        raise ValueError(f"pytest is not in this Python: install {environment.PACKAGE / 'requirements-test.txt'}, or leave --no-venv out.") from None
+    os.chdir(environment.ROOT)
+    return int(pytest.main(arguments, plugins))
+
+
+def tool(rest: list[str], enter: Enter) -> int | None:
+    name, rest = (rest or ["--help"])[0], rest[1:]
+    if name in ("-h", "--help"):
+        parser = _parser("tool", "Tools for model files; `tool NAME --help` explains one.", "NAME [...]")
+        parser.epilog = "\n".join(["tools:", *(f"  {known.ljust(14)}{text}" for known, (_, text) in TOOLS.items())])
+        return _say(parser.format_help())
+    if name not in TOOLS:
+        raise ValueError(f"There is no tool {name!r}{meant(name, TOOLS)} (`{PROGRAM} tool --help` lists all)")
+    enter(RUN)
+    module, _, function = TOOLS[name][0].partition(":")
+    return getattr(import_module(module), function)(rest)
+
+
+COMMANDS: dict[str, tuple[Callable[[list[str], Enter], int | None], str]] = {
+    "demo": (demo, "train on the embedded small model and show what was learned"),
+    "train": (train, "train by a settings file"),
+    "test": (test, "run the tests"),
+    "bench": (bench, "measure our training step beside the peers'"),
+    "tool": (tool, "tools for model files"),
+}
+
+
+# ---- what people read
+
+
+def _parser(command: str, text: str, usage: str = "") -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"{PROGRAM} {command}", description=text, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage=f"{PROGRAM} {command} {usage}" if usage else None,
+    )  # fmt: skip
+
+
+def _say(text: str) -> int:
+    sys.stdout.write(text.rstrip("\n") + "\n")
+    return 0
+
+
+def _complain(sentence: str, code: int) -> int:
+    sys.stderr.write(f"{sentence}\n")
+    return code
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"The package {error.name} is missing in {sys.prefix}: delete that environment if it is the Tuner's own, or leave --no-venv out."
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

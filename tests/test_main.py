@@ -1,0 +1,452 @@
+"""The program's start: old Pythons, the environment that makes itself, the commands, and one sentence for everything that goes wrong."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import lib_tuner
+from lib_tuner import __main__ as program
+from lib_tuner import cli, environment
+from lib_tuner.environment import RUN, TEST, WEBUI, Layer
+from lib_tuner.events import Finished, Started
+from lib_tuner.progress import Status
+
+posix = pytest.mark.skipif(os.name == "nt", reason="uses a shell script or POSIX signals")
+
+
+def this_python() -> str:
+    return sys.executable
+
+
+@contextmanager
+def error(*words: str):
+    """One sentence, on one line, with these words."""
+    with pytest.raises(ValueError) as caught:
+        yield
+    assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), str(caught.value)
+
+
+# ---- an old Python
+
+
+def test_an_old_python_gets_one_sentence_and_exit_code_2(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18))
+    assert program.main() == 2
+    assert capsys.readouterr().err == "The Tuner needs Python 3.10 or later and this is Python 3.9: start it with a newer one.\n"
+
+
+def test_what_an_old_python_reads_first_is_written_for_it():
+    for name in ("__init__.py", "__main__.py"):
+        source = (environment.PACKAGE / name).read_bytes()
+        nodes = list(ast.walk(ast.parse(source)))
+        assert source.isascii()
+        assert not any(isinstance(n, (ast.JoinedStr, ast.AnnAssign, ast.NamedExpr, ast.Match)) for n in nodes)
+        assert not any(n.returns or n.args.kwonlyargs or any(a.annotation for a in n.args.args) for n in nodes if isinstance(n, ast.FunctionDef))
+        assert not any(isinstance(n, ast.ImportFrom) and n.module == "__future__" for n in nodes)
+
+
+def test_the_version_is_the_one_of_the_project_file():
+    text = (environment.ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert re.search(r'^version = "(.*)"$', text, re.M).group(1) == lib_tuner.__version__
+
+
+# ---- the environment
+
+
+@pytest.fixture
+def setup(monkeypatch, tmp_path):
+    """An environment folder whose making and installing are recorded instead of done."""
+    done = SimpleNamespace(venv=tmp_path / "place" / ".venv", calls=[], fail=None)
+
+    def create(venv: Path, python: str) -> None:
+        done.calls.append("create")
+        environment.python_of(venv).parent.mkdir(parents=True)
+        environment.python_of(venv).write_text("")
+        (venv / "pyvenv.cfg").write_text("")
+
+    def install(venv: Path, arguments: tuple, status: object) -> None:
+        done.calls.append(arguments[-1])
+        if done.fail and arguments[-1] == done.fail:
+            raise KeyboardInterrupt
+
+    def output(command: list[str]) -> str:
+        return "1\n" if Path(command[0]).exists() else ""
+
+    monkeypatch.setattr(environment, "_create", create)
+    monkeypatch.setattr(environment, "_install", install)
+    monkeypatch.setattr(environment, "_output", output)
+    return done
+
+
+def test_the_first_start_makes_the_environment_and_later_ones_do_nothing(setup):
+    environment.ensure(setup.venv, (RUN,), this_python)
+    assert setup.calls == ["create", "requirements.txt", "requirements-alone.txt"]
+    environment.ensure(setup.venv, (RUN,), this_python)
+    assert len(setup.calls) == 3
+
+
+def test_the_tests_packages_come_on_top_of_what_is_there(setup):
+    environment.ensure(setup.venv, (RUN,), this_python)
+    environment.ensure(setup.venv, (RUN, TEST), this_python)
+    assert setup.calls[3:] == ["requirements-test.txt"]
+
+
+def test_an_interrupted_installation_is_resumed(setup):
+    setup.fail = "requirements-alone.txt"
+    with pytest.raises(KeyboardInterrupt):
+        environment.ensure(setup.venv, (RUN,), this_python)
+    assert not environment.is_ready(setup.venv, (RUN,))
+    setup.fail = None
+    environment.ensure(setup.venv, (RUN,), this_python)
+    assert setup.calls == ["create", "requirements.txt", "requirements-alone.txt", "requirements.txt", "requirements-alone.txt"]
+    assert environment.is_ready(setup.venv, (RUN,))
+
+
+def test_another_list_of_packages_is_installed_at_the_next_start(setup, monkeypatch, tmp_path):
+    monkeypatch.setattr(environment, "PACKAGE", tmp_path)
+    (tmp_path / "list.txt").write_text("a==1\n")
+    layer = Layer("run", (("-r", "list.txt"),))
+    environment.ensure(setup.venv, (layer,), this_python)
+    (tmp_path / "list.txt").write_text("a==2\n")
+    environment.ensure(setup.venv, (layer,), this_python)
+    assert setup.calls == ["create", "list.txt", "list.txt"]
+
+
+@pytest.mark.parametrize("stamp", ["", "[]", "{", '{"run": 3}'])
+def test_a_damaged_stamp_counts_as_none(setup, stamp):
+    environment.ensure(setup.venv, (RUN,), this_python)
+    (setup.venv / environment.STAMP).write_text(stamp)
+    assert not environment.is_ready(setup.venv, (RUN,))
+
+
+def test_a_folder_that_is_something_else_is_left_alone(setup):
+    setup.venv.mkdir(parents=True)
+    (setup.venv / "thesis.txt").write_text("x")
+    with error(str(setup.venv), "is not a virtual environment", "TUNER_VENV"):
+        environment.ensure(setup.venv, (RUN,), this_python)
+    assert setup.calls == []
+
+
+def test_a_folder_that_cannot_be_written_names_the_way_out(setup, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with error("cannot be written to", "TUNER_VENV"):
+        environment.ensure(setup.venv, (RUN,), this_python)
+
+
+def test_a_python_without_venv_says_what_to_install(setup, monkeypatch):
+    monkeypatch.setattr(environment, "_output", lambda command: "")
+    with error("lacks venv or ensurepip", "python3-venv"):
+        environment.ensure(setup.venv, (RUN,), this_python)
+
+
+def test_an_environment_whose_python_is_gone_is_told_apart(setup):
+    environment.ensure(setup.venv, (RUN,), this_python)
+    environment.python_of(setup.venv).unlink()
+    with error("is broken", "delete that folder"):
+        environment.ensure(setup.venv, (RUN,), this_python)
+
+
+@posix
+def test_an_unfinished_environment_whose_python_is_gone_is_told_apart_too(setup, capsys):
+    environment._create(setup.venv, sys.executable)
+    environment.python_of(setup.venv).unlink()
+    environment.python_of(setup.venv).symlink_to("gone")
+    with error("is broken", "delete that folder"):
+        environment.ensure(setup.venv, (RUN,), this_python)
+    assert setup.calls == ["create"] and capsys.readouterr().err == ""
+
+
+def fake_python(venv: Path, script: str) -> None:
+    path = environment.python_of(venv)
+    path.parent.mkdir(parents=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+@posix
+@pytest.mark.parametrize(
+    "output, words",
+    [
+        ("WARNING: Retrying (Retry(total=4)) after ...\nERROR: No matching distribution found for torch", ["cannot be reached", "network"]),
+        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", ["disk is full"]),
+        ("ERROR: No matching distribution found for torch==2.13.0", ["Python 3.11 or 3.12"]),
+        ("something\nERROR: a new kind of failure", ["ERROR: a new kind of failure", "run the same command again"]),
+        ("", ["pip gave no reason"]),
+    ],
+)
+def test_a_failed_installation_says_why_and_where_the_details_are(tmp_path, capsys, output, words):
+    fake_python(tmp_path, f"echo '{output}'; exit 1")
+    with error("could not be installed", environment.LOG, *words):
+        environment._install(tmp_path, ("-r", "requirements.txt"), Status(sys.stderr))
+
+
+@posix
+def test_pip_is_called_with_the_list_and_its_options(tmp_path):
+    fake_python(tmp_path, f'echo "$@ $PIP_USER" > {tmp_path}/called')
+    environment._install(tmp_path, ("--no-deps", "-r", "requirements-alone.txt"), Status(sys.stderr))
+    called = (tmp_path / "called").read_text().split()
+    assert called[:3] == ["-m", "pip", "install"] and called[-4:] == ["--no-deps", "-r", str(environment.PACKAGE / "requirements-alone.txt"), "0"]
+
+
+@posix
+def test_an_environment_that_cannot_be_made_gives_the_last_line_of_the_reason(tmp_path):
+    fake_python(tmp_path / "bad", "echo first; echo 'Error: no ensurepip'; exit 1")
+    with error("is broken", "Error: no ensurepip", "delete"):
+        environment._create(tmp_path / "venv", str(environment.python_of(tmp_path / "bad")))
+
+
+def test_every_layer_pins_every_package_exactly():
+    for install in (*RUN.installs, *TEST.installs, *WEBUI.installs):
+        lines = (environment.PACKAGE / install[-1]).read_text(encoding="utf-8").splitlines()
+        packages = [line.partition("#")[0].strip() for line in lines if line.partition("#")[0].strip()]
+        assert packages and all(re.match(r"[A-Za-z0-9_-]+==[0-9.]+(; python_version [<>]=? \"3\.11\")?$", p) for p in packages), install
+
+
+def test_the_environment_lies_beside_the_package_or_where_tuner_venv_says(monkeypatch, tmp_path):
+    monkeypatch.delenv("TUNER_VENV", raising=False)
+    assert environment.folder() == environment.PACKAGE.parent / ".venv"
+    assert environment.webui_folder() == environment.PACKAGE.parent / ".venv-webui"
+    monkeypatch.setenv("TUNER_VENV", str(tmp_path / "mine"))
+    assert environment.folder() == tmp_path / "mine" and environment.webui_folder() == tmp_path / "mine-webui"
+
+
+@pytest.fixture
+def outside(monkeypatch):
+    """No sign of torchrun or of a start inside an environment; what would be ensured and started is recorded."""
+    calls = []
+    for name in ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", environment._ENTERED):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(environment, "ensure", lambda *args: calls.append("ensure"))
+    monkeypatch.setattr(os, "execve", lambda file, command, env: calls.append((file, command, env)))
+    return calls
+
+
+@posix
+def test_the_same_command_is_started_anew_inside(outside, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    environment.enter(["demo", "--json"], tmp_path / ".venv", (RUN,), this_python)
+    python = str(tmp_path / ".venv" / "bin" / "python")
+    ensured, (file, command, env) = outside
+    assert ensured == "ensure" and file == python and command == [python, "-m", "lib_tuner", "demo", "--json"]
+    assert env["PYTHONPATH"] == f"{environment.ROOT}{os.pathsep}elsewhere"
+
+
+def test_inside_the_environment_or_under_torchrun_nothing_is_made(outside, tmp_path, monkeypatch):
+    environment.enter([], Path(sys.prefix), (RUN,), this_python)
+    for name in ("LOCAL_RANK", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.setenv(name, "0")
+        environment.enter([], tmp_path, (RUN,), this_python)
+        monkeypatch.delenv(name)
+    assert outside == []
+
+
+def test_an_environment_that_does_not_take_effect_ends_in_a_sentence_and_not_in_a_circle(outside, tmp_path, monkeypatch):
+    monkeypatch.setenv(environment._ENTERED, str(tmp_path))
+    with error("is broken", "delete that folder"):
+        environment.enter([], tmp_path, (RUN,), this_python)
+    assert environment._ENTERED not in os.environ
+
+
+def test_a_python_310_is_recognised_by_what_it_says(monkeypatch):
+    answers = {sys.executable: "3 11 /usr/bin/python3.11\n", "python3.10": "3 10 /opt/my python/python3.10\n"}
+    monkeypatch.setattr(environment, "_output", lambda command: answers.get(command[0], ""))
+    assert environment.python310() == "/opt/my python/python3.10"
+    answers.pop("python3.10")
+    with error("no Python 3.10", "install it"):
+        environment.python310()
+
+
+# ---- the commands
+
+
+def run(*argv: str) -> int:
+    return cli.main(["--no-venv", *argv])
+
+
+def test_help_lists_the_commands_that_exist(capsys):
+    assert run() == 0
+    text = capsys.readouterr().out
+    assert re.findall(r"^  (\w+) ", text, re.M) == ["demo", "train", "test", "bench", "tool"]
+    assert run("--help") == 0 and capsys.readouterr().out == text
+    assert run("--version") == 0 and capsys.readouterr().out == f"lib_tuner {lib_tuner.__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["demo", "test", "bench", "tool", "train"])
+def test_every_command_explains_itself_without_an_environment(command, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("TUNER_VENV", str(tmp_path / "none"))
+    monkeypatch.setattr(environment, "ensure", lambda *args: pytest.fail("asking for help installed something"))
+    try:
+        assert cli.main([command, "--help"]) == 0
+    except SystemExit as end:  # argparse's own way to end after --help
+        assert end.code == 0
+    assert f"usage: python3 -m lib_tuner {command}" in capsys.readouterr().out
+
+
+def test_train_help_lists_every_setting_and_the_chosen_methods_own(capsys):
+    from lib_tuner.config import options
+    from lib_tuner.methods import METHODS
+    from lib_tuner.settings import TrainConfig
+
+    for name, method in METHODS.items():
+        assert run("train", "--help", "--method", name) == 0
+        text = capsys.readouterr().out
+        assert all(f"--{option.key} " in text for option in options(TrainConfig) + options(method.Config, name))
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["trian"], ["no command 'trian'", "did you mean train?"]),
+        (["tool", "make-randm"], ["no tool 'make-randm'", "did you mean make-random?"]),
+        (["train"], ["one settings file", "got none"]),
+        (["train", "a.toml", "b.toml"], ["one settings file", "got a.toml b.toml"]),
+        (["train", "a.toml", "--steps"], ["--steps lacks its value"]),
+        (["train", "none.toml"], ["none.toml: cannot be read"]),
+        (["train", "--help", "--method", "lroa"], ["method: 'lroa' is not one of", "did you mean lora?"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_on_stderr_and_exit_code_2(argv, words, capsys):
+    assert run(*argv) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and all(word in err for word in words), err
+
+
+def failing(what: BaseException):
+    def command(rest, enter):
+        raise what
+
+    return {"demo": (command, "")}
+
+
+@pytest.mark.parametrize(
+    "what, code, sentence",
+    [
+        (ValueError("steps: 0 is outside [1, 2]"), 2, "steps: 0 is outside [1, 2]"),
+        (OSError(28, "No space left on device", "out.bin"), 2, "out.bin: No space left on device"),
+        (ModuleNotFoundError("No module named 'torch'", name="torch"), 2, "The package torch is missing"),
+        (KeyboardInterrupt(), 130, "Interrupted"),
+    ],
+)
+def test_errors_are_a_sentence_and_with_debug_a_traceback(monkeypatch, capsys, what, code, sentence):
+    monkeypatch.setattr(cli, "COMMANDS", failing(what))
+    assert run("demo") == code
+    err = capsys.readouterr().err
+    assert err.startswith(sentence) and err.count("\n") == 1
+    if code == 2:
+        with pytest.raises(type(what)):
+            run("demo", "--debug")
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
+    for what in (RuntimeError("bug"), ModuleNotFoundError("gone", name="lib_tuner.gone")):
+        monkeypatch.setattr(cli, "COMMANDS", failing(what))
+        with pytest.raises(type(what)):
+            run("demo")
+
+
+def test_flags_are_split_from_the_file_wherever_they_stand():
+    assert cli.split_flags(["--optim.lr", "-1", "run.toml", "--name=a=b"]) == (["run.toml"], {"optim.lr": "-1", "name": "a=b"})
+
+
+def test_flags_win_over_the_file_and_wrong_ones_are_named(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text('method = "textual_inversion"\nsteps = 5\n[textual_inversion]\nvectors = 2\n')
+    cfg, method = cli._settings(str(path), {"steps": "7", "textual_inversion.vectors": "3"})
+    assert (cfg.steps, cfg.settings.vectors, method.kind) == (7, 3, "textual_inversion")
+    with error("stepps: there is no such setting; did you mean steps?"):
+        cli._settings(str(path), {"stepps": "7"})
+    with error("method: 'textual' is not one of"):
+        cli._settings(str(path), {"method": "textual"})
+
+
+@pytest.mark.parametrize("reason, code", [("done", 0), ("stopped", 130), ("nan", 1)])
+def test_train_ends_with_a_code_that_tells_how_it_ended(monkeypatch, tmp_path, capsys, reason, code):
+    import lib_tuner.hosts.standalone
+    import lib_tuner.train
+
+    closed = []
+
+    def train(cfg, method, host, stop, rank, world):
+        try:
+            yield Started(0, cfg.steps, tmp_path)
+            yield Finished(0, reason, [])
+        finally:
+            closed.append(stop())
+
+    monkeypatch.setattr(lib_tuner.train, "train", train)
+    path = tmp_path / "run.toml"
+    path.write_text('name = "x"\n')
+    assert run("train", str(path)) == code
+    assert closed == [False] and (tmp_path / "losses.csv").exists() and "at step 0" in capsys.readouterr().err
+
+
+@posix
+def test_the_first_ctrl_c_asks_to_stop_and_the_handler_is_put_back(capsys):
+    before = signal.getsignal(signal.SIGINT)
+    with cli.stoppable() as stop:
+        assert not stop()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop() and "Stopping" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@posix
+def test_the_second_ctrl_c_ends_the_program_at_once():
+    code = "import os, signal\nfrom lib_tuner.cli import stoppable\nwith stoppable():\n  [os.kill(os.getpid(), signal.SIGINT) for _ in (1, 2)]\nprint('alive')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=environment.ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGINT and "alive" not in done.stdout
+
+
+def test_tools_exist_where_they_are_said_to_be():
+    from importlib import import_module
+
+    for target, text in cli.TOOLS.values():
+        module, _, function = target.partition(":")
+        assert callable(getattr(import_module(module), function)) and text
+
+
+def test_a_tool_gets_the_arguments_that_follow_its_name(monkeypatch):
+    import lib_tuner.tools.make_random as make_random
+
+    given = []
+    monkeypatch.setattr(make_random, "main", given.append)
+    assert run("tool", "make-random", "x.safetensors", "--force") == 0
+    assert given == [["x.safetensors", "--force"]]
+
+
+def test_the_test_command_hands_its_arguments_to_pytest(monkeypatch):
+    given = []
+    monkeypatch.setattr(pytest, "main", lambda arguments, plugins: given.append((arguments, plugins)) or 0)
+    monkeypatch.setattr(os, "chdir", lambda path: given.append(path))
+    assert run("test", "-k", "lora", "-x", "tests/test_config.py") == 0
+    assert given == [environment.ROOT, (["-k", "lora", "-x", "tests/test_config.py"], [])]
+
+
+def test_webui_versions_are_tested_by_the_contract_suite_and_marked_tests(monkeypatch):
+    files = [Path(path).name for path in cli.webui_tests()]
+    assert "test_methods.py" in files and "test_architecture.py" not in files
+
+    def item(file: str, mark: object) -> SimpleNamespace:
+        return SimpleNamespace(path=Path(file), get_closest_marker=lambda name: mark)
+
+    items = [item("test_methods.py", None), item("test_loss.py", "mark"), item("test_loss.py", None)]
+    left_out = []
+    config = SimpleNamespace(hook=SimpleNamespace(pytest_deselected=lambda items: left_out.extend(items)))
+    kept = list(items)
+    cli.WebUIVersions().pytest_collection_modifyitems(config, kept)
+    assert kept == items[:2] and left_out == items[2:]
+
+
+def test_without_pytest_the_sentence_names_the_list(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pytest", None)
+    assert run("test") == 2 and "requirements-test.txt" in capsys.readouterr().err
