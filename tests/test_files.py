@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from lib_tuner.sd import files
 from lib_tuner.sd.clip import CLIPSizes, CLIPText
-from lib_tuner.sd.files import TEXT, UNET, VAE, read_checkpoint, read_tensors, save_checkpoint
+from lib_tuner.sd.files import TEXT, UNET, VAE, read_checkpoint, read_tensors, save_checkpoint, write_tensors
 from lib_tuner.sd.kinds import KINDS, describe, kind_of
 from lib_tuner.sd.pickles import UnsafePickle, read_pickle
 from lib_tuner.sd.unet import UNet, UNetSizes
@@ -433,3 +433,9 @@ def test_export_tiny_writes_checkpoint_yaml_and_clip_folder(tmp_path, parts, mon
     assert params["cond_stage_config"]["params"] == {"version": str(out / "small-clip"), "device": "cpu"}
     config = transformers.CLIPTextConfig.from_pretrained(out / "small-clip")
     assert (config.hidden_size, config.num_attention_heads, config.num_hidden_layers, config.hidden_act) == (48, 2, 2, "quick_gelu")
+
+
+def test_written_files_can_be_read_by_whom_the_umask_lets(tmp_path):
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert write_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(1)}).stat().st_mode == plain.stat().st_mode

@@ -76,6 +76,7 @@ def test_half_precision_latents_are_mixed_in_fp32():
 
 
 def test_a_schedule_moves_between_devices_and_says_what_it_cannot_predict():
-    assert Schedule.sd15().to("meta").betas.device.type == "meta"
+    moved = Schedule.sd15("v").to("meta")
+    assert moved.betas.device.type == moved.alphas_cumprod.device.type == "meta" and moved.prediction == "v"
     with pytest.raises(ValueError, match="'x0' is not known"):
         Schedule.sd15("x0")

@@ -21,7 +21,7 @@ from ..optim import lr_at
 from ..sd.loss import generator_for
 from .base import Method
 from .embedding_file import Embedding, read_embedding, valid_name, write_embedding, write_embedding_png
-from .metadata import Made
+from .metadata import Made, embedding_metadata
 
 
 @dataclass(frozen=True)
@@ -157,9 +157,12 @@ class TextualInversion(Method):
     def export(self, path: Path, summary: Mapping[str, Any], made: Made) -> list[Path]:
         files = []
         for word in self.words:
-            base = path if len(self.words) == 1 else path.with_name(f"{path.name}-{word.name}")
+            # the WebUI takes the file's stem for the word, so each word's final file has to be called like it
+            base = path.with_name(path.name.replace(self.cfg.name, word.name, 1))
             embedding = Embedding(word.name, word.vectors.detach().cpu().float(), made.step, made.model_hash, made.model_name)
-            files += [write_embedding(base.with_name(base.name + ending), embedding) for ending in (".safetensors", *[".pt"] * self.settings.save_pt)]
+            metadata = embedding_metadata(self.cfg, summary, made, word.name)
+            for ending in (".safetensors", *[".pt"] * self.settings.save_pt):
+                files.append(write_embedding(base.with_name(base.name + ending), embedding, metadata if ending == ".safetensors" else None))
             if self.settings.save_png:
                 files.append(write_embedding_png(base.with_name(base.name + ".png"), embedding, card(embedding)))
         return files

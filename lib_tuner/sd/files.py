@@ -230,7 +230,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     path = Path(path)
     _check_room(path, sum(t.numel() * (dtype.itemsize if dtype and t.is_floating_point() else t.element_size()) for t in tensors.values()))
     stored = {key: t.detach().to("cpu", dtype if t.is_floating_point() else None).contiguous() for key, t in tensors.items()}
-    with _atomic(path) as temporary:
+    with atomic(path) as temporary:
         save_file(stored, str(temporary), metadata={"format": "pt", **(metadata or {})})
     return path
 
@@ -243,10 +243,14 @@ def _check_room(path: Path, needed: int) -> None:
 
 
 @contextmanager
-def _atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; what is there when the block ends well is synced and takes the place of `path`, else it is deleted."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the user's umask wants it; safetensors 0.8 writes files that nobody else can read
         yield temporary
+        temporary.chmod(mode)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

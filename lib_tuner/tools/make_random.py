@@ -42,7 +42,12 @@ def write_random(path: Path, unet: nn.Module, vae: nn.Module, text: nn.Module, s
 
 
 def _random(key: str, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Norms are the identity, biases zero, the other weights of variance 1 / fan-in: each layer keeps the size of what it reads."""
+    """Norms are the identity, biases zero, the other weights of variance 1 / fan-in: each layer keeps the size of what it reads.
+
+    The text encoder's last norm gets a bias, as any trained one has: without it the mean of its states is 0, by which the WebUI's emphasis divides.
+    """
+    if key == "text_model.final_layer_norm.bias":
+        return torch.full(shape, 0.05, dtype=torch.float16)
     if len(shape) == 1:
         return torch.full(shape, float(key.endswith("weight")), dtype=torch.float16)
     std = 0.02 if "_embedding." in key and key.startswith("text_model.") else torch.Size(shape[1:]).numel() ** -0.5  # CLIP's own, 0.02 and 0.01
