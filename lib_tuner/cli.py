@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from importlib import import_module
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -149,24 +148,13 @@ def _run(cfg: Any, method: type) -> int:
     from .events import Finished
     from .hosts.standalone import Standalone
     from .progress import progress
+    from .recorders import csv
     from .train import train
 
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     with _process_group(world), stoppable() as stop, closing(train(cfg, method(cfg), Standalone(cfg), stop, rank, world)) as events:
-        last = deque(progress(_recorded(events), sys.stderr) if rank == 0 else events, maxlen=1)  # runs to the end
+        last = deque(csv(progress(events, sys.stderr)) if rank == 0 else events, maxlen=1)  # runs to the end
     return next(({"done": 0, "stopped": 130}.get(event.reason, 1) for event in last if isinstance(event, Finished)), 1)
-
-
-def _recorded(events: Iterator[Any]) -> Iterator[Any]:
-    """The events, written into a table in the run's folder from the moment that is known."""
-    from .events import Started
-    from .recorders import csv
-
-    for event in events:
-        if isinstance(event, Started):
-            yield from csv(chain([event], events), Path(event.folder) / "losses.csv")
-        else:
-            yield event
 
 
 @contextmanager
@@ -226,7 +214,7 @@ def _train_help(method: str | None) -> str:
 
 def test(rest: list[str], enter: Enter) -> int:
     parser = _parser("test", "Install what the tests need on top, and run them.", "[--webui-versions] [arguments of pytest]")
-    parser.add_argument("--webui-versions", action="store_true", help="the methods' contract suite, in an environment with the WebUI's Python 3.10 and packages")
+    parser.add_argument("--webui-versions", action="store_true", help="the methods' contract suite under the WebUI's Python 3.10 and packages")
     args, rest = parser.parse_known_args(rest)
     if args.webui_versions:
         return _test_webui_versions(rest, enter)

@@ -98,6 +98,7 @@ def test_the_first_start_makes_the_environment_and_later_ones_do_nothing(setup):
 def test_the_tests_packages_come_on_top_of_what_is_there(setup):
     environment.ensure(setup.venv, (RUN,), this_python)
     environment.ensure(setup.venv, (RUN, TEST), this_python)
+    environment.ensure(setup.venv, (RUN, TEST), this_python)
     assert setup.calls[3:] == ["requirements-test.txt"]
 
 

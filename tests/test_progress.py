@@ -133,7 +133,8 @@ def test_closing_the_progress_closes_the_run():
         finally:
             closed.append(True)
 
-    watched = progress(run(), Terminal())
+    events = run()  # held here, so that not its disappearance closes it
+    watched = progress(events, Terminal())
     next(watched)
     watched.close()
     assert closed == [True]
