@@ -1,0 +1,238 @@
+"""One measured side of the benchmark, in a process of its own: what both sides compute, how it is timed, and our side.
+
+Axes: B samples, h w latent pixels, L text length, C text width.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .config import build
+from .data.batches import Batch, Batches
+from .events import Event, Finished, Started, Stepped
+from .host import Components, Host
+from .methods import METHODS
+from .sd.loss import generator_for, noise_for, timesteps_for
+from .sd.schedule import Schedule
+from .settings import TrainConfig
+from .train import train
+
+HostClass = Callable[[TrainConfig], Host]
+
+WORD = "zxqbench"  # the word that Textual Inversion learns; no caption contains it by chance
+VECTORS, RANK = 4, 16
+RATES = {"lora": "1e-4", "textual_inversion": "5e-3"}
+
+
+@dataclass(frozen=True)
+class Side:
+    """One measured thing: who ("ours" or "peer") does what. `precision` is fp32, bf16 or auto, which is our own choice."""
+
+    who: str
+    task: str  # of METHODS
+    size: int  # pixels of a side
+    precision: str
+    checkpoint: Path
+    folder: Path  # holds `pictures`; runs are made in it
+    batch: int = 1
+    device: str = "cpu"  # or cuda
+
+
+def config_for(side: Side) -> TrainConfig:
+    """The run that a side measures: every batch has all pictures, and nothing is saved, sampled or validated on the way."""
+    own = {"lora": {"rank": RANK, "alpha": RANK}, "textual_inversion": {"vectors": VECTORS}}[side.task]
+    return build(TrainConfig, {
+        "name": WORD, "method": side.task, "checkpoint": str(side.checkpoint), "output": str(side.folder / "runs"), "steps": 10**6, "save_every": 0,
+        "data": {"folder": str(side.folder / "pictures"), "resolution": side.size, "batch": side.batch, "buckets": False, "latent": "deterministic"},
+        "optim": {"lr": RATES[side.task]}, "memory": {"precision": side.precision, "device": side.device}, side.task: own,
+    }, METHODS[side.task].Config)  # fmt: skip
+
+
+class RandomLatents:
+    """Stands in for the VAE, so that latents are the same numbers on both sides and encoding is in nobody's time."""
+
+    cache_key, factor = "random", 8
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) -> mean, standard deviation (B, 4, H / 8, W / 8); the same for every picture."""
+        h, w = (side // self.factor for side in pixels.shape[2:])
+        mean = torch.randn(4, h, w, generator=generator_for(0, 0, "bench")).expand(len(pixels), -1, -1, -1)
+        return mean, torch.zeros_like(mean)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an update computes on: x0, noise (B, 4, h, w), t (B,), and the captions."""
+
+    x0: Tensor
+    noise: Tensor
+    t: Tensor
+    captions: list[str]
+    batch: Batch
+
+
+class Drawn:
+    """The inputs of every update as our step draws them, for those who are handed them: the peer, and the bare pass."""
+
+    def __init__(self, cfg: TrainConfig, device: Any):
+        self.cfg, self.device = cfg, device
+        trigger = METHODS[cfg.method](cfg).triggers()
+        self.batches = Batches(cfg.data, SimpleNamespace(vae=RandomLatents()), cfg.seed, trigger)
+
+    def at(self, number: int) -> Inputs:
+        batch, cfg = self.batches.at(number), self.cfg
+        u = torch.stack([torch.rand((), generator=generator_for(cfg.seed, i, "t")) for i in batch.indices])
+        noise, _ = noise_for(batch.latents, cfg.loss, [generator_for(cfg.seed, i, "noise") for i in batch.indices])
+        t = timesteps_for(u, cfg.loss, len(Schedule.sd15()))
+        return Inputs(batch.latents.to(self.device), noise.to(self.device), t.to(self.device), batch.captions, batch)
+
+
+class Worker:
+    """A side that is ready to be timed. Updates are numbered from 0 and come in order."""
+
+    device: torch.device
+    drawn: Drawn
+
+    def update(self, number: int, given: Inputs) -> Tensor:
+        """One update of the weights; returns its loss, a tensor that nobody has waited for."""
+        raise NotImplementedError
+
+    def start(self) -> dict[str, Any]:
+        """What is trained, before the first update."""
+        raise NotImplementedError
+
+    def dtype(self) -> str:
+        """Precision of the frozen UNet."""
+        raise NotImplementedError
+
+    def run(self, first: int, count: int) -> tuple[float, list[float]]:
+        """Seconds per update over `count` updates from number `first`, and their losses, which are read after the clock has stopped."""
+        given = [self.drawn.at(number) for number in range(first, first + count)]
+        seconds, losses = timed(self.device, lambda: [self.update(first + i, inputs) for i, inputs in enumerate(given)])
+        return seconds / count, [float(loss) for loss in losses]
+
+    def peak(self) -> float | None:
+        """Peak memory so far in GB (1e9 bytes): video memory on a GPU, else the process's."""
+        return torch.cuda.max_memory_allocated(self.device) / 1e9 if self.device.type == "cuda" else process_peak()
+
+    def save_start(self, path: Path) -> None:
+        """Writes where this side starts from, for `load_start` of the other side."""
+        torch.save(self.start(), path)
+
+    def close(self) -> None:
+        """Ends the run."""
+
+
+def timed(device: torch.device, work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds that `work` takes, until the device has really done it, and what it returns."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    began = time.perf_counter()
+    result = work()
+    wait()
+    return time.perf_counter() - began, result
+
+
+def process_peak() -> float | None:
+    """The largest resident memory of this process in GB, None where the system does not tell.
+
+    Linux's VmHWM where there is one: getrusage's ru_maxrss is handed down, so that a child starts with what its parent had.
+    """
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            return next(int(line.split()[1]) * 1024 / 1e9 for line in file if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return _maxrss()
+
+
+def _maxrss() -> float | None:
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+# ---- ours
+
+
+class WithLatents:
+    """A host whose VAE is replaced by `RandomLatents`."""
+
+    def __init__(self, host: Host):
+        self.host, self.sd = host, None
+
+    @contextmanager
+    def exclusive(self) -> Iterator[Components]:
+        with self.host.exclusive() as sd:
+            self.sd = replace(sd, vae=RandomLatents())
+            yield self.sd
+
+    def interrupted(self) -> bool:
+        return False
+
+
+class Ours(Worker):
+    """`train()` itself, advanced event by event: an update's time is that from one `Stepped` to the next."""
+
+    def __init__(self, side: Side, host: HostClass):
+        cfg = config_for(side)
+        self.method, self.host = METHODS[side.task](cfg), WithLatents(host(cfg))
+        self.events = train(cfg, self.method, self.host)
+        self._next(Started)
+        self.device = torch.device(self.host.sd.device)
+        self.drawn = Drawn(cfg, self.device)
+
+    def _next(self, kind: type[Event]) -> Any:
+        for event in self.events:
+            if isinstance(event, kind):
+                return event
+            if isinstance(event, Finished):
+                break
+        raise ValueError("The measured run has ended, because its loss was no number; the random weights are unusable: delete their file and run this again.")
+
+    def update(self, number: int, given: Inputs) -> Tensor:
+        """`given` is not looked at: our step draws the same numbers within the time measured."""
+        return self._next(Stepped).loss
+
+    def start(self) -> dict[str, Any]:
+        return self.method.state_dict()
+
+    def dtype(self) -> str:
+        return str(self.host.sd.dtype).removeprefix("torch.")
+
+    def bare(self, number: int, count: int) -> float:
+        """Seconds of forward and backward alone on the tensors of update `number`, the method's layers in place; a mean of `count`.
+
+        Only where the text states are cached: they are encoded before the clock starts.
+        """
+        sd, given = self.host.sd, self.drawn.at(number)
+        self.method.begin(given.batch)
+        xt = sd.schedule.add_noise(given.x0, given.noise, given.t)
+        with torch.no_grad():
+            ctx = sd.text(given.captions)
+        params = [p for group in self.method.groups() for p in group["params"]]
+
+        def forward_backward() -> None:
+            with sd.autocast():
+                pred = sd.unet(xt, given.t, ctx)
+            F.mse_loss(pred.float(), given.noise).backward()
+            for p in params:
+                p.grad = None
+
+        seconds, _ = timed(self.device, lambda: [forward_backward() for _ in range(count)])
+        return seconds / count
+
+    def close(self) -> None:
+        self.events.close()
