@@ -1,0 +1,216 @@
+"""The demo: one embedding and one LoRA of new subjects, trained and judged before and after, in a few minutes on two CPU cores.
+
+The embedding is a combination of known parts, a purple striped moon; the LoRA a subject that the model has never drawn, a robot.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from ..config import build
+from ..data.pictures import from_pixels, to_pixels
+from ..events import Event, Finished, Stepped
+from ..host import GenerateRequest, Host
+from ..methods import METHODS
+from ..progress import Status, duration
+from ..recorders import csv
+from ..settings import TrainConfig
+from ..train import train
+from .judge import Judge
+from .world import FULL_PHRASES, Scenes, caption, draw, random_scenes
+
+MOON = {"shape": "moon", "colour": "purple", "fill": "striped"}
+JUDGED = 48  # pictures per score
+PHRASES = ("a {name} on a {background} background", "{name}, {background} background", "a picture of a {name} on a {background} background")
+
+HostClass = Callable[[TrainConfig], Host]
+
+
+@dataclass(frozen=True)
+class Score:
+    """How often the judge sees the subject, and how much of everything else it still sees, 0..1."""
+
+    subject: float
+    ordinary: float
+
+
+def main(args: Namespace, host_class: HostClass) -> int:
+    """Runs the demo, writes embedding.safetensors, lora.safetensors, grid.png and report.json into `args.out`, and prints the report."""
+    began = time.monotonic()
+    out = Path(args.out)
+    shutil.rmtree(out, ignore_errors=True)
+    (out / "runs").mkdir(parents=True)
+    write_data(out / "data")
+    judge, bar = Judge.load(), Bar(sys.stderr)
+    subjects = {"embedding": embedding_settings(out), "lora": lora_settings(out)}
+    report, rows = {}, [training_row(out / "data")]
+    for kind, values in subjects.items():
+        cfg = build(TrainConfig, values, METHODS[values["method"]].Config)
+        host = host_class(cfg)
+        before, pictures = judged(host, judge, kind)
+        rows += [pictures] if len(rows) == 1 else []
+        method = METHODS[cfg.method](cfg)
+        after, pictures = trained(cfg, method, host, judge, kind, bar)
+        rows.append(pictures)
+        report[kind] = {"before": round(before.subject, 3), "after": round(after.subject, 3)}
+        if kind == "lora":
+            report[kind]["kept"] = round(min(1.0, after.ordinary / before.ordinary), 3)
+        shutil.copyfile(next((out / "runs").glob(f"{kind}-*")) / f"{kind}.safetensors", out / f"{kind}.safetensors")
+    grid(rows).save(out / "grid.png")
+    report["seconds"] = round(time.monotonic() - began, 1)
+    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    bar.done()
+    sys.stdout.write(json.dumps(report) + "\n" if args.json else summary(report, out))
+    return 0
+
+
+# ---- data
+
+
+def write_data(folder: Path) -> None:
+    """The training pictures with their captions: the moon, the robot, and ordinary pictures beside the robot's."""
+    generator = torch.Generator().manual_seed(2026)
+    moons = random_scenes(10, generator).fixed(**MOON)
+    robots = random_scenes(24, generator).fixed(shape="robot", fill="solid")
+    classes = random_scenes(192, generator)
+    write_pictures(folder / "moon", moons, generator, lambda words, i: f"{words['background']} background")
+    (folder / "moon.txt").write_text("".join(line.format(name="[name]", background="[filewords]").replace("] background", "]") + "\n" for line in PHRASES))
+    write_pictures(folder / "robot", robots, generator, lambda words, i: caption(words, (5, 0, 7, 11)[i % 4]).replace("solid ", ""))
+    write_pictures(folder / "class", classes, generator, lambda words, i: caption(words, FULL_PHRASES[i % len(FULL_PHRASES)]))
+
+
+def write_pictures(folder: Path, scenes: Scenes, generator: torch.Generator, text: Callable[[dict[str, str], int], str]) -> None:
+    """Draws scenes into PNG files with a caption file beside each."""
+    folder.mkdir(parents=True)
+    for i, pixels in enumerate(draw(scenes, generator)):
+        from_pixels(pixels).save(folder / f"{i:03d}.png")
+        (folder / f"{i:03d}.txt").write_text(text(scenes.words(i), i), encoding="utf-8")
+
+
+def small(folder: Path, name: str) -> dict[str, Any]:
+    """What both runs on the small model share."""
+    return {
+        "name": name, "output": str(folder / "runs"), "save_every": 0, "seed": 1, "loss.min_snr": 5.0, "data.resolution": 64, "data.bucket_min": 64,
+        "data.bucket_step": 8, "data.batch": 8, "optim.betas": "0.9, 0.99",
+    }
+
+
+def embedding_settings(out: Path) -> dict[str, Any]:
+    """A word of four vectors: with one or two the colour or the stripes are lost."""
+    return {
+        **small(out, "embedding"), "method": "textual_inversion", "steps": 200, "data.folder": str(out / "data" / "moon"), "data.template": str(out / "data" / "moon.txt"),
+        "optim.lr": "2e-2", "optim.schedule": "cosine", "textual_inversion.vectors": 4, "textual_inversion.init": "a",
+    }
+
+
+def lora_settings(out: Path) -> dict[str, Any]:
+    """Rank 8 on attention, feed-forward, projections, convolutions and the text encoder; ordinary pictures among the examples prevent forgetting."""
+    return {
+        **small(out, "lora"), "method": "lora", "steps": 400, "data.folder": str(out / "data" / "robot"), "data.class_folder": str(out / "data" / "class"),
+        "data.class_share": 0.3, "optim.lr": "3e-3", "optim.schedule": "cosine", "optim.warmup": 20, "lora.rank": 8, "lora.alpha": 8, "lora.conv_rank": 8,
+        "lora.conv_alpha": 8, "lora.text_encoder": True, "trigger": "robot",
+    }
+
+
+# ---- training and judging
+
+
+class Bar:
+    """One progress line over both runs, with the time left."""
+
+    def __init__(self, stream: Any):
+        self.status, self.began, self.seconds = Status(stream), time.monotonic(), 0.0
+
+    def show(self, events: Iterator[Event], name: str, steps: int) -> Iterator[Event]:
+        began = time.monotonic()
+        for event in events:
+            if isinstance(event, Stepped) and self.status.due:
+                left = (time.monotonic() - began) / event.step * (steps - event.step)
+                self.status.show(f"{name}: step {event.step}/{steps}, loss {float(event.loss):.4f}, {duration(left)} left")
+            yield event
+
+    def done(self) -> None:
+        self.status.clear()
+
+
+def trained(cfg: TrainConfig, method: Any, host: Host, judge: Judge, kind: str, bar: Bar) -> tuple[Score, list[Image.Image]]:
+    """Trains, and judges the live model at the end of the run."""
+    last = None
+    with closing(csv(bar.show(train(cfg, method, host), kind, cfg.steps))) as events:
+        for event in events:
+            if isinstance(event, Finished):
+                last = event
+                method.train(False)
+                result = judged(host, judge, kind)  # still attached: the run ends when its generator does
+    if last is None or last.reason != "done":
+        raise RuntimeError(f"The demo's {kind} run ended early: {last.reason if last else 'no end'}.")
+    return result
+
+
+def judged(host: Host, judge: Judge, kind: str) -> tuple[Score, list[Image.Image]]:
+    """The score of `JUDGED` pictures of the subject and as many ordinary ones, and the first eight pictures of the subject."""
+    scenes = random_scenes(JUDGED, torch.Generator().manual_seed(5))
+    words = [scenes.words(i) for i in range(JUDGED)]
+    name, wanted = ("embedding", MOON) if kind == "embedding" else ("{colour} robot", {"shape": "robot"})
+    prompts = [PHRASES[i % len(PHRASES)].format(name=name.format(**w), background=w["background"]) for i, w in enumerate(words)]
+    pictures = drawn(host, prompts, seed=21)
+    seen = judge.words(pixels(pictures))
+    subject = sum(all(s[k] == v for k, v in wanted.items()) for s in seen) / JUDGED
+    ordinary = judge.words(pixels(drawn(host, [caption(w, 0) for w in words], seed=1021)))
+    asked = ("shape", "colour", "background", "fill")
+    share = sum(s[k] == w[k] for s, w in zip(ordinary, words) for k in asked) / (JUDGED * len(asked))
+    return Score(subject, share), pictures[:8]
+
+
+def drawn(host: Host, prompts: list[str], seed: int) -> list[Image.Image]:
+    """A picture of each prompt as the host draws it now."""
+    return host.generate([GenerateRequest(prompt, width=64, height=64, steps=20, cfg=3.0, seed=seed + i) for i, prompt in enumerate(prompts)])
+
+
+def pixels(pictures: list[Image.Image]) -> Tensor:
+    """(B, 3, 64, 64) in [-1, 1]."""
+    return torch.stack([to_pixels(picture) for picture in pictures])
+
+
+# ---- what is shown
+
+
+def training_row(folder: Path) -> list[Image.Image]:
+    """Four moons and four robots."""
+    files = [*sorted((folder / "moon").glob("*.png"))[:4], *sorted((folder / "robot").glob("*.png"))[:4]]
+    return [Image.open(file).convert("RGB") for file in files]
+
+
+def grid(rows: list[list[Image.Image]]) -> Image.Image:
+    """Rows of pictures, twice their size, with a label before each."""
+    side, left = 128, 80
+    sheet = Image.new("RGB", (left + side * 8, side * len(rows)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for y, (label, row) in enumerate(zip(("training", "before", "embedding", "LoRA"), rows)):
+        pen.text((8, y * side + side // 2 - 6), label, fill="black")
+        for x, picture in enumerate(row):
+            sheet.paste(picture.resize((side, side), Image.Resampling.NEAREST), (left + x * side, y * side))
+    return sheet
+
+
+def summary(report: dict[str, Any], out: Path) -> str:
+    """The report in words."""
+    e, r = report["embedding"], report["lora"]
+    return (
+        f"embedding (purple striped moon): seen in {e['before']:.0%} of the pictures before, {e['after']:.0%} after\n"
+        f"LoRA (robot): seen in {r['before']:.0%} before, {r['after']:.0%} after; keeps {r['kept']:.0%} of its score on everything else\n"
+        f"{report['seconds']:.0f} s; files in {out}\n"
+    )
