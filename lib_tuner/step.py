@@ -99,10 +99,11 @@ class Step:
         """Summed loss over the update's samples, and their number; gradients are of the mean over all processes."""
         many = self.cfg.optim.accumulate
         micro = [self.batches.at(number * many + i, self.rank, self.world, update=number) for i in range(many)]
-        count = torch.tensor(float(sum(map(len, micro))), device=self.sd.device)
-        if self.reduce:
+        samples, total = sum(map(len, micro)), torch.zeros((), device=self.sd.device)
+        if self.reduce:  # only here is the device asked for a number, which makes it wait
+            count = torch.tensor(float(samples), device=self.sd.device)
             self.reduce([count])
-        samples, total = int(count), torch.zeros((), device=self.sd.device)
+            samples = int(count)
         for batch in filter(len, micro):
             loss = self.loss(batch)
             (loss / samples if self.state.scaler is None else self.state.scaler.scale(loss / samples)).backward()

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.nn.functional import avg_pool2d
 
 from lib_tuner.data.batches import Batches, validation
-from lib_tuner.data.items import from_rows, scan, to_rows
+from lib_tuner.data.items import from_rows, to_rows
 from lib_tuner.settings import DataConfig
 
 class MeanVAE:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .world import ATTRIBUTES, Scenes, draw, random_scenes
+from .world import ATTRIBUTES, draw, random_scenes
 
 FILE = Path(__file__).with_name("judge.safetensors")
 
@@ -77,12 +77,6 @@ def worn(pixels: Tensor, through_vae: Callable[[Tensor], Tensor], generator: tor
     pixels[n // 8 : n // 2] = F.avg_pool2d(F.pad(pixels[n // 8 : n // 2], (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     strength = torch.rand(n, 1, 1, 1, generator=generator) ** 2 * 0.25
     return pixels + strength * torch.randn(pixels.shape, generator=generator)
-
-
-def shown(judge: Judge, pixels: Tensor, scenes: Scenes) -> dict[str, float]:
-    """Per attribute, the part of pictures that show what the scene asks for."""
-    logits = judge(pixels)
-    return {name: float((logits[name].argmax(1) == getattr(scenes, name)).float().mean()) for name in ATTRIBUTES}
 
 
 def interval(part: float, n: int) -> tuple[float, float]:

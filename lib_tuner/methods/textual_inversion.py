@@ -102,7 +102,7 @@ class TextualInversion(Method):
 
     def attach(self, sd: Components) -> list[dict[str, Any]]:
         self._sd = sd
-        table = _token_table(sd)
+        table = sd.text.embedding.weight.detach()  # (V, C)
         typical = table[:: max(1, len(table) // 4096)].float().norm(dim=1).median()
         for number, wanted in enumerate(wanted_words(self.settings, self.cfg.name)):
             valid_name(wanted.name)
@@ -174,8 +174,3 @@ def card(embedding: Embedding) -> Image.Image:
     text = f"{embedding.name}\n{len(embedding.vectors)} vectors, step {embedding.step}\n{embedding.model_name}"
     ImageDraw.Draw(picture).text((24, 24), text, fill=(230, 230, 240))
     return picture
-
-
-def _token_table(sd: Components) -> Tensor:
-    """The text encoder's vectors of all tokens (V, C)."""
-    return sd.text.embedding.weight.detach()
