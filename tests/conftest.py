@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models here are small, and processes whose threads wait for each other by spinning stall each other
 
 import pytest
 import torch

@@ -236,6 +236,7 @@ def _forked(work):
     child = os.fork()
     if child == 0:
         try:
+            torch.set_num_threads(1)  # the parent's OpenMP threads are not in the child, which would wait for them without end
             work()
         finally:
             os._exit(0)
