@@ -41,15 +41,14 @@ SAME_HALF = 5e-2  # where one of the sides computes in two bytes
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: rounds of one turn per side, pairs of an update and its bare pass, and seconds for all of it."""
+    """How long to measure: rounds of one turn per side, and seconds for all of it."""
 
     rounds: int
-    pairs: int
     seconds: float = math.inf
 
 
-QUICK, FULL = Effort(3, 6, 100.0), Effort(5, 7)
-LEAST = 2  # rounds and pairs that are measured however long they take
+QUICK, FULL = Effort(3, 100.0), Effort(5)
+LEAST = 2  # rounds that are measured however long they take
 
 
 @dataclass(frozen=True)
@@ -156,12 +155,8 @@ def measure(what: Comparison, weights: Path, host: HostClass, effort: Effort, en
             stack.callback(children[side].end)
         status.show(f"{what.name}: loading")
         _same_start(list(children.values()), folder / "start.pt")
-        looped = [pair for pair in what.pairs if what.task == "lora" and pair.precision == "default"]
-        stop = ends - 0.25 * max(0.0, ends - time.monotonic()) if looped and ends < math.inf else ends
-        take_turns(list(children.values()), effort.rounds, count, stop, lambda n: status.show(f"{what.name}: " + (f"round {n}" if n else "warming up")))
-        couples = {pair: [children[side] for side in pair_sides(what, pair, weights, folder)] for pair in what.pairs}
-        rows = [row(what, pair, *couple) for pair, couple in couples.items()]
-        return rows + [loop_row(what, couples[pair][0], effort.pairs, count, ends) for pair in looped]
+        take_turns(list(children.values()), effort.rounds, count, ends, lambda n: status.show(f"{what.name}: " + (f"round {n}" if n else "warming up")))
+        return [row(what, pair, *(children[side] for side in pair_sides(what, pair, weights, folder))) for pair in what.pairs]
 
 
 def pair_sides(what: Comparison, pair: Pair, weights: Path, folder: Path) -> tuple[Side, Side]:
@@ -210,7 +205,10 @@ def take_turns(children: Iterable[Child], rounds: int, count: int, ends: float, 
 
 
 def row(what: Comparison, pair: Pair, ours: Child, peer: Child) -> dict[str, Any]:
-    """One line of the result; seconds are medians, `ratio` ours by theirs, GB 1e9 bytes."""
+    """One line of the result; seconds are medians, `ratio` ours by theirs, GB 1e9 bytes.
+
+    `loop` is the part of our updates that is not the UNet's forward and backward pass; with cached text that is the cost of the loop, so for LoRA alone.
+    """
     ours_s, peer_s = median(ours.seconds), median(peer.seconds)
     difference = loss_difference(ours.losses, peer.losses)
     dtypes = ours.ask("dtype"), peer.ask("dtype")
@@ -219,25 +217,7 @@ def row(what: Comparison, pair: Pair, ours: Child, peer: Child) -> dict[str, Any
         "ratio": rounded(ours_s / peer_s), "ours_gb": rounded(ours.ask("peak")), "peer_gb": rounded(peer.ask("peak")), "batch": what.batch,
         "device": device_name(what.device), "ours_dtype": dtypes[0], "peer_dtype": dtypes[1], "repeats": len(ours.seconds),
         "same_work": difference < max(SAME.get(dtype, SAME_HALF) for dtype in dtypes), "loss_difference": rounded(difference),
-    }  # fmt: skip
-
-
-def loop_row(what: Comparison, ours: Child, pairs: int, count: int, ends: float) -> dict[str, Any]:
-    """What an update costs beyond its forward and backward pass: both alternate in one process, on the same tensors; the median of the pairs."""
-    whole, bare = [], []
-    for done in range(pairs):
-        began, number = time.monotonic(), ours.number
-        bare.append(ours.ask("bare", number, count))
-        ours.turn(count)
-        whole.append(ours.seconds[-1])
-        now = time.monotonic()
-        if done + 1 >= LEAST and now + (now - began) > ends:
-            break
-    share = median(1 - b / w for b, w in zip(bare, whole))
-    return {
-        "task": "loop", "of": what.task, "size": what.size, "precision": "default", "ours_s": rounded(median(whole)), "peer": "forward and backward alone",
-        "peer_s": rounded(median(bare)), "ratio": rounded(1 / (1 - share)), "share": rounded(share), "batch": what.batch, "device": device_name(what.device),
-        "ours_dtype": ours.ask("dtype"), "repeats": len(whole),
+        "loop": rounded(median(1 - p / s for p, s in zip(ours.passes, ours.seconds))) if what.task == "lora" else None,
     }  # fmt: skip
 
 
@@ -281,6 +261,7 @@ class Child:
     def __init__(self, side: Side, host: HostClass, make: Callable[..., Worker] = make_worker):
         self.side, self.number = side, 0
         self.seconds: list[float] = []
+        self.passes: list[float] = []
         self.losses: list[float] = []
         context = multiprocessing.get_context("spawn")  # nothing of the parent's memory, and CUDA does not survive a fork
         self.connection, theirs = context.Pipe()
@@ -290,11 +271,12 @@ class Child:
 
     def turn(self, count: int, warm_up: bool = False) -> None:
         """`count` updates; kept, unless to warm up."""
-        seconds, losses = self.ask("run", self.number, count)
+        seconds, passes, losses = self.ask("run", self.number, count)
         self.number += count
         self.losses += losses
         if not warm_up:
             self.seconds.append(seconds)
+            self.passes.append(passes)
 
     def ask(self, method: str, *arguments: Any) -> Any:
         """What the worker's method returns."""
@@ -335,7 +317,7 @@ class Child:
 COLUMNS = (  # heading, key, format
     ("task", "task", "{}"), ("px", "size", "{}"), ("batch", "batch", "{}"), ("device", "device", "{}"), ("precision", "precision", "{}"),
     ("ours", "ours_s", "{:.3g} s"), ("peer", "peer_s", "{:.3g} s"), ("ratio", "ratio", "{:.2f}"), ("ours", "ours_gb", "{:.1f} GB"),
-    ("peer", "peer_gb", "{:.1f} GB"), ("same work", "same_work", "{}"), ("share", "share", "{:.1%}"),
+    ("peer", "peer_gb", "{:.1f} GB"), ("same work", "same_work", "{}"), ("loop", "loop", "{:.1%}"),
 )  # fmt: skip
 
 
@@ -344,7 +326,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [[heading for heading, _, _ in COLUMNS], *(list(_cells(row)) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines)]
     text = "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)
-    return f"{text}\n\nSeconds per update and peak memory; peer: {PEER}, and for the loop its forward and backward pass alone. ratio = ours / peer."
+    return f"{text}\n\nSeconds per update and peak memory; peer: {PEER}; ratio = ours / peer; loop: part of ours that is not forward and backward pass."
 
 
 def _cells(row: dict[str, Any]) -> Iterator[str]:

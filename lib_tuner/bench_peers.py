@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .bench_worker import RANK, RATES, VECTORS, WORD, Drawn, Inputs, Side, Worker, config_for
+from .bench_worker import CLIPS, RANK, RATES, VECTORS, WORD, Drawn, Inputs, Passes, Side, Worker, config_for
 from .sd.clip import CLIPSizes
 from .sd.files import read_checkpoint
 from .sd.names import diffusers_path, text_to_diffusers, unet_to_diffusers, unet_paths
@@ -67,8 +67,6 @@ def peer_text(state: Mapping[str, Tensor], heads: int, dtype: torch.dtype) -> nn
 class Peer(Worker):
     """What both tasks share: models, inputs, and the update. Raises ModuleNotFoundError where diffusers, transformers or peft are missing."""
 
-    clip = 0.0  # longest gradient; 0: off
-
     def __init__(self, side: Side):
         from diffusers import DDPMScheduler
 
@@ -78,7 +76,8 @@ class Peer(Worker):
         self.unet = peer_unet(file.unet, file.heads.unet, self._dtype).to(self.device)
         self.text = peer_text(file.text, file.heads.text, self.text_dtype()).to(self.device)
         self.schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
-        self.drawn, self.tokenizer = Drawn(config_for(side), self.device), Tokenizer()
+        self.drawn, self.tokenizer, self.clip = Drawn(config_for(side), self.device), Tokenizer(), CLIPS[side.task]
+        self.passes = Passes(self.unet, self.device)
         self.params = self.prepare()
         self.optimizer = torch.optim.AdamW(self.params, lr=float(RATES[side.task]), betas=(0.9, 0.999), eps=1e-8, weight_decay=self.decay())
 
@@ -137,8 +136,6 @@ class Peer(Worker):
 
 class PeerLoRA(Peer):
     """peft layers of the same rank on the same 192 modules; text states cached."""
-
-    clip = 1.0
 
     def prepare(self) -> list[nn.Parameter]:
         from peft import LoraConfig

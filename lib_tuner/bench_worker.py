@@ -15,8 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from .config import build
 from .data.batches import Batch, Batches
@@ -33,6 +32,7 @@ HostClass = Callable[[TrainConfig], Host]
 WORD = "zxqbench"  # the word that Textual Inversion learns; no caption contains it by chance
 VECTORS, RANK = 4, 16
 RATES = {"lora": "1e-4", "textual_inversion": "5e-3"}
+CLIPS = {"lora": 1.0, "textual_inversion": 0.0}  # longest gradient, 0: off; as in diffusers' example scripts
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def config_for(side: Side) -> TrainConfig:
     return build(TrainConfig, {
         "name": WORD, "method": side.task, "checkpoint": str(side.checkpoint), "output": str(side.folder / "runs"), "steps": 10**6, "save_every": 0,
         "data": {"folder": str(side.folder / "pictures"), "resolution": side.size, "batch": side.batch, "buckets": False, "latent": "deterministic"},
-        "optim": {"lr": RATES[side.task]}, "memory": {"precision": side.precision, "device": side.device}, side.task: own,
+        "optim": {"lr": RATES[side.task], "clip": CLIPS[side.task]}, "memory": {"precision": side.precision, "device": side.device}, side.task: own,
     }, METHODS[side.task].Config)  # fmt: skip
 
 
@@ -103,6 +103,7 @@ class Worker:
 
     device: torch.device
     drawn: Drawn
+    passes: Passes
 
     def update(self, number: int, given: Inputs) -> Tensor:
         """One update of the weights; returns its loss, a tensor that nobody has waited for."""
@@ -116,11 +117,12 @@ class Worker:
         """Precision of the frozen UNet."""
         raise NotImplementedError
 
-    def run(self, first: int, count: int) -> tuple[float, list[float]]:
-        """Seconds per update over `count` updates from number `first`, and their losses, which are read after the clock has stopped."""
+    def run(self, first: int, count: int) -> tuple[float, float, list[float]]:
+        """Seconds per update over `count` updates from number `first`, those of them in the UNet's passes, and the losses, read after the clock has stopped."""
         given = [self.drawn.at(number) for number in range(first, first + count)]
+        self.passes.seconds()
         seconds, losses = timed(self.device, lambda: [self.update(first + i, inputs) for i, inputs in enumerate(given)])
-        return seconds / count, [float(loss) for loss in losses]
+        return seconds / count, self.passes.seconds() / count, [float(loss) for loss in losses]
 
     def peak(self) -> float | None:
         """Peak memory so far in GB (1e9 bytes): video memory on a GPU, else the process's."""
@@ -132,6 +134,47 @@ class Worker:
 
     def close(self) -> None:
         """Ends the run."""
+
+
+class Passes:
+    """Adds up what the UNet's forward passes and the backward passes through it take.
+
+    The end of a backward pass is what autograd's engine calls back, as it does for torch's DistributedDataParallel. On a GPU the marks are events in its
+    stream, since there the calls return before the work is done.
+    """
+
+    def __init__(self, unet: nn.Module, device: torch.device):
+        self.device, self._spans, self._began = device, [], None
+        unet.register_forward_pre_hook(lambda *_: self._begin())
+        unet.register_forward_hook(lambda module, args, output: self._forward_ends(output))
+
+    def seconds(self) -> float:
+        """Seconds since the last call; the device has done its work."""
+        spans, self._spans = self._spans, []
+        return sum(a.elapsed_time(b) / 1000 if self.device.type == "cuda" else b - a for a, b in spans)
+
+    def _mark(self) -> Any:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _begin(self) -> None:
+        self._began = self._mark()
+
+    def _end(self) -> None:
+        self._spans.append((self._began, self._mark()))
+
+    def _forward_ends(self, output: Any) -> None:
+        self._end()
+        pred = output if isinstance(output, Tensor) else output[0]
+        if pred.requires_grad:
+            pred.register_hook(lambda grad: self._backward_begins())
+
+    def _backward_begins(self) -> None:
+        self._begin()
+        torch.autograd.Variable._execution_engine.queue_callback(self._end)
 
 
 def timed(device: torch.device, work: Callable[[], Any]) -> tuple[float, Any]:
@@ -192,7 +235,7 @@ class Ours(Worker):
         self.events = train(cfg, self.method, self.host)
         self._next(Started)
         self.device = torch.device(self.host.sd.device)
-        self.drawn = Drawn(cfg, self.device)
+        self.drawn, self.passes = Drawn(cfg, self.device), Passes(self.host.sd.unet, self.device)
 
     def _next(self, kind: type[Event]) -> Any:
         for event in self.events:
@@ -211,28 +254,6 @@ class Ours(Worker):
 
     def dtype(self) -> str:
         return str(self.host.sd.dtype).removeprefix("torch.")
-
-    def bare(self, number: int, count: int) -> float:
-        """Seconds of forward and backward alone on the tensors of update `number`, the method's layers in place; a mean of `count`.
-
-        Only where the text states are cached: they are encoded before the clock starts.
-        """
-        sd, given = self.host.sd, self.drawn.at(number)
-        self.method.begin(given.batch)
-        xt = sd.schedule.add_noise(given.x0, given.noise, given.t)
-        with torch.no_grad():
-            ctx = sd.text(given.captions)
-        params = [p for group in self.method.groups() for p in group["params"]]
-
-        def forward_backward() -> None:
-            with sd.autocast():
-                pred = sd.unet(xt, given.t, ctx)
-            F.mse_loss(pred.float(), given.noise).backward()
-            for p in params:
-                p.grad = None
-
-        seconds, _ = timed(self.device, lambda: [forward_backward() for _ in range(count)])
-        return seconds / count
 
     def close(self) -> None:
         self.events.close()

@@ -62,7 +62,7 @@ def both(worker, tmp_path):
 @pytest.mark.parametrize("task", bench.TASKS)
 def test_both_sides_have_the_same_losses_before_and_after_updates(both, task):
     ours, peer = both(task)
-    mine, theirs = ours.run(0, 4)[1], peer.run(0, 4)[1]
+    mine, theirs = ours.run(0, 4)[2], peer.run(0, 4)[2]
     assert bench.loss_difference(mine, theirs) < TIGHT
     assert bench.loss_difference(mine[1:], theirs[:-1]) > 1e-3  # other noise at every update: an exchange would show
 
@@ -102,22 +102,29 @@ def test_a_peers_embedding_trains_its_own_rows_alone(both):
 def test_another_start_is_not_the_same_work(both):
     ours, peer = both("textual_inversion")
     peer.take_start({WORD: {"vectors": torch.randn(VECTORS, peer.table.weight.shape[1])}})
-    assert bench.loss_difference(ours.run(0, 1)[1], peer.run(0, 1)[1]) > 1e-3
+    assert bench.loss_difference(ours.run(0, 1)[2], peer.run(0, 1)[2]) > 1e-3
 
 
 def test_bf16_on_both_sides_is_nearly_the_same_work(both):
     ours, peer = both("lora", "bf16")
     assert ours.dtype() == peer.dtype() == "bfloat16"
     assert all(p.dtype == torch.float32 for p in peer.params)
-    assert bench.loss_difference(ours.run(0, 2)[1], peer.run(0, 2)[1]) < bench.SAME_HALF
+    assert bench.loss_difference(ours.run(0, 2)[2], peer.run(0, 2)[2]) < bench.SAME_HALF
 
 
-def test_the_bare_pass_leaves_the_run_as_it_was(worker):
-    ours, other = worker("ours", "lora"), worker("ours", "lora")
-    assert ours.run(0, 1)[1] == other.run(0, 1)[1]
-    assert ours.bare(1, 2) > 0
-    assert all(p.grad is None for group in ours.method.groups() for p in group["params"])
-    assert ours.run(1, 2)[1] == other.run(1, 2)[1]
+@pytest.mark.parametrize("who", ["ours", "peer"])
+def test_the_passes_are_the_unets_forward_and_the_whole_backward(worker, who):
+    """Both passes are made longer by a known time, and so is the loop around them; only the first two may be counted."""
+    side = worker(who, "lora")
+    unet = side.host.sd.unet if who == "ours" else side.unet
+    last = unet.out[2] if who == "ours" else unet.conv_out
+    last.register_forward_hook(lambda *_: time.sleep(0.3))
+    last.register_full_backward_hook(lambda *_: time.sleep(0.5))
+    update = side.update
+    side.update = lambda number, given: (time.sleep(1.0), update(number, given))[1]
+    side.run(0, 1)
+    seconds, passes, _ = side.run(1, 1)
+    assert 0.8 < passes < seconds - 1.0 and passes < 1.7
 
 
 def test_every_batch_has_all_pictures_and_the_words_trigger(side):
@@ -162,7 +169,7 @@ class Fake:
 
     def __init__(self, log, name="", cost=0.0, losses=(1.0,), clock=None):
         self.log, self.name, self.cost, self.clock = log, name, cost, clock
-        self.number, self.seconds, self.losses = 0, [], list(losses)
+        self.number, self.seconds, self.passes, self.losses = 0, [], [], list(losses)
 
     def turn(self, count, warm_up=False):
         self.log.append(self.name)
@@ -174,7 +181,7 @@ class Fake:
 
     def ask(self, method, *arguments):
         self.log.append(method)
-        return {"dtype": "float32", "peak": 2.5, "bare": 0.97}[method]
+        return {"dtype": "float32", "peak": 2.5}[method]
 
 
 @pytest.fixture
@@ -201,7 +208,7 @@ def test_rounds_end_in_time_but_never_before_two(clock, ends, rounds):
 def test_a_row_has_medians_their_ratio_and_whether_it_was_the_same_work():
     what, pair = Comparison("lora", 512, (), 1), Pair("default", "fp32")
     ours, peer = Fake([], losses=[1.0, 2.0]), Fake([], losses=[1.0, 2.001])
-    ours.seconds, peer.seconds = [1.0, 9.0, 2.0], [4.0, 4.0, 5.0]
+    ours.seconds, ours.passes, peer.seconds = [1.0, 9.0, 2.0], [1.0, 9.0, 2.0], [4.0, 4.0, 5.0]
     row = bench.row(what, pair, ours, peer)
     expected = {"task": "lora", "size": 512, "precision": "default", "ours_s": 2.0, "peer": "diffusers+peft", "peer_s": 4.0, "ratio": 0.5}
     assert {key: row[key] for key in expected} == expected
@@ -212,11 +219,11 @@ def test_a_row_has_medians_their_ratio_and_whether_it_was_the_same_work():
     assert bench.row(what, pair, ours, peer)["same_work"] is False
 
 
-def test_the_loops_share_is_what_an_update_costs_beyond_its_bare_pass(clock):
-    ours = Fake([], "update", 1.0, clock=clock)
-    row = bench.loop_row(Comparison("lora", 256, ()), ours, 3, 1, math.inf)
-    assert row["task"] == "loop" and row["share"] == pytest.approx(0.03) and (row["ours_s"], row["peer_s"], row["repeats"]) == (1.0, 0.97, 3)
-    assert ours.log[:4] == ["bare", "update"] * 2
+def test_the_loops_share_is_what_an_update_costs_beyond_its_passes():
+    ours, peer = Fake([]), Fake([])
+    ours.seconds, ours.passes, peer.seconds = [1.0, 2.0, 4.0], [0.97, 1.96, 2.0], [1.0]
+    assert bench.row(Comparison("lora", 256, ()), Pair("default", "fp32"), ours, peer)["loop"] == pytest.approx(0.03)
+    assert bench.row(Comparison("textual_inversion", 256, ()), Pair("default", "fp32"), ours, peer)["loop"] is None
 
 
 # ---- processes
@@ -320,7 +327,7 @@ def test_a_missing_peer_is_named(monkeypatch):
 def test_ours_is_the_whole_loop(worker):
     ours = worker("ours", "lora")
     assert isinstance(ours, Ours) and ours.events.gi_frame is not None
-    hooked = sum(bool(m._forward_hooks) for m in ours.host.sd.unet.modules())
-    unet = ours.host.sd.unet
+    inside = list(ours.host.sd.unet.modules())[1:]  # the first is the UNet itself, whose hooks are the clock's
+    hooked = sum(bool(m._forward_hooks) for m in inside)
     ours.close()
-    assert hooked == 192 and not any(m._forward_hooks for m in unet.modules())
+    assert hooked == 192 and not any(m._forward_hooks for m in inside)

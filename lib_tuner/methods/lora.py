@@ -114,7 +114,8 @@ class LoRALayer(Layer):
         h = F.conv2d(x, down, **self.conv) if self.conv else F.linear(x, down)  # (B, L, r) or (B, r, h, w)
         if self.training and self.draws and any(self.drop):
             h = self._dropped(h)
-        return (F.conv2d(h, up) if self.conv else F.linear(h, up)) * scale
+        h = h if scale == 1 else h * scale  # here, where it is smallest
+        return F.conv2d(h, up) if self.conv else F.linear(h, up)
 
     def _dropped(self, h: Tensor) -> Tensor:
         """kohya's three dropouts (networks/lora.py), each sample on its own draws; kept values are scaled up but for module dropout."""
