@@ -117,6 +117,9 @@ class SampleConfig:
     def check(self) -> None:
         if self.every and not self.prompts.strip():
             raise ValueError(f"every is {self.every}, but there are no prompts: write one, or set every to 0")
+        for name, side in (("width", self.width), ("height", self.height)):
+            if side % 8:
+                raise ValueError(f"{name} is {side} px, which is no multiple of 8, the side of a latent pixel; set one that is, or 0")
 
 
 @dataclass(frozen=True)

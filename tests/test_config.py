@@ -314,6 +314,7 @@ def test_every_shipped_setting_has_a_help_text_and_a_default_within_its_limits()
         ({"loss.t_min": 500, "loss.t_max": 500}, "loss: t_min (500) must be below t_max (500)"),
         ({"data.bucket_min": 1024, "data.bucket_max": 512}, "data: bucket_min (1024) is above bucket_max (512)"),
         ({"sample.every": 10}, "sample: every is 10, but there are no prompts: write one, or set every to 0"),
+        ({"sample.height": 500}, "sample: height is 500 px, which is no multiple of 8, the side of a latent pixel; set one that is, or 0"),
         ({"validate_every": 10}, "validate_every is 10, but data.validation_folder is empty: name a folder, or set it to 0"),
         ({"data.batch": "two"}, "data.batch: 'two' is not a whole number"),
     ],

@@ -142,8 +142,8 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = conv(width, width)
 
-    def forward(self, x: Tensor, emb: Tensor, ctx: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # (B, C, 2h, 2w)
+    def forward(self, x: Tensor, emb: Tensor, ctx: Tensor, size: torch.Size) -> Tensor:
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))  # (B, C, 2h, 2w), or one less where the way down halved an odd side
 
 
 class First(nn.Conv2d):
@@ -154,16 +154,19 @@ class First(nn.Conv2d):
 
 
 class Block(nn.Sequential):
-    """What the original calls TimestepEmbedSequential: every member gets the time embedding and the text too."""
+    """What the original calls TimestepEmbedSequential: every member gets the time embedding and the text too, and an Upsample the size to reach."""
 
-    def forward(self, x: Tensor, emb: Tensor, ctx: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, ctx: Tensor, size: torch.Size | None = None) -> Tensor:
         for layer in self:
-            x = layer(x, emb, ctx)
+            x = layer(x, emb, ctx, size) if isinstance(layer, Upsample) else layer(x, emb, ctx)
         return x
 
 
 class UNet(nn.Module):
-    """Predicts noise: x (B, inputs, h, w), timesteps (B,), ctx (B, L, context) -> (B, outputs, h, w)."""
+    """Predicts noise: x (B, inputs, h, w), timesteps (B,), ctx (B, L, context) -> (B, outputs, h, w).
+
+    Any h and w: where a side cannot be halved evenly the way up meets the way down's sizes, as in diffusers; the original code fails there.
+    """
 
     def __init__(self, sizes: UNetSizes = UNetSizes()):
         super().__init__()
@@ -212,11 +215,12 @@ class UNet(nn.Module):
             skips.append(h)
         h = self._run(self.middle_block, h, emb, ctx)
         for block in self.output_blocks:
-            h = self._run(block, torch.cat([h, skips.pop()], dim=1), emb, ctx)
+            h = torch.cat([h, skips.pop()], dim=1)
+            h = self._run(block, h, emb, ctx, skips[-1].shape[2:] if skips else None)
         return self.out(h)
 
-    def _run(self, block: Block, h: Tensor, emb: Tensor, ctx: Tensor) -> Tensor:
+    def _run(self, block: Block, h: Tensor, emb: Tensor, ctx: Tensor, size: torch.Size | None = None) -> Tensor:
         if not (self.checkpointing and torch.is_grad_enabled()):
-            return block(h, emb, ctx)
+            return block(h, emb, ctx, size)
         # Non-reentrant: the reentrant kind loses the gradients of adapters when the UNet is frozen (reference trap T1).
-        return checkpoint(block, h, emb, ctx, use_reentrant=False)
+        return checkpoint(block, h, emb, ctx, size, use_reentrant=False)

@@ -1,0 +1,71 @@
+"""The UNet and the VAE compute what diffusers' do with the same random weights."""
+
+import pytest
+import torch
+from torch import nn
+
+from lib_tuner.sd import names
+from lib_tuner.sd.unet import UNet, UNetSizes
+from lib_tuner.sd.vae import VAE, Autoencoder, VAESizes
+
+diffusers = pytest.importorskip("diffusers")
+WIDTHS = (32, 64, 96, 96)
+
+
+def off(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Relative error."""
+    return float(((ours - theirs).norm() / theirs.norm()).detach())
+
+
+def shaken(module: nn.Module) -> nn.Module:
+    """Random values everywhere: norms and biases too, which are ones and zeros at first and would hide an exchange."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(torch.randn_like(p) * 0.1 * (p.std() if p.ndim > 1 else 1))
+    return module.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def unets():
+    """A small UNet, and diffusers' with its weights."""
+    ours = shaken(UNet(UNetSizes(WIDTHS, context=48, heads=4)))
+    theirs = diffusers.UNet2DConditionModel(block_out_channels=WIDTHS, cross_attention_dim=48, attention_head_dim=4)
+    theirs.load_state_dict(names.unet_to_diffusers(ours.state_dict()))
+    return ours, theirs.eval()
+
+
+@pytest.mark.parametrize("h, w", [(8, 8), (16, 8), (7, 9), (1, 3)], ids=str)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_unet_is_diffusers_at_any_size(unets, h, w, checkpointing):
+    ours, theirs = unets
+    x, t, ctx = torch.randn(2, 4, h, w), torch.tensor([3, 981]), torch.randn(2, 77, 48, requires_grad=True)
+    ours.checkpointing = checkpointing
+    mine, expected = ours(x, t, ctx), theirs(x, t, ctx).sample
+    assert off(mine, expected) < 1e-4
+    g = torch.randn_like(expected)
+    assert off(*(torch.autograd.grad(y, ctx, g)[0] for y in (mine, expected))) < 1e-4
+
+
+@pytest.fixture(scope="module")
+def vaes():
+    """A small VAE, and diffusers' with its weights."""
+    ours = shaken(VAE(VAESizes((32, 64, 64))))
+    theirs = diffusers.AutoencoderKL(block_out_channels=(32, 64, 64), layers_per_block=2, latent_channels=4, down_block_types=["DownEncoderBlock2D"] * 3,
+                                     up_block_types=["UpDecoderBlock2D"] * 3)  # fmt: skip
+    theirs.load_state_dict(names.vae_to_diffusers(ours.state_dict()))
+    return ours, theirs.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("h, w", [(32, 32), (24, 40)], ids=str)
+def test_the_vae_encodes_and_decodes_as_diffusers(vaes, h, w):
+    ours, theirs = vaes
+    x, z = torch.rand(2, 3, h, w) * 2 - 1, torch.randn(2, 4, h // 4, w // 4)
+    mean, std = ours.encode(x)
+    expected = theirs.encode(x).latent_dist
+    assert off(mean, expected.mean) < 1e-4 and off(std, expected.std) < 1e-4
+    assert off(ours.decode(z), theirs.decode(z).sample) < 1e-4
+    scaled = Autoencoder(ours)
+    assert off(scaled.encode(x)[0], expected.mean * 0.18215) < 1e-4
+    assert off(scaled.decode(z * 0.18215), theirs.decode(z).sample) < 1e-4
