@@ -44,6 +44,19 @@ def test_convolutions_and_text_encoder_come_with_their_settings(sd):
     assert len(targets(sd, text_encoder=True) - targets(sd)) == 6 * 2
 
 
+def test_convolutions_have_their_own_rank_and_alpha(sd):
+    method = lora(rank=2, alpha=4, conv_rank=3, conv_alpha=6)
+    with method.attached(sd):
+        sizes = {path: (layer.rank, layer.alpha) for (_, path), layer in method.layers.items()}
+        layer = method.layers["unet", "input_blocks.1.0.in_layers.2"]
+        torch.nn.init.normal_(layer.up)
+        x = torch.randn(1, layer.down.shape[1], 4, 4)
+        change = torch.nn.functional.conv2d(x, torch.einsum("or,rikl->oikl", layer.up[..., 0, 0], layer.down) * 6 / 3, padding=1)
+        torch.testing.assert_close(layer(x), change, rtol=1e-4, atol=1e-5)
+    assert sizes["input_blocks.1.1.proj_in"] == (2, 4) and sizes["input_blocks.1.0.in_layers.2"] == (3, 6)
+    assert sizes["input_blocks.1.0.emb_layers.1"] == (3, 6)
+
+
 def test_blocks_choose_and_ranks_of_blocks_differ(sd):
     assert {block_name(p) for _, p in targets(sd, blocks="IN04, m00")} == {"IN04", "M00"}
     method = lora(rank=2, block_ranks="M00=5, BASE=3", text_encoder=True)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 
 from lib_tuner.config import build, read_toml, to_toml
 from lib_tuner.events import Finished, Sampled, Saved, Started, Stepped, Validated, Warned
+from lib_tuner.host import GenerateRequest
 from lib_tuner.hosts.standalone import Standalone
 from lib_tuner.methods import METHODS
 from lib_tuner.recorders import csv
@@ -73,6 +75,19 @@ def test_a_run_reports_its_steps_and_leaves_settings_saves_and_samples(values):
     assert "of" in of(Saved, events)[0].report
     again = build(TrainConfig, read_toml(started.folder / "settings.toml"), METHODS["lora"].Config)
     assert again == settings(values)
+
+
+def test_every_setting_of_the_samples_reaches_the_host(values):
+    own = {"prompts": "a [name]\n\na dog", "negative": "blur", "width": 32, "height": 48, "steps": 3, "cfg": 2.5, "sampler": "euler_a", "seed": 9, "every": 6}
+    values = {**values, "trigger": "thing", **{f"sample.{key}": value for key, value in own.items()}}
+    host, asked = Standalone(settings(values)), []
+    draw, host.generate = host.generate, lambda requests: (asked.append(requests), draw(requests))[1]
+    pictures = of(Sampled, run(values, host=host))[0].images
+    shared = {"negative": "blur", "width": 32, "height": 48, "steps": 3, "cfg": 2.5, "sampler": "euler_a"}
+    assert asked[0] == [GenerateRequest("a thing", seed=9, **shared), GenerateRequest("a dog", seed=10, **shared)]
+    assert [picture.size for picture in pictures] == [(32, 48)] * 2
+    others = [draw([replace(asked[0][0], **change)])[0] for change in ({}, {"sampler": "ddim"}, {"negative": ""}, {"cfg": 5.0}, {"steps": 2}, {"seed": 10})]
+    assert len({picture.tobytes() for picture in others}) == 6
 
 
 def test_validation_is_at_step_0_and_where_it_is_due(values, tmp_path):
