@@ -19,6 +19,7 @@ from ..methods.embedding_file import read_embedding
 from ..methods.lora_file import count_host_keys
 from ..sd.loss import generator_for
 from ..sd.model import Model, load_model
+from ..sd.products import few_pixels_as_products
 from ..sd.sample import guided, sample
 from ..settings import TrainConfig
 from ..step import schedule_for
@@ -64,7 +65,8 @@ class Standalone:
         m.unet.to(memory_format=torch.channels_last if plan.channels_last else torch.contiguous_format)
         self._sd = Components(m.unet, m.text, m.vae, m.schedule, nullcontext, m.sha256, m.name, plan.device, plan.dtype)
         try:
-            yield self._sd
+            with few_pixels_as_products(m.unet):
+                yield self._sd
         finally:
             self._sd = None
             m.unet.checkpointing = before
