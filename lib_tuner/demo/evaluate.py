@@ -53,10 +53,13 @@ def evaluate(path: Path | None = None, count: int = 200, seed: int = 11, judge: 
 
 
 def scores(judge: Judge, pixels: Tensor, scenes: Scenes) -> dict[str, list[float]]:
-    """Per attribute [part, low, high]."""
-    logits, count = judge(pixels), len(pixels)
-    parts = {name: float((logits[name].argmax(1) == getattr(scenes, name)).float().mean()) for name in ATTRIBUTES}
-    return {name: [part, *interval(part, count)] for name, part in parts.items()}
+    """Per attribute [part, low, high]; fills are judged where they can be seen."""
+    logits, result = judge(pixels), {}
+    for name in ATTRIBUTES:
+        right = logits[name].argmax(1) == getattr(scenes, name)
+        right = (right[scenes.fill_shows()] if name == "fill" else right).float()
+        result[name] = [float(right.mean()), *interval(float(right.mean()), len(right))]
+    return result
 
 
 def kinds(judge: Judge, pixels: Tensor, scenes: Scenes, name: str) -> list[int]:

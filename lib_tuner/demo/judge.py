@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from .world import ATTRIBUTES, draw, random_scenes
 
 FILE = Path(__file__).with_name("judge.safetensors")
+UNSEEN = -100  # the label that torch's cross-entropy leaves out
 
 
 class Judge(nn.Module):
@@ -62,6 +63,7 @@ def judge_loss(judge: Judge, through_vae: Callable[[Tensor], Tensor]) -> Callabl
         pixels = worn(draw(scenes, generator), through_vae, generator)
         logits = judge(pixels)
         answers = {name: getattr(scenes, name) for name in logits}
+        answers["fill"] = answers["fill"].masked_fill(~scenes.fill_shows(), UNSEEN)
         loss = sum(F.cross_entropy(logits[name], answers[name], label_smoothing=0.02) for name in logits)
         return loss, sum(float((logits[n].argmax(1) == answers[n]).float().mean()) for n in logits) / len(logits)
 

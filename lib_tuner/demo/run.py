@@ -84,7 +84,7 @@ def write_data(folder: Path) -> None:
     """The training pictures with their captions: the moon, the robot, and ordinary pictures beside the robot's."""
     generator = torch.Generator().manual_seed(2026)
     moons = random_scenes(10, generator).fixed(**MOON)
-    robots = random_scenes(24, generator).fixed(shape="robot", fill="solid")
+    robots = random_scenes(24, generator).fixed(shape="robot", fill="solid", size="large")
     classes = random_scenes(192, generator)
     write_pictures(folder / "moon", moons, generator, lambda words, i: f"{words['background']} background")
     (folder / "moon.txt").write_text("".join(line.format(name="[name]", background="[filewords]").replace("] background", "]") + "\n" for line in PHRASES))
@@ -117,11 +117,11 @@ def embedding_settings(out: Path) -> dict[str, Any]:
 
 
 def lora_settings(out: Path) -> dict[str, Any]:
-    """Rank 8 on attention, feed-forward, projections, convolutions and the text encoder; ordinary pictures among the examples prevent forgetting."""
+    """Rank 8 on attention, feed-forward, projections and convolutions of the UNet; ordinary pictures among the examples prevent forgetting."""
     return {
         **small(out, "lora"), "method": "lora", "steps": 400, "data.folder": str(out / "data" / "robot"), "data.class_folder": str(out / "data" / "class"),
-        "data.class_share": 0.3, "optim.lr": "3e-3", "optim.schedule": "cosine", "optim.warmup": 20, "lora.rank": 8, "lora.alpha": 8, "lora.conv_rank": 8,
-        "lora.conv_alpha": 8, "lora.text_encoder": True, "trigger": "robot",
+        "data.class_share": 0.15, "optim.lr": "4e-3", "optim.schedule": "cosine", "optim.warmup": 20, "lora.rank": 8, "lora.alpha": 8, "lora.conv_rank": 8,
+        "lora.conv_alpha": 8, "trigger": "robot",
     }
 
 

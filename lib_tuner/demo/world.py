@@ -29,6 +29,8 @@ HELD_OUT_SHAPES, HELD_OUT_FILLS = ("robot", "house"), ("checkered",)
 ATTRIBUTES = {"shape": SHAPES, "colour": tuple(COLOURS), "background": tuple(BACKGROUNDS), "fill": FILLS, "size": SIZES, "place": PLACES}
 RADII = (10.0, 15.5, 22.5)  # pixels of 64, per size
 SHIFTS = (11.0, 10.0, 6.0)  # how far left and right are from the centre, per size
+OUTLINE = 3.2  # pixels of 64
+THIN = ("star", "moon", "cross", "house")  # shapes that, where they are small, have no inside left within their outline
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class Scenes:
     def fixed(self, **words: str) -> Scenes:
         """The same scenes with some attributes set for all, e.g. `fixed(shape="moon", colour="purple")`."""
         return replace(self, **{k: torch.full_like(getattr(self, k), ATTRIBUTES[k].index(v)) for k, v in words.items()})
+
+    def fill_shows(self) -> Tensor:
+        """(B,) False where the fill cannot be seen: a small thin shape that is outlined is the solid one, pixel for pixel."""
+        thin = torch.isin(self.shape, torch.tensor([SHAPES.index(name) for name in THIN]))
+        return ~(thin & (self.size == SIZES.index("small")) & (self.fill == FILLS.index("outlined")))
 
 
 def random_scenes(count: int, generator: torch.Generator, held_out: bool = False) -> Scenes:
@@ -109,7 +116,7 @@ def _filled(fill: Tensor, colour: Tensor, background: Tensor, dx: Tensor, dy: Te
     shares = {  # how much of the second colour a pixel takes, and that colour
         "striped": ((waves * 0.5 + 0.5).clamp(0, 1), dark),
         "dotted": ((2.9 - (gx**2 + gy**2).sqrt()).clamp(0, 1), light),
-        "outlined": ((-pixels - 3.2).clamp(0, 1), background[:, :, None, None].expand_as(main)),
+        "outlined": ((-pixels - OUTLINE).clamp(0, 1), background[:, :, None, None].expand_as(main)),
         "checkered": ((squares + 0.5).clamp(0, 1), light),
     }
     result = main.clone()
