@@ -201,8 +201,9 @@ def test_checkpointing_is_chosen_where_memory_would_not_do(tmp_path, data_folder
     large = tmp_path / "large"
     with large.open("wb") as file:
         file.truncate(int(plan.SMALL))
-    cfg = settings(data_folder, data__resolution=512, data__bucket_min=64, data__batch=4)
-    monkeypatch.setattr(plan, "_free_bytes", lambda device: 4e9)
-    assert plan.plan_for(cfg, large).checkpointing is True
-    monkeypatch.setattr(plan, "_free_bytes", lambda device: 400e9)
-    assert plan.plan_for(cfg, large).checkpointing is False
+    cfg = settings(data_folder, data__resolution=512, data__bucket_min=64, memory__precision="bf16")
+    chosen = {}
+    for gigabytes in (3, 5.5, 11):  # the free part of cards of 4, 6 and 12 GB
+        monkeypatch.setattr(plan, "_free_bytes", lambda device, free=gigabytes * 1e9: free)
+        chosen[gigabytes] = [batch for batch in (1, 2, 4, 8) if plan.plan_for(replace(cfg, data=replace(cfg.data, batch=batch)), large).checkpointing]
+    assert chosen == {3: [1, 2, 4, 8], 5.5: [4, 8], 11: [8]}

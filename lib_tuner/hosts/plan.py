@@ -13,9 +13,10 @@ from ..step import has_bf16
 SMALL = 200e6  # bytes of a checkpoint below which a model is small: bf16 and channels-last then cost more than they save (measured on CPUs)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# Bytes of activations that a LoRA step keeps per latent pixel and sample in 2-byte precision, without and with checkpointing, for SD1.5's widths.
-# Measured with `bench` at 256 and 512 px; rounded up.
-ACTIVATIONS, CHECKPOINTED = 1.6e6, 0.3e6
+# Bytes that a LoRA's forward pass at SD1.5's widths adds per latent pixel and sample in 2-byte precision. Measured on 2026-11-20 (CPU, rank 16):
+# 0.31e6 at 256 px and 0.27e6 at 512 px; what autograd keeps of it is 0.24e6 and 0.23e6, with checkpointing 0.013e6; in fp32 all is twice that.
+ACTIVATIONS = 0.33e6
+PARAMETERS = 1.07e9  # of SD1.5's three networks
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ def plan_for(cfg: TrainConfig, checkpoint: Path) -> Plan:
     device = _device(cfg.memory.device)
     small = checkpoint.is_file() and checkpoint.stat().st_size < SMALL
     dtype = _dtype(cfg.memory.precision, device, small)
-    need = ACTIVATIONS * (cfg.data.resolution / 8) ** 2 * cfg.data.batch * (2 if dtype == torch.float32 else 1)
+    need = (ACTIVATIONS * (cfg.data.resolution / 8) ** 2 * cfg.data.batch / 2 + PARAMETERS) * dtype.itemsize
     free = _free_bytes(device)
-    tight = not small and free is not None and need > 0.8 * free
+    tight = not small and free is not None and need > 0.9 * free
     checkpointing = {"on": True, "off": False, "auto": tight}[cfg.memory.checkpointing]
     channels_last = {"on": True, "off": False, "auto": not small}[cfg.memory.channels_last]
     note = f"{device}, {str(dtype).removeprefix('torch.')}" + ", gradient checkpointing" * checkpointing + ", channels-last" * channels_last
