@@ -7,6 +7,7 @@ and for an embedding the whole token table as the parameter, whose other rows ar
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -68,6 +69,7 @@ class Peer(Worker):
     """What both tasks share: models, inputs, and the update. Raises ModuleNotFoundError where diffusers, transformers or peft are missing."""
 
     def __init__(self, side: Side):
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it where it is, and it then complains of a kernel nobody asked for
         from diffusers import DDPMScheduler
 
         self.device, self.half = torch.device(side.device), side.precision == "bf16"

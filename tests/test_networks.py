@@ -9,6 +9,7 @@ from lib_tuner.sd.unet import UNet, UNetSizes
 from lib_tuner.sd.vae import VAE, Autoencoder, VAESizes
 
 diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.webui_versions
 WIDTHS = (32, 64, 96, 96)
 
 

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 from lib_tuner.sd import products
 from lib_tuner.sd.products import Convolve3, few_pixels_as_products, fits
 
+pytestmark = pytest.mark.webui_versions
+
 
 @pytest.fixture(autouse=True)
 def small_counts(monkeypatch):
