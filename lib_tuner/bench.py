@@ -47,7 +47,7 @@ class Effort:
     seconds: float = math.inf
 
 
-QUICK, FULL = Effort(3, 100.0), Effort(5)
+QUICK, FULL = Effort(3, 85.0), Effort(5)
 LEAST = 2  # rounds that are measured however long they take
 
 

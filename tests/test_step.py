@@ -190,8 +190,8 @@ def test_the_plan_takes_what_the_settings_say_and_refuses_what_the_machine_has_n
     with large.open("wb") as file:
         file.truncate(int(plan.SMALL))
     assert plan.plan_for(replace(cfg, memory=replace(cfg.memory, precision="bf16")), small).dtype is torch.bfloat16
-    assert plan.plan_for(replace(cfg, memory=replace(cfg.memory, device="cpu")), small).channels_last is False
-    assert plan.plan_for(cfg, large).channels_last is True
+    assert plan.plan_for(replace(cfg, memory=replace(cfg.memory, device="cpu")), large).channels_last is False
+    assert plan.plan_for(replace(cfg, memory=replace(cfg.memory, channels_last="on")), small).channels_last is True
     assert plan.plan_for(replace(cfg, memory=replace(cfg.memory, checkpointing="on")), small).checkpointing is True
     with pytest.raises(ValueError, match="does not train in fp16"):
         plan.plan_for(replace(cfg, memory=replace(cfg.memory, precision="fp16", device="cpu")), small)
