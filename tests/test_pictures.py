@@ -8,7 +8,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from lib_tuner.data import pictures
-from lib_tuner.data.items import Item, scan
+from lib_tuner.data.item import Item
+from lib_tuner.data.items import scan
 from lib_tuner.data.pictures import View, cover, fit, load, placement, to_latent_mask, to_pixels
 from lib_tuner.data.sources import Reader, digest
 from lib_tuner.settings import DataConfig

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from lib_tuner.data.items import Item
+from lib_tuner.data.item import Item
 from lib_tuner.data.prompts import Prompts, shipped_templates, split_tags, template_lines
 from lib_tuner.settings import DataConfig
 

@@ -22,7 +22,8 @@ from torch import Tensor
 from ..settings import DataConfig
 from .buckets import bucket_for
 from .cache import Entry, LatentCache
-from .items import Item, Problem, items_digest, scan
+from .item import Item
+from .items import Problem, items_digest, scan
 from .keyed import rng
 from .pictures import View
 from .prompts import Prompts

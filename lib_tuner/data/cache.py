@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..sd.loss import generator_for
 from . import pictures, sources
-from .items import Item
+from .item import Item
 from .pictures import View
 
 

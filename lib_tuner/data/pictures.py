@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageCms
 
+from .item import Item
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from .items import Item
 
 SMALLEST = 16  # px; a shorter side has not even two latent pixels
 LARGEST = 2 * 89_478_485  # px; Pillow refuses more as a decompression bomb (2 * Image.MAX_IMAGE_PIXELS as shipped)

@@ -10,12 +10,9 @@ import re
 from math import floor
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
 
 from ..settings import DataConfig
-
-if TYPE_CHECKING:
-    from .items import Item
+from .item import Item
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 

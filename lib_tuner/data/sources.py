@@ -12,10 +12,9 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from .items import Item
+from .item import Item
 
 Complain = Callable[[Path, str, str], None]
 
