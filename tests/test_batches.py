@@ -359,6 +359,17 @@ def test_the_summary_fills_the_metadata_of_the_saved_file(photos, classes, tmp_p
     assert sum(bucket["count"] for bucket in buckets) == 8 and [64, 64] in [bucket["resolution"] for bucket in buckets]
 
 
+def test_two_folders_of_one_name_stay_two(photos, tmp_path):
+    for folder, names in (("a", ("cat wide",)), ("b", ("cat square", "cat tall"))):
+        (tmp_path / folder / "cat").mkdir(parents=True)
+        for name in names:
+            for end in (".png", ".txt"):
+                (tmp_path / folder / "cat" / (name + end)).write_bytes((photos / (name + end)).read_bytes())
+    summary = make(tmp_path).summary()
+    assert summary["ss_dataset_dirs"] == {"cat": {"n_repeats": 1, "img_count": 1}, "cat (2)": {"n_repeats": 1, "img_count": 2}}
+    assert {name: tags["photo"] for name, tags in summary["ss_tag_frequency"].items()} == {"cat": 1, "cat (2)": 2}
+
+
 def test_problems_of_the_scan_are_kept(photos, tmp_path):
     (tmp_path / "cat wide.png").write_bytes((photos / "cat wide.png").read_bytes())
     (tmp_path / "bad.png").write_bytes(b"x")

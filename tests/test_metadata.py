@@ -27,12 +27,14 @@ class Network:
 MADE = Made(step=120, epoch=3, started=1700000000.5, finished=1700003600.25, model_hash="ab" * 32, model_name="tiny.safetensors")
 BOTH = [("unet", "out.2"), ("text", "text_model.encoder.layers.0.mlp.fc1")]
 SUMMARY = {
-    "pictures": 30,
+    "pictures": 3,
     "class_pictures": 6,
-    "buckets": [{"resolution": (64, 64), "count": 20}, {"resolution": (48, 80), "count": 10}],
-    "tag_frequency": {"/data/somebody/10_moon": {"moon": 20, " red ": 3}},
-    "dataset_dirs": {"/data/somebody/10_moon": {"n_repeats": 10, "img_count": 3}},
-    "batches_per_epoch": 15,
+    "ss_num_train_images": 30,
+    "ss_num_reg_images": 6,
+    "ss_num_batches_per_epoch": 15,
+    "ss_bucket_info": {"buckets": {"0": {"resolution": [64, 64], "count": 20}, "1": {"resolution": [48, 80], "count": 10}}},
+    "ss_tag_frequency": {"10_moon": {"moon": 20, " red ": 3}},
+    "ss_dataset_dirs": {"10_moon": {"n_repeats": 10, "img_count": 3}},
 }
 
 
@@ -73,12 +75,6 @@ def test_clip_skip_is_hidden_where_the_last_layer_is_read(skip, shown):
 def test_what_the_data_does_not_tell_is_left_out():
     card = lora_metadata(settings(), {}, MADE)
     assert not {"ss_bucket_info", "ss_tag_frequency", "ss_dataset_dirs", "ss_num_train_images", "ss_num_epochs"} & card.keys()
-
-
-def test_two_folders_of_one_name_stay_two():
-    dirs = {"a/cat": {"img_count": 1}, "b/cat": {"n_repeats": 2, "img_count": 2}}
-    card = as_the_webui_reads(lora_metadata(settings(), {"dataset_dirs": dirs}, MADE))
-    assert card["ss_dataset_dirs"] == {"cat": {"n_repeats": 1, "img_count": 1}, "cat (2)": {"n_repeats": 2, "img_count": 2}}
 
 
 # ---- kohya's keys

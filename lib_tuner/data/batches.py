@@ -114,9 +114,9 @@ class Batches:
         """What the data consist of, under the names that kohya's metadata and the WebUI's LoRA card use."""
         train = [item for item in self.items if not item.is_class]
         count = Counter(self._buckets[i] for i in self._epoch_samples(0))
-        frequency: dict[str, Counter[str]] = defaultdict(Counter)
-        for item in self.items:
-            frequency[item.path.parent.name].update(tag.lower() for tag in self.prompts.tags(item))
+        frequency = {
+            name: Counter(tag.lower() for item in group for tag in self.prompts.tags(item)).most_common() for name, group in _by_folder(self.items).items()
+        }
         return {
             "pictures": len(train),
             "class_pictures": len(self.items) - len(train),
@@ -126,7 +126,7 @@ class Batches:
             "ss_dataset_dirs": _folders(train),
             "ss_reg_dataset_dirs": _folders([item for item in self.items if item.is_class]),
             "ss_bucket_info": {"buckets": {str(n): {"resolution": list(size), "count": count[size]} for n, size in enumerate(sorted(count))}},
-            "ss_tag_frequency": {folder: dict(tags.most_common()) for folder, tags in frequency.items()},
+            "ss_tag_frequency": {folder: dict(tags) for folder, tags in frequency.items()},
         }
 
     # ---- epochs ------------------------------------------------------------------------------------------------------
@@ -253,7 +253,16 @@ def stack_masks(entries: list[Entry], floor: float) -> Tensor | None:
 
 
 def _folders(items: list[Item]) -> dict[str, dict[str, int]]:
-    groups: dict[str, list[Item]] = defaultdict(list)
+    return {name: {"n_repeats": group[0].repeats, "img_count": len(group)} for name, group in _by_folder(items).items()}
+
+
+def _by_folder(items: list[Item]) -> dict[str, list[Item]]:
+    """The items of each folder under its last name, for what leads to it is nobody's business; a second of that name becomes `name (2)`, as in kohya."""
+    groups: dict[Path, list[Item]] = defaultdict(list)
     for item in items:
-        groups[item.path.parent.name].append(item)
-    return {name: {"n_repeats": group[0].repeats, "img_count": len(group)} for name, group in groups.items()}
+        groups[item.path.parent].append(item)
+    named: dict[str, list[Item]] = {}
+    for folder, group in groups.items():
+        same = sum(name == folder.name or name.startswith(f"{folder.name} (") for name in named)
+        named[f"{folder.name} ({same + 1})" if same else folder.name] = group
+    return named

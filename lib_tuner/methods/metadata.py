@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -20,7 +19,7 @@ from ..config import METADATA_KEY, flat_values, to_metadata
 from ..sd.files import atomic
 from ..settings import DataConfig, LossConfig, OptimConfig, TrainConfig
 
-Summary = Mapping[str, Any]  # of the data: pictures, class_pictures, buckets, tag_frequency, dataset_dirs, batches_per_epoch; any may be absent
+Summary = Mapping[str, Any]  # of the data, `Batches.summary()`: what goes into the file has kohya's names (`ss_…`); any may be absent
 
 _OPTIMIZERS = {  # as kohya writes them: the class's full name
     "adamw": "torch.optim.adamw.AdamW",
@@ -161,31 +160,10 @@ def _data(data: DataConfig) -> dict[str, Any]:
 
 def _pictures(cfg: TrainConfig, summary: Summary) -> dict[str, Any]:
     """What the WebUI's card shows of the data: dictionaries become JSON."""
-    found: dict[str, Any] = {"ss_total_batch_size": cfg.data.batch * cfg.optim.accumulate}
-    if "pictures" in summary:
-        found["ss_num_train_images"] = int(summary["pictures"])
-    if "class_pictures" in summary:
-        found["ss_num_reg_images"] = int(summary["class_pictures"])
-    if batches := int(summary.get("batches_per_epoch", 0)):
-        found |= {"ss_num_batches_per_epoch": batches, "ss_num_epochs": math.ceil(cfg.steps * cfg.optim.accumulate / batches)}
-    if buckets := summary.get("buckets"):
-        found["ss_bucket_info"] = {"buckets": {str(i): {"resolution": [int(side) for side in bucket["resolution"]], "count": int(bucket["count"])}
-                                               for i, bucket in enumerate(buckets)}}
-    if tags := summary.get("tag_frequency"):
-        found["ss_tag_frequency"] = {folder: {str(tag): int(n) for tag, n in counts.items()} for folder, counts in _by_last_name(tags)}
-    if folders := summary.get("dataset_dirs"):
-        found["ss_dataset_dirs"] = {folder: {"n_repeats": int(facts.get("n_repeats", 1)), "img_count": int(facts.get("img_count", 0))}
-                                    for folder, facts in _by_last_name(folders)}
+    found = {"ss_total_batch_size": cfg.data.batch * cfg.optim.accumulate, **{key: value for key, value in summary.items() if key.startswith("ss_")}}
+    if batches := summary.get("ss_num_batches_per_epoch", 0):
+        found["ss_num_epochs"] = math.ceil(cfg.steps * cfg.optim.accumulate / batches)
     return found
-
-
-def _by_last_name(folders: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
-    """The folders without what leads to them; a second of the same name becomes `name (2)`, as in kohya."""
-    seen: Counter[str] = Counter()
-    for folder, value in folders.items():
-        name = _last_name(folder)
-        seen[name] += 1
-        yield (name if seen[name] == 1 else f"{name} ({seen[name]})"), value
 
 
 def _network(cfg: TrainConfig, parts: set[str]) -> dict[str, Any]:
