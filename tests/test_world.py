@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from lib_tuner.demo import run
 from lib_tuner.demo.evaluate import evaluate, scores
 from lib_tuner.demo.judge import Judge, interval
 from lib_tuner.demo.phase import Phase
@@ -92,6 +94,16 @@ def test_the_shipped_model_draws_what_the_prompt_says():
     assert all(made[name] >= least for name, least in wanted.items()), made
     assert report["kinds"]["colour"][0] == report["kinds"]["colour"][1] and report["kinds"]["shape"][0] == report["kinds"]["shape"][1]
     assert 0.9 < report["colourfulness"] < 1.15
+
+
+def test_the_demo_leaves_what_else_is_in_its_folder(tmp_path, monkeypatch):
+    for name in ("mine.txt", "data/old.png", "other/deep.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    monkeypatch.setattr(run, "write_data", lambda folder: (_ for _ in ()).throw(InterruptedError))
+    with pytest.raises(InterruptedError):
+        run.main(SimpleNamespace(out=str(tmp_path), json=True), None)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["deep.txt", "mine.txt"]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -51,7 +51,8 @@ def main(args: Namespace, host_class: HostClass) -> int:
     """Runs the demo, writes embedding.safetensors, lora.safetensors, grid.png and report.json into `args.out`, and prints the report."""
     began = time.monotonic()
     out = Path(args.out)
-    shutil.rmtree(out, ignore_errors=True)
+    for name in ("data", "runs"):  # of an earlier demo; whatever else is in the folder stays
+        shutil.rmtree(out / name, ignore_errors=True)
     (out / "runs").mkdir(parents=True)
     write_data(out / "data")
     judge, bar = Judge.load(), Bar(sys.stderr)
@@ -61,7 +62,7 @@ def main(args: Namespace, host_class: HostClass) -> int:
         cfg = build(TrainConfig, values, METHODS[values["method"]].Config)
         host = host_class(cfg)
         before, pictures = judged(host, judge, kind)
-        rows += [pictures] if len(rows) == 1 else []
+        rows.append(pictures)
         method = METHODS[cfg.method](cfg)
         after, pictures = trained(cfg, method, host, judge, kind, bar)
         rows.append(pictures)
@@ -199,7 +200,7 @@ def grid(rows: list[list[Image.Image]]) -> Image.Image:
     side, left = 128, 80
     sheet = Image.new("RGB", (left + side * 8, side * len(rows)), "white")
     pen = ImageDraw.Draw(sheet)
-    for y, (label, row) in enumerate(zip(("training", "before", "embedding", "LoRA"), rows)):
+    for y, (label, row) in enumerate(zip(("training", "before", "embedding", "before", "LoRA"), rows)):
         pen.text((8, y * side + side // 2 - 6), label, fill="black")
         for x, picture in enumerate(row):
             sheet.paste(picture.resize((side, side), Image.Resampling.NEAREST), (left + x * side, y * side))
