@@ -148,12 +148,15 @@ def _run(cfg: Any, method: type) -> int:
     from .events import Finished
     from .hosts.standalone import Standalone
     from .progress import progress
-    from .recorders import csv
+    from .recorders import csv, tensorboard
     from .train import train
 
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     with _process_group(world), stoppable() as stop, closing(train(cfg, method(cfg), Standalone(cfg), stop, rank, world)) as events:
-        last = deque(csv(progress(events, sys.stderr)) if rank == 0 else events, maxlen=1)  # runs to the end
+        if rank == 0:
+            events = csv(progress(events, sys.stderr))
+            events = tensorboard(events) if cfg.tensorboard else events
+        last = deque(events, maxlen=1)  # runs to the end
     return next(({"done": 0, "stopped": 130}.get(event.reason, 1) for event in last if isinstance(event, Finished)), 1)
 
 
@@ -182,7 +185,7 @@ def stoppable() -> Iterator[Callable[[], bool]]:
         for each in before:
             signal.signal(each, signal.SIG_DFL)
         flag.set()
-        sys.stderr.write("\nStopping: this step is finished and saved. Once more ends at once, without saving.\n")
+        sys.stderr.write("\nStopping: this step is finished and what was learned saved. Once more ends at once, without saving.\n")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -96,6 +96,8 @@ def line_of(event: Event) -> str:
             return f"Step {step}: validation loss {float(loss):.4f}"
         case Warned(text=text):
             return f"Warning: {text}"
+        case Finished(step=0, reason="stopped"):
+            return "Stopped before the first step; nothing was learned yet, so nothing is saved."
         case Finished(step=step, reason=reason):
             return f"{_ENDS.get(reason, reason)} at step {step}."
     return ""

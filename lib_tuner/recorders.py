@@ -159,8 +159,8 @@ def _said(path: Path) -> Iterator[None]:
 # ---- TensorBoard -----------------------------------------------------------------------------------------------------
 
 
-def tensorboard(events: Iterable[Event], folder: str | Path) -> Iterator[Event]:
-    """Passes events through and writes scalars, samples and warnings for TensorBoard into `folder`.
+def tensorboard(events: Iterable[Event], folder: str | Path | None = None) -> Iterator[Event]:
+    """Passes events through and writes scalars, samples and warnings for TensorBoard into `folder`, or else into `tensorboard` in the run's folder.
 
     Raises ValueError with the install command, before the run starts, where the package is missing.
     """
@@ -168,7 +168,7 @@ def tensorboard(events: Iterable[Event], folder: str | Path) -> Iterator[Event]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ValueError(f"TensorBoard's package does not import here ({error}); run `pip install tensorboard`.") from error
-    return _board(events, _Board(Path(folder), SummaryWriter))
+    return _board(events, _Board(Path(folder) if folder else None, SummaryWriter))
 
 
 def _board(events: Iterable[Event], board: _Board) -> Iterator[Event]:
@@ -181,7 +181,7 @@ def _board(events: Iterable[Event], board: _Board) -> Iterator[Event]:
 class _Board:
     """One event file per start of the run; TensorBoard joins those of a folder."""
 
-    def __init__(self, folder: Path, make_writer: Callable[..., Any]):
+    def __init__(self, folder: Path | None, make_writer: Callable[..., Any]):
         self.folder, self.make_writer, self.writer = folder, make_writer, None
         self.steps: list[tuple[Stepped, float]] = []
         self.last = 0
@@ -190,7 +190,7 @@ class _Board:
         if isinstance(event, Started):
             self.last = event.start
             # purge_step hides what an interrupted part wrote behind the resumed step
-            self.writer = self.make_writer(str(self.folder), purge_step=event.start + 1 if event.start else None)
+            self.writer = self.make_writer(str(self.folder or event.folder / "tensorboard"), purge_step=event.start + 1 if event.start else None)
         elif isinstance(event, Stepped):
             self.last = event.step
             self.steps.append((event, time.time()))

@@ -148,6 +148,7 @@ class TrainConfig:
     keep_last: int = opt(0, "Keep last", "How many saves stay; 0: all.", min=0, max=1000)
     validate_every: int = opt(0, "Validate every", "Steps between validation losses; 0: never.", min=0, max=1000000, unit="steps")
     resume: str = opt("", "Resume", "A run folder to go on with.")
+    tensorboard: bool = opt(False, "TensorBoard", "Also write losses and samples for TensorBoard, into `tensorboard` in the run's folder (needs its package).")
     clip_skip: int = opt(1, "Clip skip", "Which of the text encoder's last layers is read; 1: the last.", min=1, max=12)
     data: DataConfig = section(DataConfig)
     optim: OptimConfig = section(OptimConfig)
@@ -157,5 +158,8 @@ class TrainConfig:
     settings: Any = field(default=None)
 
     def check(self) -> None:
+        bad = [c for c in self.name if c in '/\\:*?"<>|' or ord(c) < 32]
+        if bad or not self.name.strip(". ") or len(self.name.encode()) > 200:
+            raise ValueError(f"name: {self.name[:60]!r} cannot be a file's name: write at least one letter, at most 200, and none of / \\ : * ? \" < > |")
         if self.validate_every and not self.data.validation_folder:
             raise ValueError(f"validate_every is {self.validate_every}, but data.validation_folder is empty: name a folder, or set it to 0")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from . import checkpoint
-from .config import to_toml
+from .config import build, flat_values, read_toml, to_toml
 from .data.batches import Batches, validation
 from .data.items import from_rows, to_rows
 from .events import Event, Finished, Preparing, Sampled, Saved, Started, Stepped, Validated, Warned
@@ -24,6 +24,10 @@ from .optim import EMA, lr_at, lr_ended, make_optimizer, weights_for_eval
 from .sd.files import atomic
 from .settings import TrainConfig
 from .step import NotANumber, State, Step, schedule_for
+
+
+# settings that are part of the saved state, beside the method's own: another value would not be used
+KEPT = frozenset(f"optim.{name}" for name in ("name", "text_lr", "weight_decay", "betas", "eps", "accumulate"))
 
 
 def never() -> bool:
@@ -59,10 +63,16 @@ def train(cfg: TrainConfig, method: Method, host: Host, stop: Callable[[], bool]
         run.writes = rank == 0
         for problem in run.batches.problems:
             yield Warned(str(problem))
-        yield from (Preparing(done, total, f"Encoding {name}") for done, total, name in run.batches.prepare())
+        reduce, stopped = _reducer(world), False
+        for done, total, name in run.batches.prepare():
+            yield Preparing(done, total, f"Encoding {name}")
+            if stopped := stop() or host.interrupted():
+                break
+        if _anyone(stopped, reduce, sd):
+            yield Finished(start, "stopped", [])
+            return
         run.held_out = validation(cfg.data, sd, method.triggers()) if cfg.validate_every else []
         run.folder = _folder(cfg) if run.writes else run.folder
-        reduce = _reducer(world)
         step = Step(cfg, sd, run.state, run.batches, rank, world, reduce)
         yield Started(start, cfg.steps, run.folder)
         yield from _milestones(run, start, fresh=start == 0)
@@ -111,7 +121,7 @@ def _folder(cfg: TrainConfig) -> Path:
     """The run's folder, made when all that can be refused has been looked at, with the settings in it."""
     folder = Path(cfg.resume).expanduser() if cfg.resume else checkpoint.run_folder(Path(cfg.output).expanduser(), cfg.name)
     with atomic(folder / "settings.toml") as temporary:
-        temporary.write_text(to_toml(cfg), encoding="utf-8")
+        temporary.write_text(to_toml(replace(cfg, resume="")), encoding="utf-8")
     return folder
 
 
@@ -119,6 +129,13 @@ def _check_same(saved: dict[str, Any], sd: Components, cfg: TrainConfig) -> None
     """Refuses another model; changed pictures are refused where they are read."""
     if saved["model"] != sd.model_hash:
         raise ValueError(f"resume: the run in {cfg.resume} trained another model ({saved['model'][:10]}, this one is {sd.model_hash[:10]}); choose the same model file.")
+    try:
+        before = flat_values(build(TrainConfig, read_toml(Path(cfg.resume).expanduser() / "settings.toml"), type(cfg.settings)))
+    except (OSError, ValueError):  # they are gone, or of another method, which the state does not fit
+        return
+    for key, value in flat_values(cfg).items():
+        if (key in KEPT or key.startswith(f"{cfg.method}.") and ".save_" not in key) and before.get(key, value) != value:
+            raise ValueError(f"resume: {key} was {before[key]!r} and is now {value!r}, but the saved state goes on as it was; set it back, or start a new run.")
 
 
 def _reducer(world: int) -> Callable[[list[torch.Tensor]], None] | None:
@@ -209,8 +226,13 @@ def _validate(run: Run, step: int) -> Validated:
 
 def _export(run: Run, step: int, name: str) -> Saved:
     epoch = step * run.cfg.optim.accumulate // max(1, run.batches.steps_per_epoch)
-    made = Made(step, epoch, run.started, time.time(), run.sd.model_hash, run.sd.model_name, run.sd.schedule.prediction)
-    paths = run.method.export(run.folder / name, run.batches.summary(), made)
+    made = Made(step, epoch, run.started, time.time(), run.sd.model_hash, run.sd.model_name, schedule_for(run.cfg.loss, run.sd.schedule).prediction)
+    try:
+        paths = run.method.export(run.folder / name, run.batches.summary(), made)
+    except (OSError, ValueError):  # such as a full disk: what was learned is kept where it still fits
+        with suppress(OSError):
+            _save_state(run, step)
+        raise
     run.saves.append(paths)
     checkpoint.prune(run.saves, run.cfg.keep_last)
     return Saved(step, paths, "; ".join(str(run.host.reload(path)) for path in paths))

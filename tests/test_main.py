@@ -380,7 +380,7 @@ def test_train_ends_with_a_code_that_tells_how_it_ended(monkeypatch, tmp_path, c
     def train(cfg, method, host, stop, rank, world):
         try:
             yield Started(0, cfg.steps, tmp_path)
-            yield Finished(0, reason, [])
+            yield Finished(1, reason, [])
         finally:
             closed.append(stop())
 
@@ -388,7 +388,7 @@ def test_train_ends_with_a_code_that_tells_how_it_ended(monkeypatch, tmp_path, c
     path = tmp_path / "run.toml"
     path.write_text('name = "x"\n')
     assert run("train", str(path)) == code
-    assert closed == [False] and (tmp_path / "losses.csv").exists() and "at step 0" in capsys.readouterr().err
+    assert closed == [False] and (tmp_path / "losses.csv").exists() and "at step 1" in capsys.readouterr().err
 
 
 @posix

@@ -87,6 +87,7 @@ def test_a_log_gets_few_lines_and_no_carriage_return():
         (Validated(3, 0.25), "Step 3: validation loss 0.2500"),
         (Warned("one picture is unreadable"), "Warning: one picture is unreadable"),
         (Finished(3, "stopped", []), "Stopped and saved at step 3."),
+        (Finished(0, "stopped", []), "Stopped before the first step; nothing was learned yet, so nothing is saved."),
         (Finished(3, "nan", []), "The loss is no longer a number: stopped, the last good weights are kept, at step 3."),
     ],
 )

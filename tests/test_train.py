@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import subprocess
@@ -14,10 +15,11 @@ from random import Random
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from lib_tuner.config import build, read_toml, to_toml
-from lib_tuner.events import Finished, Sampled, Saved, Started, Stepped, Validated, Warned
+from lib_tuner.events import Finished, Preparing, Sampled, Saved, Started, Stepped, Validated, Warned
 from lib_tuner.host import GenerateRequest
 from lib_tuner.hosts.standalone import Standalone
 from lib_tuner.methods import METHODS
@@ -75,6 +77,69 @@ def test_a_run_reports_its_steps_and_leaves_settings_saves_and_samples(values):
     assert "of" in of(Saved, events)[0].report
     again = build(TrainConfig, read_toml(started.folder / "settings.toml"), METHODS["lora"].Config)
     assert again == settings(values)
+
+
+@pytest.mark.parametrize("method", [LORA, WORD], ids=["lora", "textual_inversion"])
+def test_the_saved_file_says_what_it_was_trained_on(values, method):
+    """Read from the file as the WebUI's card reads it: what is JSON starts with a brace."""
+    values = {k: v for k, v in values.items() if not k.startswith("lora.")} | method | {"loss.prediction": "v", "data.repeats": 2}
+    with safe_open(of(Finished, run(values))[0].files[0], "pt") as file:
+        card = {key: json.loads(value) if value.startswith("{") else value for key, value in file.metadata().items()}
+    tags = card["ss_tag_frequency"]["pictures"]
+    assert tags["red"] == tags["round"] == 6 and tags["a thing number 3"] == 1
+    assert card["ss_bucket_info"] == {"buckets": {"0": {"resolution": [64, 64], "count": 12}}}
+    assert card["ss_dataset_dirs"] == {"pictures": {"n_repeats": 2, "img_count": 6}}
+    assert (card["ss_num_train_images"], card["ss_num_batches_per_epoch"], card["ss_num_epochs"]) == ("12", "6", "1")
+    assert card["modelspec.prediction_type"] == "v"
+
+
+def test_a_stop_while_pictures_are_encoded_ends_the_run_there(values, tmp_path):
+    cfg, seen = settings(values), []
+    with closing(train(cfg, METHODS["lora"](cfg), Standalone(cfg), stop=lambda: len(seen) >= 2)) as running:
+        seen.extend(running)
+    assert [type(event) for event in seen] == [Preparing, Preparing, Finished]
+    assert (seen[-1].step, seen[-1].reason) == (0, "stopped") and not (tmp_path / "out").exists()
+
+
+def test_a_save_that_fails_leaves_the_state_to_resume_from(values, monkeypatch):
+    method = METHODS["lora"]
+    whole = run({**values, "output": values["output"] + "-whole"})
+    export = method.export
+    monkeypatch.setattr(method, "export", lambda *args: (_ for _ in ()).throw(OSError("x.safetensors needs 3.0 MB")))
+    with pytest.raises(OSError, match="needs 3.0 MB"):
+        run(values)
+    monkeypatch.setattr(method, "export", export)
+    folder = Path(values["output"]) / "thing-001"
+    second = run({**values, "resume": str(folder)})
+    assert of(Started, second)[0].start == 3
+    assert {k: v.tolist() for k, v in tensors(second).items()} == {k: v.tolist() for k, v in tensors(whole).items()}
+
+
+def test_the_settings_of_a_resumed_run_start_a_new_one(values):
+    folder = of(Started, run(values, stop_after=3))[0].folder
+    run({**values, "resume": str(folder)})
+    again = of(Started, run(read_toml(folder / "settings.toml")))[0]
+    assert again.start == 0 and again.folder != folder
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"optim.name": "lion"}, "optim.name was 'adamw' and is now 'lion'"),
+        ({"optim.weight_decay": 0.5}, "optim.weight_decay was 0.01 and is now 0.5"),
+        ({"lora.rank": 4}, "lora.rank was 2 and is now 4"),
+        ({"lora.up_lr_ratio": 16}, "lora.up_lr_ratio was 1.0 and is now 16.0"),
+    ],
+)
+def test_a_resumed_run_refuses_settings_that_its_state_would_overrule(values, change, sentence):
+    folder = of(Started, run(values, stop_after=3))[0].folder
+    with pytest.raises(ValueError, match=sentence):
+        run({**values, **change, "resume": str(folder)})
+    (folder / "settings.toml").unlink()  # then the state itself says what does not fit
+    if "lora.rank" in change:
+        with pytest.raises(ValueError, match="has other layers"):
+            run({**values, **change, "resume": str(folder)})
+    assert of(Finished, run({**values, "optim.lr": "5e-3", "steps": 8, "lora.save_dtype": "fp32", "resume": str(folder)}))[0].step == 8
 
 
 def test_every_setting_of_the_samples_reaches_the_host(values):
@@ -202,6 +267,9 @@ def test_another_model_is_refused_on_resume(values, tmp_path):
         ({"resume": "nowhere"}, "holds no saved state"),
         ({"optim.lr": "fast"}, "optim.lr"),
         ({"memory.device": "abacus"}, "no device"),
+        ({"memory.device": "meta"}, "no device to train on"),
+        ({"name": "../away"}, "name: '../away' cannot be a file's name"),
+        ({"name": " "}, "name: ' ' cannot be a file's name"),
         ({"lora.attention": False, "lora.feed_forward": False, "lora.projections": False}, "hold no layer"),
     ],
 )

@@ -167,7 +167,8 @@ class LayerMethod(Method):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         names = {f"{part}:{path}": layer for (part, path), layer in self.layers.items()}
-        if names.keys() != state.keys():
+        shapes = {name: {k: v.shape for k, v in layer.state_dict().items()} for name, layer in names.items()}
+        if shapes != {name: {k: v.shape for k, v in values.items()} for name, values in state.items()}:
             raise ValueError(f"The saved {self.kind} has other layers than these settings make; resume with the settings of the run that was saved.")
         for name, layer in names.items():
             layer.load_state_dict(state[name])

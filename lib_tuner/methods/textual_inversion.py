@@ -31,7 +31,7 @@ class TextualInversionConfig:
     vectors: int = opt(4, "Vectors", "How many tokens of the prompt the word takes; more learn more and leave less room.", min=1, max=75, essential=True)
     init: str = opt("*", "Initial text", "Text whose vectors the word starts from, spread over its own; empty: small random numbers.", essential=True)
     start: str = opt("", "Start from", "An embedding file of the WebUI to go on from (.pt, .safetensors, or a picture that carries one).")
-    embeddings: str = opt("", "Several words", "One a line or separated by `;`: `name | vectors | initial text`. Empty: the run's name with the settings above.")
+    embeddings: str = opt("", "Several words", "One a line or separated by `;`: `name | vectors | initial text | file to start from`. Empty: the run's name with the settings above.")
     norm: str = opt("off", "Norm control", "Keep each vector's length, or pull it to the usual length of a word after each step.", choices=("off", "keep", "prior"))
     save_pt: bool = opt(False, "Also save .pt", "Beside .safetensors, a .pt that WebUI 1.9.4 accepts.")
     save_png: bool = opt(False, "Also save a picture", "Beside .safetensors, a picture that carries the embedding.")
@@ -39,6 +39,8 @@ class TextualInversionConfig:
     def check(self) -> None:
         """Raises ValueError for words that cannot be read."""
         wanted_words(self, "name")
+        if self.start and self.embeddings.strip():
+            raise ValueError("start: with several words each has its own; write it as the fourth part of its line in embeddings, and leave start empty")
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,11 @@ def wanted_words(cfg: TextualInversionConfig, name: str) -> list[WantedWord]:
         return [WantedWord(name, cfg.vectors, cfg.init, cfg.start)]
     words = []
     for line in lines:
-        parts = [part.strip() for part in line.split("|", 2)]
-        word, vectors, init = parts + [str(cfg.vectors), cfg.init][len(parts) - 1 :]
+        parts = [part.strip() for part in line.split("|", 3)]
+        word, vectors, init, start = parts + [str(cfg.vectors), cfg.init, ""][len(parts) - 1 :]
         if not vectors.isdigit() or not 1 <= int(vectors) <= 75:
-            raise ValueError(f"embeddings: {line!r} is not `name | vectors (1 to 75) | initial text`")
-        words.append(WantedWord(valid_name(word), int(vectors), init))
+            raise ValueError(f"embeddings: {line!r} is not `name | vectors (1 to 75) | initial text | file to start from`")
+        words.append(WantedWord(valid_name(word), int(vectors), init, start))
     if len({word.name for word in words}) < len(words):
         raise ValueError("embeddings: two words have the same name; give each its own")
     return words
@@ -152,6 +154,8 @@ class TextualInversion(Method):
         if {word.name for word in self.words} != state.keys():
             raise ValueError(f"The saved run learned {', '.join(state)}; resume with the same words.")
         for word in self.words:
+            if (saved := state[word.name]["vectors"].shape) != word.vectors.shape:
+                raise ValueError(f"The saved run learned {word.name} with {len(saved) and saved[0]} vectors; resume with as many.")
             word.load_state_dict(state[word.name])
 
     def export(self, path: Path, summary: Mapping[str, Any], made: Made) -> list[Path]:
