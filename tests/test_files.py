@@ -383,7 +383,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, parts, mon
 
 def test_too_little_room_is_said_before_anything_is_written(tmp_path, parts, monkeypatch):
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
-    with pytest.raises(OSError, match=r"m.safetensors needs [\d,]+ MB, but .* has 0 MB free"):
+    with pytest.raises(OSError, match=r"m.safetensors needs [\d,.]+ MB, but .* has 0.0 MB free"):
         save_checkpoint(tmp_path / "m.safetensors", *parts)
     assert not list(tmp_path.iterdir())
 

@@ -138,6 +138,14 @@ def test_imagefolder_lists(tmp_path, column):
     assert [item.caption for item in items.values()] == ['x, "y"', "b"] and not problems
 
 
+def test_a_quote_that_is_never_closed_is_a_problem_and_the_lines_before_count(tmp_path):
+    paint(tmp_path / "a.png", color="red"), paint(tmp_path / "b.png", color="blue")
+    (tmp_path / "metadata.csv").write_text('file_name,text\na.png,one\nb.png,"' + "x" * 200_000)
+    found, problems = find(tmp_path)
+    assert found["a.png"].caption == "one" and "b.png" in found
+    assert any("cannot be read to its end" in str(problem) for problem in problems)
+
+
 def test_parquet_of_an_image_text_data_set(tmp_path):
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     data = [encode(Image.new("RGB", (40, 30 + i), color)) for i, color in enumerate(colors(5))]

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lib_tuner.config import build
 from lib_tuner.methods.lora import LoRA, LoRAConfig
@@ -174,3 +175,43 @@ def test_the_saved_precision_is_the_one_asked_for(sd, tmp_path, name, dtype):
     with method.attached(sd):
         file = read_lora(method.export(tmp_path / "x", {}, MADE)[0])
     assert {t.dtype for parts in file.modules.values() for k, t in parts.items() if k != "alpha"} == {dtype}
+
+
+def made(folder, change=lambda tensors: tensors, text=False):
+    """A LoRA file to start from, of one module of the small model or two."""
+    parts = {"lora_unet_mid_block_attentions_0_proj_in": 96, **({"lora_te_text_model_encoder_layers_0_self_attn_q_proj": 48} if text else {})}
+    tensors = {}
+    for name, width in parts.items():
+        tail = (1, 1) if "proj_in" in name else ()
+        tensors |= {f"{name}.lora_down.weight": torch.randn(3, width, *tail), f"{name}.lora_up.weight": torch.randn(width, 3, *tail)}
+    path = folder / "start.safetensors"
+    save_file(change(tensors), path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda t: {k.replace("lora_down.weight", "hada_w1_a").replace("lora_up.weight", "hada_w1_b"): v for k, v in t.items()}
+         | {k.replace("lora_down.weight", "hada_w2_a").replace("lora_up.weight", "hada_w2_b"): v.clone() for k, v in t.items()}, "not a plain LoRA"),
+        (lambda t: t | {next(iter(t)).split(".")[0] + ".dora_scale": torch.ones(96, 1)}, "not a plain LoRA .*dora_scale"),
+        (lambda t: {k: v[:2].contiguous() if "down" in k else v for k, v in t.items()}, "factors of different ranks"),
+        (lambda t: {k: v.flatten() for k, v in t.items()}, "factors of different ranks"),
+    ],
+    ids=["LoHa", "DoRA", "other ranks", "flat"],
+)
+def test_a_start_that_is_no_plain_lora_is_one_sentence(sd, tmp_path, change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        lora(start=made(tmp_path, change)).attached(sd).__enter__()
+
+
+def test_the_layers_of_a_start_decide_whether_the_text_encoder_is_trained(sd, tmp_path):
+    for text in (False, True):
+        method = lora(start=made(tmp_path, text=text), text_encoder=text)
+        with method.attached(sd):
+            assert method.trains_text is text and len(method.layers) == 1 + text
+    method = lora(start=made(tmp_path, text=True))
+    with method.attached(sd):
+        assert method.trains_text
+    with pytest.raises(ValueError, match="no layer of the text encoder"):
+        lora(start=made(tmp_path), text_encoder=True).attached(sd).__enter__()

@@ -40,7 +40,7 @@ def read_text(path: Path, complain: Complain) -> str:
 def listed_captions(path: Path, complain: Complain) -> dict[Path, str]:
     """Captions of an imagefolder list by picture path: its column file_name, and text, caption or prompt; names are relative to the list."""
     text = read_text(path, complain)
-    rows = _json_rows(path, text, complain) if path.suffix == ".jsonl" else enumerate(csv.DictReader(io.StringIO(text)), start=2)
+    rows = _json_rows(path, text, complain) if path.suffix == ".jsonl" else _csv_rows(path, text, complain)
     captions = {}
     for line, row in rows:
         name, column = row.get("file_name"), next((c for c in _CAPTION_COLUMNS if row.get(c) is not None), None)
@@ -52,6 +52,13 @@ def listed_captions(path: Path, complain: Complain) -> dict[Path, str]:
             complain(path, f"line {line} names {name!r}, which is not there", "list")
         captions[picture] = str(row[column]).strip()
     return captions
+
+
+def _csv_rows(path: Path, text: str, complain: Complain) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        yield from enumerate(csv.DictReader(io.StringIO(text)), start=2)
+    except csv.Error as error:  # a field of over 128 KiB: most likely a quote that is never closed
+        complain(path, f"cannot be read to its end ({error}); the lines before are used", "list")
 
 
 def _json_rows(path: Path, text: str, complain: Complain) -> Iterator[tuple[int, dict[str, Any]]]:

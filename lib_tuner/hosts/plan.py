@@ -51,9 +51,13 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"memory.device: {name!r} is no device; write auto, cpu, cuda, cuda:1 or mps.") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"memory.device: {name!r} is no device to train on; write auto, cpu, cuda, cuda:1 or mps.")
     if device.type == "cuda" and not torch.cuda.is_available() or device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"memory.device: this machine or its torch has no {device.type}; write auto or cpu.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"memory.device: {name!r}, but this machine has {torch.cuda.device_count()} GPU(s), counted from 0; write another number or auto.")
     return device
 
 

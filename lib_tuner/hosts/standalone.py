@@ -49,7 +49,7 @@ class Standalone:
     @cached_property
     def model(self) -> Model:
         """The loaded model."""
-        if not self.model_path.is_file():
+        if not self.model_path.exists():
             raise ValueError(f"checkpoint: {self.model_path} does not exist; give the path of an SD1.5 checkpoint (.safetensors or .ckpt).")
         model = load_model(self.model_path, self.plan.dtype, self.plan.device, self.cfg.clip_skip)
         if model.inpainting:

@@ -21,7 +21,7 @@ from ..optim import parse_lr
 from ..sd.loss import generator_for
 from ..sd.names import BLOCKS26, block_name
 from .base import Layer, LayerMethod, Target, parts
-from .lora_file import check_fits, read_lora, write_lora
+from .lora_file import LoraFile, check_fits, read_lora, write_lora
 from .metadata import Made, lora_metadata, write_card
 
 
@@ -139,6 +139,17 @@ class LoRALayer(Layer):
         return {"lora_down.weight": self.down.detach(), "lora_up.weight": self.up.detach(), "alpha": torch.tensor(float(self.alpha))}
 
 
+def _plain(file: LoraFile) -> LoraFile:
+    """The file, where all its modules are those of a LoRA. Raises ValueError for LoHa, DoRA and other families, and for factors that do not fit each other."""
+    for parts in file.modules.values():
+        if extra := parts.keys() ^ {"lora_down.weight", "lora_up.weight"} ^ (parts.keys() & {"alpha"}):
+            raise ValueError(f"start: {file.path.name} is not a plain LoRA (it has or lacks {', '.join(sorted(extra)[:3])}), so it cannot be trained on as one.")
+        down, up = parts["lora_down.weight"], parts["lora_up.weight"]
+        if min(down.ndim, up.ndim) < 2 or up.shape[1] != down.shape[0]:
+            raise ValueError(f"start: {file.path.name} has factors of different ranks ({tuple(down.shape)} and {tuple(up.shape)}); it is damaged.")
+    return file
+
+
 class LoRA(LayerMethod):
     """Low-rank layers beside the chosen modules."""
 
@@ -192,11 +203,15 @@ class LoRA(LayerMethod):
 
     def attach(self, sd: Components) -> list[dict[str, Any]]:
         if self.settings.start:
-            file = read_lora(self.settings.start)
+            file = _plain(read_lora(self.settings.start))
             weights = ((part, path, m.weight.shape) for part, root in parts(sd).items() for path, m in root.named_modules() if hasattr(m, "weight"))
             check_fits(file, {(part, path): shape for part, path, shape in weights})
             self._start = file.modules
-        return super().attach(sd)
+        groups = super().attach(sd)
+        self.trains_text = any(part == "text" for part, _ in self.layers)  # those of a file to start from too
+        if self.settings.text_encoder and not self.trains_text:
+            raise ValueError("lora.text_encoder is on, but the LoRA in lora.start has no layer of the text encoder: turn it off, or start from another file.")
+        return groups
 
     def groups(self) -> list[dict[str, Any]]:
         optim, s = self.cfg.optim, self.settings

@@ -225,21 +225,26 @@ def save_checkpoint(
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, dtype: torch.dtype | None = None) -> Path:
     """Writes a .safetensors file beside its place and moves it there when it is whole; floating-point tensors become `dtype`."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path = Path(path)
     _check_room(path, sum(t.numel() * (dtype.itemsize if dtype and t.is_floating_point() else t.element_size()) for t in tensors.values()))
     stored = {key: t.detach().to("cpu", dtype if t.is_floating_point() else None).contiguous() for key, t in tensors.items()}
     with atomic(path) as temporary:
-        save_file(stored, str(temporary), metadata={"format": "pt", **(metadata or {})})
+        try:
+            save_file(stored, str(temporary), metadata={"format": "pt", **(metadata or {})})
+        except SafetensorError as error:  # what the system said, in safetensors' words
+            raise OSError(f"{path} cannot be written ({error}); make room or choose another folder.") from error
     return path
 
 
 def _check_room(path: Path, needed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(path.parent).free
-    if free < needed + (1 << 20):  # a mebibyte for the header
-        raise OSError(f"{path.name} needs {needed / 1e6:,.0f} MB, but {path.parent} has {free / 1e6:,.0f} MB free; make room or choose another folder.")
+    needed += 1 << 20  # a mebibyte for the header
+    if free < needed:
+        raise OSError(f"{path.name} needs {needed / 1e6:,.1f} MB, but {path.parent} has {free / 1e6:,.1f} MB free; make room or choose another folder.")
 
 
 @contextmanager
