@@ -352,7 +352,7 @@ def test_what_the_system_refuses_is_one_sentence(tmp_path, monkeypatch, number, 
 def test_too_little_room_is_noticed_before_anything_is_written(tmp_path, monkeypatch):
     save(tmp_path, 1, {})
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1 << 20}))
-    with pytest.raises(OSError, match=r"state-2.safetensors needs 1 MB, but .*state has 1 MB free; make room or choose another folder\.$"):
+    with pytest.raises(OSError, match=r"state-2.safetensors needs 2.1 MB, but .*state has 1.0 MB free; make room or choose another folder\.$"):
         save(tmp_path, 2, big(2))
     assert names(tmp_path) == ["state-1.safetensors"]
 
