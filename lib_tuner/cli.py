@@ -91,7 +91,7 @@ def demo(rest: list[str], enter: Enter) -> int | None:
 
 def bench(rest: list[str], enter: Enter) -> int | None:
     parser = _parser("bench", "Measure a training step of ours beside the same step of diffusers + peft, on random full-size weights.")
-    parser.add_argument("--quick", action="store_true", help="256 px only, in under two minutes")
+    parser.add_argument("--quick", action="store_true", help="256 px only, in about two minutes")
     parser.add_argument("--json", action="store_true", help="print a list of rows as JSON")
     args = parser.parse_args(rest)
     enter(RUN, TEST)  # the peers are among the tests' packages
