@@ -170,7 +170,7 @@ def _milestones(run: Run, step: int, fresh: bool = True) -> Iterator[Event]:
     def due(every: int) -> bool:
         return fresh and run.writes and every > 0 and step % every == 0
 
-    with run_in_eval(run):
+    with _state_kept(run, step), run_in_eval(run):
         if due(cfg.sample.every):
             yield _sample(run, step)
         if due(cfg.validate_every) and run.held_out:
@@ -189,10 +189,23 @@ def run_in_eval(run: Run) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _state_kept(run: Run, step: int) -> Iterator[None]:
+    """Where a save fails, as on a full disk, the state is kept if it still fits; outside of `run_in_eval`, whose averages are not the state."""
+    try:
+        yield
+    except (OSError, ValueError):
+        if run.writes and step:
+            with suppress(OSError):
+                _save_state(run, step)
+        raise
+
+
 def _end(run: Run, step: int, reason: str) -> Iterator[Event]:
     """The last samples, the final file and the state to resume from; after numbers that were none, the last good weights alone."""
     cfg, files = run.cfg, []
-    with run_in_eval(run) if reason != "nan" else nullcontext():
+    fine = reason != "nan"
+    with _state_kept(run, step) if fine else nullcontext(), run_in_eval(run) if fine else nullcontext():
         if run.writes and reason == "done" and cfg.sample.every:
             yield _sample(run, step)
         if run.writes and reason == "done" and run.held_out:
@@ -201,7 +214,7 @@ def _end(run: Run, step: int, reason: str) -> Iterator[Event]:
             saved = _export(run, step, cfg.name if reason == "done" else f"{cfg.name}-{step:06d}")
             files = saved.paths
             yield saved
-    if run.writes and step and reason != "nan":
+    if run.writes and step and fine:
         _save_state(run, step)
     yield Finished(step, reason, files)
 
@@ -227,12 +240,7 @@ def _validate(run: Run, step: int) -> Validated:
 def _export(run: Run, step: int, name: str) -> Saved:
     epoch = step * run.cfg.optim.accumulate // max(1, run.batches.steps_per_epoch)
     made = Made(step, epoch, run.started, time.time(), run.sd.model_hash, run.sd.model_name, schedule_for(run.cfg.loss, run.sd.schedule).prediction)
-    try:
-        paths = run.method.export(run.folder / name, run.batches.summary(), made)
-    except (OSError, ValueError):  # such as a full disk: what was learned is kept where it still fits
-        with suppress(OSError):
-            _save_state(run, step)
-        raise
+    paths = run.method.export(run.folder / name, run.batches.summary(), made)
     run.saves.append(paths)
     checkpoint.prune(run.saves, run.cfg.keep_last)
     return Saved(step, paths, "; ".join(str(run.host.reload(path)) for path in paths))

@@ -155,7 +155,7 @@ class TextualInversion(Method):
             raise ValueError(f"The saved run learned {', '.join(state)}; resume with the same words.")
         for word in self.words:
             if (saved := state[word.name]["vectors"].shape) != word.vectors.shape:
-                raise ValueError(f"The saved run learned {word.name} with {len(saved) and saved[0]} vectors; resume with as many.")
+                raise ValueError(f"The saved run learned {word.name} with {saved[0]} vectors; resume with as many.")
             word.load_state_dict(state[word.name])
 
     def export(self, path: Path, summary: Mapping[str, Any], made: Made) -> list[Path]:
