@@ -17,7 +17,7 @@ from .data.batches import Batch, Batches
 from .data.cache import TextCache
 from .host import Components
 from .methods.base import Method
-from .optim import EMA, lr_at, set_lr
+from .optim import EMA, lr_at, set_lr, weights_for_eval
 from .sd.loss import diffusion_loss, generator_for, noise_for, timesteps_for
 from .sd.schedule import Schedule
 from .settings import LossConfig, TrainConfig
@@ -140,7 +140,8 @@ class Step:
         fine = torch.isfinite(loss) if scaler is not None else torch.isfinite(loss) & torch.isfinite(norm)
         self._watch(fine, number)
         if fine.device.type == "cpu" or number % READ_EVERY == 0:
-            self.good = (number, self.state.method.state_dict())
+            with weights_for_eval(optimizer, self.state.ema):  # those that would be saved
+                self.good = (number, self.state.method.state_dict())
         if clip:
             torch._foreach_mul_(grads, (clip / (norm + 1e-6)).clamp(max=1.0))
         if scaler is None:

@@ -22,6 +22,7 @@ from .methods.metadata import Made
 from .metrics import validation_loss
 from .optim import EMA, lr_at, lr_ended, make_optimizer, weights_for_eval
 from .sd.files import atomic
+from .sd.loss import check_weights
 from .settings import TrainConfig
 from .step import NotANumber, State, Step, schedule_for
 
@@ -101,6 +102,7 @@ def train(cfg: TrainConfig, method: Method, host: Host, stop: Callable[[], bool]
 
 def _prepare(cfg: TrainConfig, method: Method, host: Host, sd: Components, groups: list[dict[str, Any]]) -> tuple[Run, int]:
     """Optimizer and data; a resumed run gets its state and its frozen items."""
+    check_weights(schedule_for(cfg.loss, sd.schedule), cfg.loss)
     params = [p for group in groups for p in group["params"]]
     for p in params:
         p.requires_grad_(True)
@@ -228,7 +230,8 @@ def _sample(run: Run, step: int) -> Sampled:
     folder.mkdir(exist_ok=True)
     paths = [folder / f"{step:06d}-{i}.png" for i in range(len(images))]
     for image, path in zip(images, paths):
-        image.save(path)
+        with atomic(path) as temporary:
+            image.save(temporary, "PNG")
     return Sampled(step, images, paths)
 
 

@@ -238,9 +238,11 @@ def test_the_host_is_as_before_after_success_error_and_cancelling(values):
     assert same()
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_weights(values):
-    events = run({**values, "optim.lr": "0.01:3, 1e30", "optim.clip": 0.0, "save_every": 0})
-    finished, good = of(Finished, events)[0], run({**values, "optim.lr": "0.01", "optim.clip": 0.0, "save_every": 0, "steps": 3})
+@pytest.mark.parametrize("average", [{}, {"optim.ema": 0.9}, {"optim.name": "adamw_schedulefree"}], ids=["plain", "ema", "schedule-free"])
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_weights(values, average):
+    values |= {"optim.clip": 0.0, "save_every": 0, **average}
+    events = run({**values, "optim.lr": "0.01:3, 1e30"})
+    finished, good = of(Finished, events)[0], run({**values, "optim.lr": "0.01", "steps": 3})
     assert (finished.reason, finished.step) == ("nan", 3) and any("lower the learning rate" in w.text for w in of(Warned, events))
     assert all(torch.equal(a, b) for a, b in zip(tensors(events).values(), tensors(good).values()))
 
@@ -271,6 +273,7 @@ def test_another_model_is_refused_on_resume(values, tmp_path):
         ({"memory.device": "abacus"}, "no device"),
         ({"memory.device": "meta"}, "no device to train on"),
         ({"name": "../away"}, "name: '../away' cannot be a file's name"),
+        ({"loss.debiased": True, "loss.zero_terminal_snr": True}, "loss.debiased: with zero terminal SNR"),
         ({"name": " "}, "name: ' ' cannot be a file's name"),
         ({"lora.attention": False, "lora.feed_forward": False, "lora.projections": False}, "hold no layer"),
     ],
@@ -278,7 +281,7 @@ def test_another_model_is_refused_on_resume(values, tmp_path):
 def test_bad_input_is_one_sentence_before_the_first_step(values, change, sentence):
     with pytest.raises((ValueError, OSError), match=sentence) as caught:
         run({**values, **change})
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and not (Path(values["output"]) / "thing-001").exists()
 
 
 KILLED = "import sys; from lib_tuner.cli import main; raise SystemExit(main(['train', *sys.argv[1:], '--no-venv']))"

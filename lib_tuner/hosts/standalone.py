@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..data.pictures import from_pixels
 from ..host import Components, GenerateRequest, LoadReport
+from ..methods.base import weight_shapes
 from ..methods.embedding_file import read_embedding
 from ..methods.lora_file import count_host_keys
 from ..sd.loss import generator_for
@@ -105,7 +106,7 @@ class Standalone:
     def reload(self, path: Path) -> LoadReport:
         """Reads a saved file back as the WebUI would."""
         if path.suffix == ".safetensors" and self.cfg.method == "lora":
-            return LoadReport(path, *count_host_keys(path))
+            return LoadReport(path, *count_host_keys(path, weight_shapes(self.model)))
         count = len(read_embedding(path, width=self.model.text.embedding.weight.shape[1]).vectors)
         return LoadReport(path, count, count)
 

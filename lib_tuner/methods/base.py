@@ -174,6 +174,11 @@ class LayerMethod(Method):
             layer.load_state_dict(state[name])
 
 
-def parts(sd: Components) -> dict[str, nn.Module]:
+def weight_shapes(sd: Any) -> dict[Target, tuple[int, ...]]:
+    """The shape of every weight in the trainable parts, by (part, module path); `sd` has `unet` and `text.transformer`."""
+    return {(part, path): tuple(m.weight.shape) for part, root in parts(sd).items() for path, m in root.named_modules() if hasattr(m, "weight")}
+
+
+def parts(sd: Any) -> dict[str, nn.Module]:
     """The two trainable parts of the model by name."""
     return {"unet": sd.unet, "text": sd.text.transformer}

@@ -20,7 +20,7 @@ from ..host import Components
 from ..optim import parse_lr
 from ..sd.loss import generator_for
 from ..sd.names import BLOCKS26, block_name
-from .base import Layer, LayerMethod, Target, parts
+from .base import Layer, LayerMethod, Target, parts, weight_shapes
 from .lora_file import LoraFile, check_fits, read_lora, write_lora
 from .metadata import Made, lora_metadata, write_card
 
@@ -204,8 +204,7 @@ class LoRA(LayerMethod):
     def attach(self, sd: Components) -> list[dict[str, Any]]:
         if self.settings.start:
             file = _plain(read_lora(self.settings.start))
-            weights = ((part, path, m.weight.shape) for part, root in parts(sd).items() for path, m in root.named_modules() if hasattr(m, "weight"))
-            check_fits(file, {(part, path): shape for part, path, shape in weights})
+            check_fits(file, weight_shapes(sd))
             self._start = file.modules
         groups = super().attach(sd)
         self.trains_text = any(part == "text" for part, _ in self.layers)  # those of a file to start from too

@@ -125,6 +125,12 @@ def huber_c(t: Tensor, schedule: Schedule, cfg: Any) -> Tensor:
     return torch.full(t.shape, c0, device=t.device)
 
 
+def check_weights(schedule: Schedule, cfg: Any) -> None:
+    """Raises ValueError where a timestep's weight would be infinite."""
+    if cfg.debiased and cfg.zero_terminal_snr and schedule.prediction != "v":
+        raise ValueError("loss.debiased: with zero terminal SNR an eps model's weight is infinite; turn one of them off or use v-prediction.")
+
+
 def snr_weight(t: Tensor, schedule: Schedule, cfg: Any) -> Tensor:
     """The weight (B,) of each timestep: min-SNR (Hang et al. 2303.09556) times debiased estimation (Yu et al. 2310.08442).
 
@@ -135,8 +141,7 @@ def snr_weight(t: Tensor, schedule: Schedule, cfg: Any) -> Tensor:
     if cfg.min_snr:
         weight = snr.clamp(max=cfg.min_snr) / (snr + 1) if v else (cfg.min_snr / snr).clamp(max=1)  # snr may be 0: zero terminal SNR
     if cfg.debiased:
-        if cfg.zero_terminal_snr and not v:
-            raise ValueError("loss.debiased: with zero terminal SNR an eps model's weight is infinite; turn one of them off or use v-prediction.")
+        check_weights(schedule, cfg)
         snr = snr.clamp(max=1000)
         weight = weight * (1 / (snr + 1) if v else snr.rsqrt())
     return weight
