@@ -86,6 +86,11 @@ def load(folder: str | Path) -> Loaded:
     raise ValueError(f"{folder} has no state that can be read, so the run has to be started anew: " + " ".join(notes))
 
 
+def newest_step(folder: str | Path) -> int:
+    """The step of the newest saved state, without reading it; 0 where there is none."""
+    return max(map(_step, _states(folder)), default=0)
+
+
 def _states(folder: str | Path) -> list[Path]:
     """The states of a run, newest first."""
     return sorted((p for p in (Path(folder) / "state").glob("state-*") if _NAME.fullmatch(p.name)), key=_step, reverse=True)

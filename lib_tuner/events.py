@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preparing:
-    """Something long before the first step: `done` of `total` of what `text` names."""
+    """Something long before the first step or between two: `done` of `total` of what `text` names; total 0 where that is not counted."""
 
     done: int
     total: int
@@ -21,11 +21,12 @@ class Preparing:
 
 @dataclass(frozen=True)
 class Started:
-    """The run goes from update `start` to update `steps`; its files are in `folder`."""
+    """The run goes from update `start` to update `steps`; its files are in `folder`. `pictures`: a few of those it learns from."""
 
     start: int
     steps: int
     folder: Path
+    pictures: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

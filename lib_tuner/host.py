@@ -41,6 +41,15 @@ class LoadReport:
         return f"{self.path.name}: {self.taken} of {self.total} parts are read by the host"
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """How a host would run its settings: in words, with the bytes of memory it takes and those that are free (None: cannot be asked)."""
+
+    note: str  # device, precision and memory measures
+    need: float
+    free: float | None
+
+
 class TextEncoder(Protocol):
     """Captions -> states; `transformer` is what adapters attach to."""
 
@@ -85,3 +94,4 @@ class Host(Protocol):
     def output_dir(self, kind: str) -> Path: ...
     def reload(self, path: Path) -> LoadReport: ...
     def interrupted(self) -> bool: ...
+    def forecast(self) -> Forecast: ...  # touches neither model nor lock

@@ -74,7 +74,7 @@ def progress(events: Iterable[Event], stream: TextIO, clock: Callable[[], float]
                 if status.due or event.step == total:
                     status.show(step_line(event.step, total, float(event.loss), seconds_per_step(times)))
             elif isinstance(event, Preparing):
-                status.show(f"{event.text} {event.done}/{event.total}")
+                status.show(f"{event.text} {event.done}/{event.total}" if event.total else event.text)
             elif line := line_of(event):
                 status.line(line)
             yield event

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv as comma
 import io
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -96,7 +97,7 @@ class _Table:
     def open(self, start: int) -> None:
         """Keeps the header and, of a resumed run, the rows up to its step."""
         with _said(self.path):
-            kept = _rows(self.path, start) if start else []
+            kept = read_rows(self.path, start) if start else []
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with atomic(self.path) as temporary:
                 temporary.write_bytes("".join([",".join(COLUMNS) + "\n", *(row.text() for row in kept)]).encode())
@@ -131,8 +132,8 @@ class _Table:
             self.file = None
 
 
-def _rows(path: Path, last: int) -> list[_Row]:
-    """The rows of an earlier part of the run up to step `last`; a line that a kill cut off is not one."""
+def read_rows(path: Path, last: float = math.inf) -> list[_Row]:
+    """The rows of a run's file up to step `last` (step, loss, lr, validation, seconds); a line that a kill cut off is not one, and no file has none."""
     if not path.exists():
         return []
     whole = path.read_bytes().decode(errors="replace").rpartition("\n")[0]

@@ -36,6 +36,20 @@ def never() -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class Orders:
+    """What a person asks of the run for the step just done; `prompts` replaces the sample prompts from now on."""
+
+    save: bool = False
+    sample: bool = False
+    prompts: str | None = None
+
+
+def no_orders() -> Orders:
+    """Nobody asks anything."""
+    return Orders()
+
+
 @dataclass
 class Run:
     """What the parts of the loop share."""
@@ -48,18 +62,23 @@ class Run:
     batches: Batches
     folder: Path
     started: float
+    prompts: str  # of the samples; a person may change them on the way
     writes: bool = True  # rank 0
     saves: list[list[Path]] = field(default_factory=list)
     held_out: list[Any] = field(default_factory=list)
 
 
-def train(cfg: TrainConfig, method: Method, host: Host, stop: Callable[[], bool] = never, rank: int = 0, world: int = 1) -> Iterator[Event]:
+def train(cfg: TrainConfig, method: Method, host: Host, stop: Callable[[], bool] = never, rank: int = 0, world: int = 1,
+          orders: Callable[[], Orders] = no_orders) -> Iterator[Event]:
     """Trains `method` on the host's model. When `stop()` turns true the run saves and ends; either way the model is restored.
 
+    `orders()` is asked once after each step for what a person wants beside what the settings say.
     Of `world` processes (torchrun) each computes its share of every batch, and rank 0 alone samples, validates and writes.
     Closing the generator cancels the run without saving. Raises ValueError or OSError with one sentence before the first step where something does not fit.
     """
+    yield Preparing(0, 0, "Loading the model")
     with host.exclusive() as sd, method.attached(sd) as groups:
+        yield Preparing(0, 0, "Reading pictures and captions")
         run, start = _prepare(cfg, method, host, sd, groups)
         run.writes = rank == 0
         for problem in run.batches.problems:
@@ -75,7 +94,7 @@ def train(cfg: TrainConfig, method: Method, host: Host, stop: Callable[[], bool]
         run.held_out = validation(cfg.data, sd, method.triggers()) if cfg.validate_every else []
         run.folder = _folder(cfg) if run.writes else run.folder
         step = Step(cfg, sd, run.state, run.batches, rank, world, reduce)
-        yield Started(start, cfg.steps, run.folder)
+        yield Started(start, cfg.steps, run.folder, _shown(run.batches))
         yield from _milestones(run, start, fresh=start == 0)
         reason, done = "done", start
         for number in range(start, cfg.steps):
@@ -96,8 +115,8 @@ def train(cfg: TrainConfig, method: Method, host: Host, stop: Callable[[], bool]
             done = number + 1
             yield Stepped(done, loss, lr_at(cfg.optim, number, cfg.steps))
             if done < cfg.steps:
-                yield from _milestones(run, done)
-        yield from _end(run, done, reason)
+                yield from _milestones(run, done, asked=orders())
+        yield from _end(run, done, reason, orders())
 
 
 def _prepare(cfg: TrainConfig, method: Method, host: Host, sd: Components, groups: list[dict[str, Any]]) -> tuple[Run, int]:
@@ -114,7 +133,7 @@ def _prepare(cfg: TrainConfig, method: Method, host: Host, sd: Components, group
     if saved:
         _check_same(saved.state, sd, cfg)
         state.load_state_dict(saved.state["run"])
-    run = Run(cfg, method, host, sd, state, batches, Path(cfg.resume).expanduser(), saved.state["started"] if saved else time.time())
+    run = Run(cfg, method, host, sd, state, batches, Path(cfg.resume).expanduser(), saved.state["started"] if saved else time.time(), cfg.sample.prompts)
     run.saves = [[Path(p) for p in paths] for paths in saved.state["saves"]] if saved else []
     return run, saved.step if saved else 0
 
@@ -165,21 +184,26 @@ def _anyone(flag: bool, reduce: Callable[[list[torch.Tensor]], None] | None, sd:
 # ---- milestones
 
 
-def _milestones(run: Run, step: int, fresh: bool = True) -> Iterator[Event]:
-    """Samples, validation and saves that are due after `step` updates; step 0 is sampled and validated too."""
+def _milestones(run: Run, step: int, fresh: bool = True, asked: Orders = Orders()) -> Iterator[Event]:
+    """Samples, validation and saves that are due after `step` updates, or asked for; step 0 is sampled and validated too."""
     cfg = run.cfg
+    run.prompts = run.prompts if asked.prompts is None else asked.prompts
 
-    def due(every: int) -> bool:
-        return fresh and run.writes and every > 0 and step % every == 0
+    def due(every: int, wanted: bool = False) -> bool:
+        return run.writes and (wanted or fresh and every > 0 and step % every == 0)
 
+    sampled, saved = due(cfg.sample.every, asked.sample), bool(step) and due(cfg.save_every, asked.save)
+    validated = due(cfg.validate_every) and bool(run.held_out)
+    if not (sampled or validated or saved):
+        return
     with _state_kept(run, step), run_in_eval(run):
-        if due(cfg.sample.every):
-            yield _sample(run, step)
-        if due(cfg.validate_every) and run.held_out:
-            yield _validate(run, step)
-        if step and due(cfg.save_every):
-            yield _export(run, step, f"{cfg.name}-{step:06d}")
-    if step and due(cfg.save_every):
+        if sampled:
+            yield from _sample(run, step)
+        if validated:
+            yield from _validate(run, step)
+        if saved:
+            yield from _export(run, step, f"{cfg.name}-{step:06d}")
+    if saved:
         _save_state(run, step)
 
 
@@ -203,27 +227,38 @@ def _state_kept(run: Run, step: int) -> Iterator[None]:
         raise
 
 
-def _end(run: Run, step: int, reason: str) -> Iterator[Event]:
+def _end(run: Run, step: int, reason: str, asked: Orders) -> Iterator[Event]:
     """The last samples, the final file and the state to resume from; after numbers that were none, the last good weights alone."""
     cfg, files = run.cfg, []
+    run.prompts = run.prompts if asked.prompts is None else asked.prompts
     fine = reason != "nan"
     with _state_kept(run, step) if fine else nullcontext(), run_in_eval(run) if fine else nullcontext():
-        if run.writes and reason == "done" and cfg.sample.every:
-            yield _sample(run, step)
+        if run.writes and reason == "done" and (cfg.sample.every or asked.sample):
+            yield from _sample(run, step)
         if run.writes and reason == "done" and run.held_out:
-            yield _validate(run, step)
+            yield from _validate(run, step)
         if run.writes and step:
-            saved = _export(run, step, cfg.name if reason == "done" else f"{cfg.name}-{step:06d}")
-            files = saved.paths
-            yield saved
+            for event in _export(run, step, cfg.name if reason == "done" else f"{cfg.name}-{step:06d}"):
+                files = event.paths if isinstance(event, Saved) else files
+                yield event
     if run.writes and step and fine:
         _save_state(run, step)
     yield Finished(step, reason, files)
 
 
-def _sample(run: Run, step: int) -> Sampled:
+def _shown(batches: Batches) -> tuple[Path, ...]:
+    """A few of the training pictures, to be seen beside the samples."""
+    files = [item.path for item in batches.items if not item.is_class and item.row < 0]
+    return tuple(files[:: max(1, len(files) // 4)][:4])
+
+
+def _sample(run: Run, step: int) -> Iterator[Event]:
     s, side = run.cfg.sample, run.cfg.data.resolution
-    prompts = [line.strip().replace("[name]", run.method.triggers()) for line in s.prompts.splitlines() if line.strip()]
+    prompts = [line.strip().replace("[name]", run.method.triggers()) for line in run.prompts.splitlines() if line.strip()]
+    if not prompts:
+        yield Warned("No samples were drawn, because there is no sample prompt: write one.")
+        return
+    yield Preparing(0, 0, f"Drawing {len(prompts)} sample{'s' * (len(prompts) > 1)}")
     requests = [GenerateRequest(p, s.negative, s.width or side, s.height or side, s.steps, s.cfg, s.sampler, s.seed + i) for i, p in enumerate(prompts)]
     images = run.host.generate(requests)
     folder = run.folder / "samples"
@@ -232,21 +267,23 @@ def _sample(run: Run, step: int) -> Sampled:
     for image, path in zip(images, paths):
         with atomic(path) as temporary:
             image.save(temporary, "PNG")
-    return Sampled(step, images, paths)
+    yield Sampled(step, images, paths)
 
 
-def _validate(run: Run, step: int) -> Validated:
+def _validate(run: Run, step: int) -> Iterator[Event]:
+    yield Preparing(0, 0, "Measuring the validation loss")
     schedule = schedule_for(run.cfg.loss, run.sd.schedule)
-    return Validated(step, validation_loss(run.sd.unet, run.sd.text, run.held_out, schedule, run.cfg.seed, run.method.begin))
+    yield Validated(step, validation_loss(run.sd.unet, run.sd.text, run.held_out, schedule, run.cfg.seed, run.method.begin))
 
 
-def _export(run: Run, step: int, name: str) -> Saved:
+def _export(run: Run, step: int, name: str) -> Iterator[Event]:
+    yield Preparing(0, 0, "Saving")
     epoch = step * run.cfg.optim.accumulate // max(1, run.batches.steps_per_epoch)
     made = Made(step, epoch, run.started, time.time(), run.sd.model_hash, run.sd.model_name, schedule_for(run.cfg.loss, run.sd.schedule).prediction)
     paths = run.method.export(run.folder / name, run.batches.summary(), made)
     run.saves.append(paths)
     checkpoint.prune(run.saves, run.cfg.keep_last)
-    return Saved(step, paths, "; ".join(str(run.host.reload(path)) for path in paths))
+    yield Saved(step, paths, "; ".join(str(run.host.reload(path)) for path in paths))
 
 
 def _save_state(run: Run, step: int) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models here are small, and processes whose threads wait for each other by spinning stall each other
 
@@ -57,3 +60,21 @@ def data_folder(tmp_path: Path) -> Path:
         Image.merge("RGB", [picture.point(lambda v, k=k: (v * (i + 1) * (k + 2)) % 256) for k in range(3)]).save(folder / f"{i}.png")
         (folder / f"{i}.txt").write_text(f"a thing number {i}, red, round", encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def small_run(checkpoint_file: Path, data_folder: Path, tmp_path: Path) -> dict:
+    """Settings of a LoRA run of six steps on the small random model, into `tmp_path / "out"`."""
+    return {
+        "name": "thing", "method": "lora", "checkpoint": str(checkpoint_file), "output": str(tmp_path / "out"), "data.folder": str(data_folder), "steps": 6,
+        "save_every": 3, "data.resolution": 64, "data.bucket_min": 64, "data.bucket_step": 8, "data.batch": 2, "lora.rank": 2, "lora.alpha": 2, "optim.lr": "1e-2",
+    }
+
+
+def until(true: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """Waits until something is so, and returns it; fails where it does not become so."""
+    end = time.monotonic() + seconds
+    while not (answer := true()):
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.005)
+    return answer

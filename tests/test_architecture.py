@@ -20,7 +20,8 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8"), str(path)) for path i
 LEVELS = (
     ("config", "events"),
     ("settings", "sd"),
-    ("host", "optim"),
+    ("host", "optim", "presets"),
+    ("foreign",),
     ("data",),
     ("methods.base",),
     ("methods",),
@@ -28,7 +29,8 @@ LEVELS = (
     ("step",),
     ("train",),
     ("compare", "recorders", "progress"),
-    ("jobs",),
+    ("runs", "live"),
+    ("jobs", "outlook"),
     ("demo", "bench"),
     ("web",),
     ("ui",),
@@ -41,6 +43,8 @@ EVERYWHERE = {"torch", "safetensors", "einops", "PIL"} | set(sys.stdlib_module_n
 ONLY_IN = {  # package -> the only places that may import it, at all
     "modules": ("hosts/a1111.py",),
     "fastapi": ("web/",),
+    "starlette": ("web/",),
+    "uvicorn": ("ui/page.py",),
     "gradio": ("ui/",),
     "onnxruntime": ("data/tagger.py",),
     "torchvision": (),

@@ -25,7 +25,7 @@ from lib_tuner.hosts.standalone import Standalone
 from lib_tuner.methods import METHODS
 from lib_tuner.recorders import csv
 from lib_tuner.settings import TrainConfig
-from lib_tuner.train import train
+from lib_tuner.train import Orders, train
 
 LORA = {"method": "lora", "lora.rank": 2, "lora.alpha": 2, "lora.dropout": 0.1, "optim.lr": "1e-2", "optim.name": "adamw"}
 WORD = {"method": "textual_inversion", "textual_inversion.vectors": 2, "optim.lr": "1e-2", "data.template": "subject_filewords"}
@@ -95,9 +95,11 @@ def test_the_saved_file_says_what_it_was_trained_on(values, method):
 
 def test_a_stop_while_pictures_are_encoded_ends_the_run_there(values, tmp_path):
     cfg, seen = settings(values), []
-    with closing(train(cfg, METHODS["lora"](cfg), Standalone(cfg), stop=lambda: len(seen) >= 2)) as running:
+    with closing(train(cfg, METHODS["lora"](cfg), Standalone(cfg), stop=lambda: len(seen) >= 4)) as running:
         seen.extend(running)
-    assert [type(event) for event in seen] == [Preparing, Preparing, Finished]
+    assert [(event.text, event.total) for event in seen[:-1]] == [
+        ("Loading the model", 0), ("Reading pictures and captions", 0), ("Encoding 0.png", 6), ("Encoding 1.png", 6)
+    ]  # fmt: skip
     assert (seen[-1].step, seen[-1].reason) == (0, "stopped") and not (tmp_path / "out").exists()
 
 
@@ -115,6 +117,28 @@ def test_a_save_that_fails_leaves_the_state_to_resume_from(values, monkeypatch, 
     second = run({**values, "resume": str(folder)})
     assert of(Started, second)[0].start == 3
     assert {k: v.tolist() for k, v in tensors(second).items()} == {k: v.tolist() for k, v in tensors(whole).items()}
+
+
+def test_orders_are_carried_out_once_after_the_step_that_is_done(values):
+    given = iter([Orders(), Orders(save=True), Orders(sample=True, prompts="a [name]\na dog"), Orders(), Orders(), Orders(sample=True)])
+    cfg = settings({**values, "save_every": 0, "trigger": "thing", "sample.steps": 1, "sample.prompts": "another"})
+    events = list(train(cfg, METHODS["lora"](cfg), Standalone(cfg), orders=lambda: next(given)))
+    assert [(e.step, len(e.paths)) for e in of(Sampled, events)] == [(3, 2), (6, 2)]  # the new prompts stay; what is asked at the last step is done as well
+    assert [e.step for e in of(Saved, events)] == [2, 6] and not any(of(Warned, events))
+    assert next(Path(values["output"]).glob("*/state/state-2.safetensors"))
+
+
+def test_samples_without_a_prompt_are_refused_and_the_run_goes_on(values):
+    cfg = settings(values)
+    events = list(train(cfg, METHODS["lora"](cfg), Standalone(cfg), orders=lambda: Orders(sample=True)))
+    assert not of(Sampled, events) and "no sample prompt" in of(Warned, events)[0].text and of(Finished, events)[0].reason == "done"
+
+
+def test_orders_do_not_change_what_is_learned(values):
+    cfg = settings({**values, "output": values["output"] + "-ordered", "sample.steps": 1, "sample.prompts": "a"})
+    ordered = list(train(cfg, METHODS["lora"](cfg), Standalone(cfg), orders=lambda: Orders(save=True, sample=True)))
+    plain = run(values)
+    assert losses(ordered) == losses(plain) and all(a.equal(b) for a, b in zip(tensors(ordered).values(), tensors(plain).values()))
 
 
 def test_the_settings_of_a_resumed_run_start_a_new_one(values):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from ..sd.files import read_header
 from ..settings import TrainConfig
 from ..step import has_bf16
 
@@ -16,7 +18,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Bytes that a LoRA's forward pass at SD1.5's widths adds per latent pixel and sample in 2-byte precision. Measured on 2026-11-20 (CPU, rank 16):
 # 0.31e6 at 256 px and 0.27e6 at 512 px; what autograd keeps of it is 0.24e6 and 0.23e6, with checkpointing 0.013e6; in fp32 all is twice that.
 ACTIVATIONS = 0.33e6
+CHECKPOINTED = 0.9  # part of the activations that checkpointing saves, by the same measurement
 PARAMETERS = 1.07e9  # of SD1.5's three networks
+WIDTH = 320  # of its UNet's first level
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class Plan:
     checkpointing: bool
     channels_last: bool
     note: str
+    need: float = 0.0  # bytes
+    free: float | None = None  # bytes of the device, None where it cannot be asked
 
 
 def plan_for(cfg: TrainConfig, checkpoint: Path) -> Plan:
@@ -35,14 +41,24 @@ def plan_for(cfg: TrainConfig, checkpoint: Path) -> Plan:
     device = _device(cfg.memory.device)
     small = checkpoint.is_file() and checkpoint.stat().st_size < SMALL
     dtype = _dtype(cfg.memory.precision, device, small)
-    need = (ACTIVATIONS * (cfg.data.resolution / 8) ** 2 * cfg.data.batch / 2 + PARAMETERS) * dtype.itemsize
-    free = _free_bytes(device)
+    parameters, width = _size(checkpoint)
+    activations = ACTIVATIONS / 2 * width / WIDTH * (cfg.data.resolution / 8) ** 2 * cfg.data.batch * dtype.itemsize
+    need, free = activations + parameters * dtype.itemsize, _free_bytes(device)
     tight = not small and free is not None and need > 0.9 * free
     checkpointing = {"on": True, "off": False, "auto": tight}[cfg.memory.checkpointing]
     # on CPUs channels-last costs 5 to 30% in fp32 and gives nothing in bf16, and sd.products wants the weights as they lie in the file
     channels_last = {"on": True, "off": False, "auto": not small and device.type != "cpu"}[cfg.memory.channels_last]
     note = f"{device}, {str(dtype).removeprefix('torch.')}" + ", gradient checkpointing" * checkpointing + ", channels-last" * channels_last
-    return Plan(device, dtype, checkpointing, channels_last, note)
+    return Plan(device, dtype, checkpointing, channels_last, note, need - activations * CHECKPOINTED * checkpointing, free)
+
+
+def _size(checkpoint: Path) -> tuple[float, int]:
+    """Parameters and first width of a checkpoint; those of SD1.5 where its header does not tell."""
+    try:
+        shapes, _ = read_header(checkpoint)
+        return float(sum(map(math.prod, shapes.values()))), shapes["model.diffusion_model.input_blocks.0.0.weight"][0]
+    except (OSError, ValueError, KeyError):  # another kind of file; what is wrong with it is said where it is loaded
+        return PARAMETERS, WIDTH
 
 
 def _device(name: str) -> torch.device:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.pictures import from_pixels
-from ..host import Components, GenerateRequest, LoadReport
+from ..host import Components, Forecast, GenerateRequest, LoadReport
 from ..methods.base import weight_shapes
 from ..methods.embedding_file import read_embedding
 from ..methods.lora_file import count_host_keys
@@ -109,6 +109,10 @@ class Standalone:
             return LoadReport(path, *count_host_keys(path, weight_shapes(self.model)))
         count = len(read_embedding(path, width=self.model.text.embedding.weight.shape[1]).vectors)
         return LoadReport(path, count, count)
+
+    def forecast(self) -> Forecast:
+        """How this run would go."""
+        return Forecast(self.plan.note, self.plan.need, self.plan.free)
 
     def interrupted(self) -> bool:
         """Nobody else asks this program to stop."""

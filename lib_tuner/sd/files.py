@@ -145,6 +145,20 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path.name} is cut off or damaged ({str(error)[:120]}); download it again.") from error
 
 
+def read_header(path: str | Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Shapes and metadata of a .safetensors file, without its tensors. Raises ValueError or OSError, each one sentence."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if _container(path) != "safetensors":
+        raise ValueError(f"{path.name} is not a .safetensors file, so it has no header.")
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}, dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is cut off or damaged ({str(error)[:120]}); download it again.") from error
+
+
 def _flat(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     for key, value in tree.items():
         if isinstance(value, Tensor):

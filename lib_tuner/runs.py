@@ -1,0 +1,273 @@
+"""Runs as they lie on the disk: the record that each keeps of itself, the table of all, and what one of them made.
+
+A run's folder holds settings.toml, losses.csv, samples/STEP-N.png, the saved files, state/ and run.json, the record. A folder without a record, of an older
+version or a copy, is a run as well: what its record lacks is read from the other files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import newest_step
+from .config import build, flat_values, method_name, read_toml
+from .events import Event, Finished, Saved, Started, Validated
+from .methods import METHODS
+from .recorders import read_rows
+from .sd.files import atomic
+from .settings import TrainConfig
+
+RECORD, SETTINGS, LOSSES = "run.json", "settings.toml", "losses.csv"
+FILES = (".safetensors", ".pt", ".png", ".ckpt")  # endings of what a person keeps
+_SAMPLE = re.compile(r"(\d+)-(\d+)\.png")
+_SAVE = re.compile(r"(.+)-(\d{6,})$")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run says of itself; times in seconds since 1970, `seconds` of training over all its parts."""
+
+    name: str = ""
+    method: str = ""
+    data: str = ""
+    model: str = ""
+    state: str = "unknown"  # running, done, stopped, nan, failed
+    step: int = 0
+    steps: int = 0
+    started: float = 0.0
+    seconds: float = 0.0
+    error: str = ""
+    notes: str = ""
+    words: str = ""  # what goes into the prompt: the trigger word, or the embeddings' names
+    pictures: list[str] = field(default_factory=list)  # a few training pictures
+    reports: dict[str, str] = field(default_factory=dict)  # saved file -> how the host reads it
+    speed: dict[str, Any] = field(default_factory=dict)  # what seconds per step depend on, and those
+
+
+# ---- writing it ------------------------------------------------------------------------------------------------------
+
+
+def record(events: Iterable[Event], cfg: TrainConfig, device: str = "") -> Iterator[Event]:
+    """Passes a run's events through and keeps `run.json` in its folder up to date; closing it closes the run. `device`: as in `Forecast.note`."""
+    folder, now, began, before = None, replace(_first(cfg), speed=speed_key(cfg, device)), 0.0, 0.0
+    step = start = 0
+    try:
+        for event in events:
+            if isinstance(event, Started):
+                folder, began, start = event.folder, time.monotonic(), event.start
+                old = read_record(folder)
+                before = old.seconds
+                now = replace(now, state="running", step=event.start, pictures=[str(p) for p in event.pictures], notes=old.notes, reports=old.reports,
+                              started=old.started or now.started, error="")
+                write_record(folder, now)
+            elif isinstance(event, (Saved, Validated, Finished)) and folder:
+                step = event.step
+                now = _updated(now, event, before, time.monotonic() - began, step - start)
+                write_record(folder, now)
+            yield event
+    except Exception as error:
+        if folder:
+            write_record(folder, replace(now, state="failed", error=str(error), seconds=before + time.monotonic() - began))
+        raise
+    finally:
+        getattr(events, "close", lambda: None)()
+
+
+def _first(cfg: TrainConfig) -> Record:
+    words = METHODS[cfg.method](cfg).triggers() if cfg.method in METHODS else cfg.trigger
+    return Record(cfg.name, cfg.method, Path(cfg.data.folder).name, Path(cfg.checkpoint).name or "embedded model", steps=cfg.steps, started=time.time(), words=words)
+
+
+def _updated(now: Record, event: Event, before: float, seconds: float, done: int) -> Record:
+    """The record after an event; `seconds` since this part of the run began, in which `done` steps were made."""
+    now = replace(now, step=event.step, seconds=round(before + seconds, 2))
+    if isinstance(event, Saved):
+        return replace(now, reports={**now.reports, **{path.name: event.report for path in event.paths}})
+    if isinstance(event, Finished):
+        speed = {**now.speed, "seconds_per_step": round(seconds / done, 4)} if done > 0 else now.speed
+        return replace(now, state=event.reason, speed=speed)
+    return now
+
+
+def write_record(folder: Path, what: Record) -> None:
+    """Writes `run.json`. Raises OSError where the folder takes no file."""
+    with atomic(folder / RECORD) as temporary:
+        temporary.write_text(json.dumps(asdict(what), indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def read_record(folder: Path) -> Record:
+    """The record of a run; an empty one where there is none or it is damaged, which loses nothing but its notes."""
+    try:
+        values = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return Record()
+    known = {f.name for f in fields(Record)}
+    return Record(**{key: value for key, value in values.items() if key in known}) if isinstance(values, dict) else Record()
+
+
+# ---- reading it ------------------------------------------------------------------------------------------------------
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's."""
+    return (folder / SETTINGS).is_file()
+
+
+def listing(outputs: Iterable[Path]) -> list[dict[str, Any]]:
+    """All runs in the output folders, the newest first, as rows of the history's table."""
+    folders = {folder.resolve(): folder for output in outputs if output.is_dir() for folder in output.iterdir() if is_run(folder)}
+    return sorted((row(folder) for folder in folders.values()), key=lambda r: r["started"], reverse=True)
+
+
+def row(folder: Path) -> dict[str, Any]:
+    """One run in the table: its record, and the losses out of its CSV file."""
+    run, rows = known_record(folder), read_rows(folder / LOSSES)
+    validation = [r.validation for r in rows if r.validation is not None]
+    return {
+        "id": folder.name, "folder": str(folder), **{key: getattr(run, key) for key in ("name", "method", "data", "model", "state", "step", "steps", "started", "notes", "error")},
+        "seconds": run.seconds or (rows[-1].seconds if rows else 0.0), "loss": _recent(rows),
+        "validation": validation[-1] if validation else None, "best": min(validation, default=None), "resumable": newest_step(folder) > 0 and run.state != "done",
+    }
+
+
+def known_record(folder: Path) -> Record:
+    """The record of a run, what it lacks filled in from the settings and the files."""
+    run = read_record(folder)
+    if run.name:
+        return run
+    try:
+        cfg = settings_of(folder)
+    except (OSError, ValueError):
+        return replace(run, name=folder.name, started=folder.stat().st_mtime)
+    return replace(_first(cfg), state="unknown", step=newest_step(folder), started=(folder / SETTINGS).stat().st_mtime)
+
+
+def settings_of(folder: Path) -> TrainConfig:
+    """The settings of a run. Raises ValueError or OSError."""
+    values = read_toml(folder / SETTINGS)
+    name = method_name(TrainConfig, values)
+    if name not in METHODS:
+        raise ValueError(f"{folder.name} was trained with the method {name!r}, which this Tuner does not have.")
+    return build(TrainConfig, values, METHODS[name].Config)
+
+
+def details(folder: Path) -> dict[str, Any]:
+    """One run in full, of the form that a running one's status has: record, points, samples, saves, settings."""
+    run, rows = known_record(folder), read_rows(folder / LOSSES)
+    try:
+        settings = {key: value for key, value in flat_values(settings_of(folder)).items()}
+    except (OSError, ValueError):
+        settings = {}
+    return {
+        **row(folder), "points": [[r.step, r.loss, r.lr] for r in rows if r.loss is not None], "validations": [[r.step, r.validation] for r in rows if r.validation is not None],
+        "samples": samples(folder), "files": saved_files(folder), "settings": settings, "words": run.words, "training": list(range(len(run.pictures))),
+        "prompts": settings.get("sample.prompts", ""),
+    }
+
+
+def samples(folder: Path) -> list[dict[str, Any]]:
+    """The sample pictures by step: [{step, pictures: [path in the folder]}]."""
+    found: dict[int, list[tuple[int, str]]] = {}
+    for path in (folder / "samples").glob("*.png"):
+        if name := _SAMPLE.fullmatch(path.name):
+            found.setdefault(int(name[1]), []).append((int(name[2]), f"samples/{path.name}"))
+    return [{"step": step, "pictures": [path for _, path in sorted(found[step])]} for step in sorted(found)]
+
+
+def saved_files(folder: Path) -> list[dict[str, Any]]:
+    """What the run made for the user, the final files first: name, bytes, step (None: the final one), how to use it, how the host reads it."""
+    run = known_record(folder)
+    files = [path for path in folder.iterdir() if path.suffix in FILES and path.is_file() and not path.name.startswith(".")]
+    rows = []
+    for path in files:
+        save = _SAVE.fullmatch(path.stem)
+        step = int(save[2]) if save else None
+        rows.append({"name": path.name, "bytes": path.stat().st_size, "step": step, "use": use_text(run, path), "report": run.reports.get(path.name, "")})
+    return sorted(rows, key=lambda r: (r["step"] is not None, -(r["step"] or 0), r["name"]))
+
+
+def use_text(run: Record, path: Path) -> str:
+    """What a person writes into the prompt to use a file: `<lora:name:0.8> trigger`, or an embedding's name."""
+    if run.method == "textual_inversion":
+        return path.stem
+    return f"<lora:{path.stem}:0.8> {run.words}".strip()
+
+
+def _recent(rows: list[Any]) -> float | None:
+    """The mean loss of the last tenth of the steps (at least ten): a single step's says little."""
+    losses = [r.loss for r in rows if r.loss is not None]
+    last = losses[-max(10, len(losses) // 10) :]
+    return sum(last) / len(last) if last else None
+
+
+# ---- changing it -----------------------------------------------------------------------------------------------------
+
+
+def note(folder: Path, text: str) -> None:
+    """Writes down what a person thinks of a run."""
+    write_record(folder, replace(known_record(folder), notes=text))
+
+
+def rename_file(folder: Path, name: str, new: str) -> Path:
+    """Gives a saved file (with its card and preview) another name. Raises ValueError where that is none or taken."""
+    path = inside(folder, name)
+    target = path.with_name(_file_name(new) + path.suffix)
+    if target != path and target.exists():
+        raise ValueError(f"{target.name} exists already; choose another name.")
+    for old in (path, *([path.with_suffix(".json")] if path.suffix == ".safetensors" and path.with_suffix(".json").is_file() else [])):
+        old.rename(old.with_name(target.stem + old.suffix))
+    run = known_record(folder)
+    write_record(folder, replace(run, reports={(target.name if key == path.name else key): value for key, value in run.reports.items()}))
+    return target
+
+
+def delete_file(folder: Path, name: str) -> None:
+    """Deletes a saved file with its card."""
+    path = inside(folder, name)
+    path.unlink()
+    if path.suffix == ".safetensors":
+        path.with_suffix(".json").unlink(missing_ok=True)
+
+
+def delete_run(folder: Path) -> None:
+    """Deletes a run's folder with all that is in it. Raises ValueError for a folder that is no run's."""
+    if not is_run(folder):
+        raise ValueError(f"{folder} is not the folder of a run; nothing was deleted.")
+    shutil.rmtree(folder)
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file `name` of a run. Raises ValueError where there is none, or where the name leads out of the folder."""
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()) or not path.is_file():
+        raise ValueError(f"{folder.name} has no file {name!r}.")
+    return path
+
+
+def _file_name(new: str) -> str:
+    replace_name: Mapping[str, Any] = {"name": new}
+    return build(TrainConfig, replace_name).name  # the rule for a run's name is the rule for a file's
+
+
+# ---- how long another one takes --------------------------------------------------------------------------------------
+
+
+def speed_key(cfg: TrainConfig, device: str) -> dict[str, Any]:
+    """What the seconds of a step depend on."""
+    return {"model": Path(cfg.checkpoint).name, "method": cfg.method, "resolution": cfg.data.resolution, "batch": cfg.data.batch * cfg.optim.accumulate, "device": device}
+
+
+def seconds_per_step(outputs: Iterable[Path], cfg: TrainConfig, device: str) -> float | None:
+    """What a step took in the newest finished run of the same kind; None where there is none."""
+    wanted = speed_key(cfg, device)
+    for found in listing(outputs):
+        speed = read_record(Path(found["folder"])).speed
+        if "seconds_per_step" in speed and wanted.items() <= speed.items():
+            return speed["seconds_per_step"]
+    return None

@@ -1,0 +1,129 @@
+"""Runs on the disk: the record a run keeps, the table of all, one in full, and what a person changes of them."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from lib_tuner import runs
+from lib_tuner.events import Stepped
+from lib_tuner.hosts.standalone import Standalone
+from lib_tuner.jobs import settings
+from lib_tuner.methods import METHODS
+from lib_tuner.recorders import csv
+from lib_tuner.train import train
+
+
+def run(values: dict, stop_after: int | None = None, fail_after: int | None = None) -> Path:
+    """Trains with the records that a job keeps; the run's folder."""
+    cfg, stopping = settings(values), []
+    with closing(runs.record(csv(train(cfg, METHODS[cfg.method](cfg), Standalone(cfg), lambda: bool(stopping))), cfg, "cpu")) as events:
+        for event in events:
+            if isinstance(event, Stepped) and event.step == stop_after:
+                stopping.append(True)
+            if isinstance(event, Stepped) and event.step == fail_after:
+                events.throw(RuntimeError("the power went"))
+    return max(Path(values["output"]).iterdir(), key=lambda f: f.name)
+
+
+def test_a_finished_run_is_a_row_of_the_table(small_run, tmp_path):
+    held = tmp_path / "held"
+    held.mkdir()
+    for name in ("0.png", "0.txt"):
+        (Path(small_run["data.folder"]) / name).rename(held / name)
+    folder = run({**small_run, "trigger": "zwx", "validate_every": 3, "data.validation_folder": str(held)})
+    row = runs.listing([folder.parent])[0]
+    expected = {"name": "thing", "method": "lora", "data": "pictures", "model": "small.safetensors", "state": "done", "step": 6, "steps": 6, "resumable": False}
+    assert {key: row[key] for key in expected} == expected
+    rows = [line.split(",") for line in (folder / "losses.csv").read_text().splitlines()[1:]]
+    measured = [float(r[3]) for r in rows if r[3]]
+    assert row["validation"] == pytest.approx(measured[-1]) and row["best"] == pytest.approx(min(measured)) and row["seconds"] > 0
+    assert row["loss"] == pytest.approx(sum(float(r[1]) for r in rows if r[1]) / 6)
+
+
+def test_a_run_in_full_has_points_samples_files_and_settings(small_run):
+    folder = run({**small_run, "trigger": "zwx cat", "sample.every": 6, "sample.prompts": "a\nb", "sample.steps": 1})
+    full = runs.details(folder)
+    assert [p[0] for p in full["points"]] == [1, 2, 3, 4, 5, 6] and full["settings"]["lora.rank"] == 2 and full["prompts"] == "a\nb"
+    assert full["samples"] == [{"step": s, "pictures": [f"samples/{s:06d}-0.png", f"samples/{s:06d}-1.png"]} for s in (0, 6)]
+    assert [(f["name"], f["step"], f["use"]) for f in full["files"]] == [
+        ("thing.safetensors", None, "<lora:thing:0.8> zwx cat"), ("thing-000003.safetensors", 3, "<lora:thing-000003:0.8> zwx cat"),
+    ]  # fmt: skip
+    assert "parts are read by the host" in full["files"][0]["report"] and full["files"][0]["bytes"] == (folder / "thing.safetensors").stat().st_size
+    assert len(runs.read_record(folder).pictures) == 4
+
+
+def test_an_embedding_is_used_by_its_name(small_run):
+    values = {k: v for k, v in small_run.items() if not k.startswith("lora")}
+    folder = run({**values, "method": "textual_inversion", "steps": 1, "save_every": 0})
+    assert [f["use"] for f in runs.saved_files(folder)] == ["thing"]
+
+
+def test_a_stopped_run_says_so_and_its_parts_add_up(small_run):
+    folder = run(small_run, stop_after=2)
+    first = runs.read_record(folder)
+    assert (first.state, first.step) == ("stopped", 2) and runs.row(folder)["resumable"]
+    runs.note(folder, "the good one")
+    run({**small_run, "resume": str(folder)})
+    second = runs.read_record(folder)
+    assert (second.state, second.step, second.notes, second.started) == ("done", 6, "the good one", first.started) and second.seconds > first.seconds
+
+
+def test_a_run_that_fails_says_why(small_run):
+    with pytest.raises(RuntimeError):
+        run(small_run, fail_after=2)
+    folder = next(Path(small_run["output"]).iterdir())
+    assert (runs.read_record(folder).state, runs.read_record(folder).error) == ("failed", "the power went")
+
+
+def test_a_run_without_a_record_is_known_by_its_files(small_run):
+    folder = run(small_run, stop_after=4)
+    (folder / "run.json").unlink()
+    row = runs.listing([folder.parent])[0]
+    assert (row["name"], row["method"], row["step"], row["state"]) == ("thing", "lora", 4, "unknown") and row["seconds"] > 0
+    (folder / "run.json").write_text("[1, 2")
+    assert runs.listing([folder.parent])[0]["name"] == "thing"
+    (folder / "settings.toml").write_text("name = ")
+    assert runs.listing([folder.parent])[0]["name"] == "thing-001" and runs.details(folder)["settings"] == {}
+
+
+def test_what_is_no_run_is_not_listed(small_run, tmp_path):
+    folder = run({**small_run, "steps": 1, "save_every": 0})
+    (folder.parent / "presets").mkdir()
+    (folder.parent / "queue.json").write_text("{}")
+    assert [row["name"] for row in runs.listing([folder.parent, tmp_path / "nowhere", folder.parent])] == ["thing"]
+
+
+def test_a_renamed_file_takes_its_card_along_and_none_is_overwritten(small_run):
+    folder = run({**small_run, "trigger": "zwx"})
+    runs.rename_file(folder, "thing-000003.safetensors", "the best")
+    assert (folder / "the best.safetensors").is_file() and (folder / "the best.json").is_file() and not (folder / "thing-000003.json").exists()
+    assert {f["name"] for f in runs.saved_files(folder) if f["report"]} == {"thing.safetensors", "the best.safetensors"}
+    for new, words in (("thing", "exists already"), ("../away", "cannot be a file's name"), ("", "cannot be a file's name")):
+        with pytest.raises(ValueError, match=words):
+            runs.rename_file(folder, "the best.safetensors", new)
+    runs.delete_file(folder, "the best.safetensors")
+    assert [f["name"] for f in runs.saved_files(folder)] == ["thing.safetensors"] and not (folder / "the best.json").exists()
+
+
+def test_no_name_leads_out_of_a_run(small_run, tmp_path):
+    folder = run({**small_run, "steps": 1, "save_every": 0})
+    (tmp_path / "secret.txt").write_text("x")
+    for name in ("../../secret.txt", str(tmp_path / "secret.txt"), "nothing.png", ""):
+        with pytest.raises(ValueError, match="has no file"):
+            runs.inside(folder, name)
+    with pytest.raises(ValueError, match="not the folder of a run"):
+        runs.delete_run(tmp_path)
+    runs.delete_run(folder)
+    assert not folder.exists() and (tmp_path / "secret.txt").exists()
+
+
+def test_how_long_a_step_takes_is_known_from_a_run_of_the_same_kind(small_run):
+    folder = run({**small_run, "save_every": 0})
+    record, cfg = json.loads((folder / "run.json").read_text()), settings(small_run)
+    assert runs.seconds_per_step([folder.parent], cfg, "cpu") == pytest.approx(record["seconds"] / 6, rel=0.05)
+    assert runs.seconds_per_step([folder.parent], cfg, "cuda") is None
+    assert runs.seconds_per_step([folder.parent], settings({**small_run, "data.batch": 3}), "cpu") is None
