@@ -350,7 +350,7 @@ def test_the_summary_fills_the_metadata_of_the_saved_file(photos, classes, tmp_p
         for end in (".png", ".txt"):
             (tmp_path / "2_cat" / (name + end)).write_bytes((photos / (name + end)).read_bytes())
     summary = make(tmp_path, class_folder=str(classes), class_share=0.5, trigger="zwx").summary()
-    assert (summary["pictures"], summary["class_pictures"], summary["ss_num_train_images"], summary["ss_num_reg_images"]) == (2, 5, 4, 4)
+    assert (summary["pictures"], summary["class_pictures"], summary["ss_num_train_images"], summary["ss_num_reg_images"]) == (2, 5, 4, 5)
     assert summary["ss_dataset_dirs"] == {"2_cat": {"n_repeats": 2, "img_count": 2}}
     assert summary["ss_reg_dataset_dirs"] == {classes.name: {"n_repeats": 1, "img_count": 5}}
     assert summary["ss_tag_frequency"]["2_cat"] == {"zwx": 2, "cat": 2, "photo": 2, "bright": 2, "wide": 1, "square": 1}

@@ -121,7 +121,7 @@ class Batches:
             "pictures": len(train),
             "class_pictures": len(self.items) - len(train),
             "ss_num_train_images": len(self._subjects),
-            "ss_num_reg_images": self._class_count,
+            "ss_num_reg_images": len(self._classes),
             "ss_num_batches_per_epoch": self.steps_per_epoch,
             "ss_dataset_dirs": _folders(train),
             "ss_reg_dataset_dirs": _folders([item for item in self.items if item.is_class]),

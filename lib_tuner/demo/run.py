@@ -30,10 +30,13 @@ from ..recorders import csv
 from ..settings import TrainConfig
 from ..train import train
 from .judge import Judge
-from .world import FULL_PHRASES, Scenes, caption, draw, random_scenes
+from .world import PHRASES as WORLD_PHRASES
+from .world import Scenes, caption, draw, random_scenes
 
 MOON = {"shape": "moon", "colour": "purple", "fill": "striped"}
 JUDGED = 48  # pictures per score
+ASKED = ("shape", "colour", "background", "fill")  # what the judge compares with the prompt, where the prompt names it
+ORDINARY = (0, 5, 2, 4, 7, 10, 11, 8)  # phrases of ordinary pictures, which name much or little: what is kept has to be kept in all of them
 PHRASES = ("a {name} on a {background} background", "{name}, {background} background", "a picture of a {name} on a {background} background")
 
 HostClass = Callable[[TrainConfig], Host]
@@ -91,7 +94,7 @@ def write_data(folder: Path) -> None:
     write_pictures(folder / "moon", moons, generator, lambda words, i: f"{words['background']} background")
     (folder / "moon.txt").write_text("".join(line.format(name="[name]", background="[filewords]").replace("] background", "]") + "\n" for line in PHRASES))
     write_pictures(folder / "robot", robots, generator, lambda words, i: caption(words, (5, 0, 7, 11)[i % 4]).replace("solid ", ""))
-    write_pictures(folder / "class", classes, generator, lambda words, i: caption(words, FULL_PHRASES[i % len(FULL_PHRASES)]))
+    write_pictures(folder / "class", classes, generator, lambda words, i: caption(words, ORDINARY[i % len(ORDINARY)]))
 
 
 def write_pictures(folder: Path, scenes: Scenes, generator: torch.Generator, text: Callable[[dict[str, str], int], str]) -> None:
@@ -121,7 +124,7 @@ def embedding_settings(out: Path) -> dict[str, Any]:
 def lora_settings(out: Path) -> dict[str, Any]:
     """Rank 8 on attention, feed-forward, projections and convolutions of the UNet; ordinary pictures among the examples prevent forgetting."""
     return {
-        **small(out, "lora"), "method": "lora", "steps": 400, "data.folder": str(out / "data" / "robot"), "data.class_folder": str(out / "data" / "class"),
+        **small(out, "lora"), "method": "lora", "steps": 480, "data.folder": str(out / "data" / "robot"), "data.class_folder": str(out / "data" / "class"),
         "data.class_share": 0.15, "optim.lr": "4e-3", "optim.schedule": "cosine", "optim.warmup": 20, "lora.rank": 8, "lora.alpha": 8, "lora.conv_rank": 8,
         "lora.conv_alpha": 8, "trigger": "robot",
     }
@@ -171,10 +174,10 @@ def judged(host: Host, judge: Judge, kind: str) -> tuple[Score, list[Image.Image
     pictures = drawn(host, prompts, seed=21)
     seen = judge.words(pixels(pictures))
     subject = sum(all(s[k] == v for k, v in wanted.items()) for s in seen) / JUDGED
-    ordinary = judge.words(pixels(drawn(host, [caption(w, 0) for w in words], seed=1021)))
-    asked = ("shape", "colour", "background", "fill")
-    share = sum(s[k] == w[k] for s, w in zip(ordinary, words) for k in asked) / (JUDGED * len(asked))
-    return Score(subject, share), pictures[:8]
+    phrases = [ORDINARY[i % len(ORDINARY)] for i in range(JUDGED)]
+    ordinary = judge.words(pixels(drawn(host, [caption(w, phrase) for w, phrase in zip(words, phrases)], seed=1021)))
+    right = [s[k] == w[k] for s, w, phrase in zip(ordinary, words, phrases) for k in ASKED if f"{{{k}}}" in WORLD_PHRASES[phrase]]
+    return Score(subject, sum(right) / len(right)), pictures[:8]
 
 
 def drawn(host: Host, prompts: list[str], seed: int) -> list[Image.Image]:
