@@ -266,8 +266,13 @@ _READERS: dict[type, Callable[[Any, Option], Any]] = {bool: _read_bool, int: _re
 
 def to_toml(cfg: Any) -> str:
     """The settings as a TOML file from which `read_toml` and `build` make the same settings again."""
+    return toml_text(flat_values(cfg))
+
+
+def toml_text(values: Mapping[str, Any]) -> str:
+    """Flat values as a TOML file; those of no section come first, as TOML wants it."""
     sections: dict[str, list[str]] = {"": [f"version = {len(MIGRATIONS) + 1}"]}
-    for key, value in flat_values(cfg).items():
+    for key, value in values.items():
         head, _, name = key.rpartition(".")
         sections.setdefault(head, []).append(f"{name} = {_toml(value)}")
     return "\n\n".join("\n".join(([f"[{head}]"] if head else []) + lines) for head, lines in sections.items()) + "\n"
