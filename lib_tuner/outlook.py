@@ -1,0 +1,202 @@
+"""What a run would do, in plain words, before it starts; and what a person may want to mend first, each with the values that mend it.
+
+Nothing here touches the model: pictures are looked at, the rest is arithmetic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from .data.batches import Batches
+from .host import Forecast
+from .methods import METHODS
+from .optim import parse_betas, parse_lr
+from .progress import duration
+from .sd.tokenizer import Tokenizer
+from .settings import TrainConfig
+
+USUAL = {  # learning rates at which a method is usually trained with AdamW on SD1.5 (kohya's, the WebUI's and diffusers' guides)
+    "lora": (1e-5, 1e-3), "textual_inversion": (1e-4, 2e-2),
+}
+SMALL_MODEL = 20  # the embedded model learns at rates this many times higher
+NARROWEST = 320  # width of SD1.5's first level; a rank above it cannot add anything
+SHOWN = 8  # problems
+
+
+@dataclass(frozen=True)
+class Fix:
+    """One click that mends: what it is called, and the settings it makes."""
+
+    label: str
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Warning_:
+    """Something a person may want to know before the run starts."""
+
+    text: str
+    fix: Fix | None = None
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """The plan of a run: sentences, warnings, and what is wrong with single pictures."""
+
+    lines: list[str]
+    warnings: list[Warning_] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def refuse(cfg: TrainConfig) -> None:
+    """What can be seen to be wrong without looking at pictures or model. Raises ValueError, a line per problem, each beginning with its setting's key."""
+    problems = []
+    for check in (lambda: parse_lr(cfg.optim.lr), lambda: parse_betas(cfg.optim.betas), lambda: _folder_there(cfg), lambda: _model_there(cfg)):
+        try:
+            check()
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def _folder_there(cfg: TrainConfig) -> None:
+    if not cfg.data.folder.strip():
+        raise ValueError("data.folder: is empty; name the folder that holds the pictures")
+    if not Path(cfg.data.folder).expanduser().exists():
+        raise ValueError(f"data.folder: {cfg.data.folder!r} does not exist; name the folder that holds the pictures")
+
+
+def _model_there(cfg: TrainConfig) -> None:
+    if cfg.checkpoint and not Path(cfg.checkpoint).expanduser().is_file():
+        raise ValueError(f"checkpoint: {cfg.checkpoint!r} does not exist; give the path of an SD1.5 checkpoint (.safetensors or .ckpt)")
+
+
+def outlook(cfg: TrainConfig, forecast: Forecast, seconds: float | None = None) -> Outlook:
+    """The plan of the settings. `seconds` per step where a run of the same kind was measured. Raises ValueError for data that cannot be trained on."""
+    refuse(cfg)
+    trigger = METHODS[cfg.method](cfg).triggers()
+    batches = Batches(cfg.data, SimpleNamespace(vae=SimpleNamespace(factor=8, cache_key="")), cfg.seed, trigger)
+    lines = [_pictures(batches), _buckets(batches), _length(cfg, batches), _time(cfg, seconds), _memory(forecast)]
+    warnings = [w for w in (_captions(batches), _rate(cfg), _rank(cfg), _known_word(cfg, trigger), _no_samples(cfg), _no_room(cfg, forecast)) if w]
+    problems = [str(p) for p in batches.problems]
+    more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+    return Outlook([line for line in lines if line], warnings, problems[:SHOWN] + more)
+
+
+# ---- the plan --------------------------------------------------------------------------------------------------------
+
+
+def _pictures(batches: Batches) -> str:
+    own = [item for item in batches.items if not item.is_class]
+    captioned = sum(bool(item.caption) for item in own)
+    classes = len(batches.items) - len(own)
+    repeated = sum(item.repeats for item in own)
+    text = f"{_count(len(own), 'picture')}, {captioned} with a caption"
+    text += f", shown {repeated} times per epoch" if repeated != len(own) else ""
+    return text + (f"; {_count(classes, 'class picture')} beside them." if classes else ".")
+
+
+def _buckets(batches: Batches) -> str:
+    sizes = batches.summary()["ss_bucket_info"]["buckets"].values()
+    shown = [f"{size['resolution'][0]}x{size['resolution'][1]} ({size['count']})" for size in sorted(sizes, key=lambda s: -s["count"])]
+    more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
+    return f"{_count(len(shown), 'bucket')}: {', '.join(shown[:5])}{more}."
+
+
+def _length(cfg: TrainConfig, batches: Batches) -> str:
+    per_epoch = -(-batches.steps_per_epoch // cfg.optim.accumulate)
+    epochs = cfg.steps / max(1, per_epoch)
+    return f"{cfg.steps} steps, {per_epoch} per epoch: every picture is seen about {_times(epochs)}."
+
+
+def _time(cfg: TrainConfig, seconds: float | None) -> str:
+    if seconds is None:
+        return "How long it takes is measured on the first steps."
+    return f"About {duration(seconds * cfg.steps)} ({seconds:.3g} s per step, as measured in an earlier run of this kind)."
+
+
+def _memory(forecast: Forecast) -> str:
+    free = "" if forecast.free is None else f", {_gigabytes(forecast.free)} are free"
+    return f"Needs about {_gigabytes(forecast.need)} of memory{free}; runs on {forecast.note}."
+
+
+# ---- warnings --------------------------------------------------------------------------------------------------------
+
+
+def _captions(batches: Batches) -> Warning_ | None:
+    without = [item for item in batches.items if not item.is_class and not item.caption]
+    if not without or batches.cfg.template:
+        return None
+    text = f"{_count(len(without), 'picture')} without a caption: all that is in them is learned as one thing."
+    return Warning_(text, Fix("Use the template “a photo of [name]”", {"data.template": "subject"}))
+
+
+def _rate(cfg: TrainConfig) -> Warning_ | None:
+    low, high = USUAL.get(cfg.method, (0.0, float("inf")))
+    if cfg.optim.name in ("prodigy", "adamw_schedulefree", "adafactor"):  # these have ranges of their own
+        return None
+    low, high = (low, high) if cfg.checkpoint else (low * SMALL_MODEL, high * SMALL_MODEL)
+    rate = max(value for value, _ in parse_lr(cfg.optim.lr))
+    if low <= rate <= high:
+        return None
+    usual = f"{low:g}" if rate < low else f"{high:g}"
+    what = "learns hardly anything" if rate < low else "tends to break the picture"
+    text = f"A learning rate of {rate:g} {what}: {METHODS[cfg.method].label} is usually trained at {low:g} to {high:g}."
+    return Warning_(text, Fix(f"Set it to {usual}", {"optim.lr": usual}))
+
+
+def _rank(cfg: TrainConfig) -> Warning_ | None:
+    rank = getattr(cfg.settings, "rank", 0)
+    if not cfg.checkpoint or rank <= NARROWEST:
+        return None
+    text = f"Rank {rank} is above the width of the model's narrowest layers ({NARROWEST}): the file grows, what it can learn does not."
+    return Warning_(text, Fix("Set the rank to 128", {f"{cfg.method}.rank": 128, f"{cfg.method}.alpha": 128.0}))
+
+
+def _known_word(cfg: TrainConfig, trigger: str) -> Warning_ | None:
+    """A word that is one token of the vocabulary has a meaning already, which training would change."""
+    if cfg.method == "textual_inversion":
+        return None
+    known = [word for word in trigger.split()[:1] if word.isalpha() and len(word) > 3 and len(Tokenizer().encode(word)) == 1]
+    if not known:
+        return None
+    rare = f"{known[0][:3]}x{known[0][3:]}"
+    return Warning_(f"The trigger word begins with “{known[0]}”, which the model knows already: what it means changes with the training.",
+                    Fix(f"Use “{rare}” instead", {"trigger": trigger.replace(known[0], rare, 1)}))
+
+
+def _no_samples(cfg: TrainConfig) -> Warning_ | None:
+    if cfg.sample.every and cfg.sample.prompts.strip():
+        return None
+    every = max(1, cfg.steps // 10)
+    prompts = cfg.sample.prompts.strip() or ("a picture of [name]" if cfg.trigger or cfg.method == "textual_inversion" else "")
+    fix = Fix(f"Draw a sample every {every} steps", {"sample.every": every, "sample.prompts": prompts}) if prompts else None
+    return Warning_("No samples are drawn, so nothing shows how far the training is." + ("" if fix else " Write a sample prompt."), fix)
+
+
+def _no_room(cfg: TrainConfig, forecast: Forecast) -> Warning_ | None:
+    if forecast.free is None or forecast.need < forecast.free:
+        return None
+    smaller = max(256, cfg.data.resolution // 2 // 64 * 64)
+    change = {"data.batch": 1} if cfg.data.batch > 1 else {"data.resolution": smaller}
+    label = "Set the batch size to 1" if cfg.data.batch > 1 else f"Set the resolution to {smaller}"
+    return Warning_("That is more memory than there is: the run will probably end at once.", Fix(label, change))
+
+
+# ---- words -----------------------------------------------------------------------------------------------------------
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def _times(n: float) -> str:
+    return f"{n:.1f} times" if n < 10 else f"{n:.0f} times"
+
+
+def _gigabytes(n: float) -> str:
+    return f"{n / 1e9:.1f} GB"

@@ -1,0 +1,118 @@
+"""The plan of a run in plain words, and the warnings with what mends them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lib_tuner.host import Forecast
+from lib_tuner.hosts.standalone import Standalone
+from lib_tuner.jobs import settings
+from lib_tuner.outlook import outlook, refuse
+
+ROOM = Forecast("cpu, float32", 4e9, 16e9)
+SAMPLED = {"sample.every": 2, "sample.prompts": "a thing"}
+
+
+def plan(values, forecast=ROOM, seconds=None):
+    return outlook(settings(values), forecast, seconds)
+
+
+def warned(values, words, forecast=ROOM):
+    """The one warning with these words; its fix makes it go away."""
+    found = [w for w in plan(values, forecast).warnings if words in w.text]
+    assert len(found) == 1, plan(values, forecast).warnings
+    if found[0].fix:
+        assert not [w for w in plan({**values, **found[0].fix.values}, forecast).warnings if words in w.text]
+    return found[0]
+
+
+def test_a_plan_says_what_will_happen(small_run):
+    lines = plan({**small_run, **SAMPLED, "steps": 30}).lines
+    assert lines == [
+        "6 pictures, 6 with a caption.", "1 bucket: 64x64 (6).", "30 steps, 3 per epoch: every picture is seen about 10 times.",
+        "How long it takes is measured on the first steps.", "Needs about 4.0 GB of memory, 16.0 GB are free; runs on cpu, float32.",
+    ]  # fmt: skip
+    assert plan({**small_run, **SAMPLED, "optim.accumulate": 3, "data.repeats": 2}).lines[2].startswith("6 steps, 2 per epoch: every picture is seen about 3.0 times")
+    assert "About 1 min 00 s (2 s per step" in plan({**small_run, "steps": 30}, seconds=2.0).lines[3]
+    assert "free" not in plan(small_run, Forecast("mps", 4e9, None)).lines[4]
+
+
+def test_a_run_as_it_should_be_has_no_warnings(small_run):
+    assert plan({**small_run, **SAMPLED, "optim.lr": "1e-4", "trigger": "zwx"}).warnings == []
+
+
+def test_buckets_and_class_pictures_are_counted(small_run, tmp_path):
+    more = tmp_path / "class"
+    more.mkdir()
+    for i in range(3):
+        Image.new("RGB", (128, 64), (i, 0, 0)).save(more / f"c{i}.png")
+    lines = plan({**small_run, "data.class_folder": str(more)}).lines
+    assert lines[0].endswith("; 3 class pictures beside them.") and lines[1].startswith("2 buckets: ") or lines[1].startswith("1 bucket")
+
+
+def test_pictures_without_captions(small_run):
+    folder = Path(small_run["data.folder"])
+    for i in (1, 2):
+        (folder / f"{i}.txt").unlink()
+    warning = warned({**small_run, "trigger": "zwx"}, "2 pictures without a caption")
+    assert warning.fix.values == {"data.template": "subject"}
+    assert any("has no caption" in p for p in plan(small_run).problems)
+
+
+@pytest.mark.parametrize(("rate", "words"), [("1e-1", "tends to break"), ("1e-7", "hardly anything"), ("1e-3:10, 5e-2", "tends to break")])
+def test_unusual_learning_rates(small_run, rate, words):
+    warned({**small_run, "optim.lr": rate}, words)
+
+
+def test_the_embedded_model_may_learn_faster(small_run):
+    assert not [w for w in plan({**small_run, "checkpoint": "", "optim.lr": "4e-3"}).warnings if "learning rate" in w.text]
+    assert [w for w in plan({**small_run, "optim.lr": "4e-3"}).warnings if "learning rate" in w.text]
+    assert not [w for w in plan({**small_run, "optim.name": "prodigy", "optim.lr": "1"}).warnings if "learning rate" in w.text]
+
+
+def test_a_rank_above_the_layers_width(small_run):
+    assert warned({**small_run, "lora.rank": 512}, "Rank 512").fix.values["lora.rank"] == 128
+
+
+def test_a_trigger_word_that_the_model_knows(small_run):
+    warned({**small_run, "trigger": "robot toy"}, "“robot”")
+    assert not [w for w in plan({**small_run, "trigger": "zwxq toy"}).warnings if "trigger" in w.text]
+
+
+def test_no_samples(small_run):
+    assert warned({**small_run, "trigger": "zwx", "steps": 500}, "No samples").fix.values == {"sample.every": 50, "sample.prompts": "a picture of [name]"}
+    assert warned(small_run, "No samples").fix is None
+
+
+def test_more_memory_than_there_is(small_run):
+    tight = Forecast("cuda", 9e9, 6e9)
+    assert [w for w in plan(small_run, tight).warnings if "memory" in w.text][0].fix.values == {"data.batch": 1}
+    assert [w for w in plan({**small_run, "data.batch": 1, "data.resolution": 512}, tight).warnings if "memory" in w.text][0].fix.values == {"data.resolution": 256}
+
+
+def test_many_problems_are_cut_short(small_run):
+    for i in range(12):
+        (Path(small_run["data.folder"]) / f"broken{i}.png").write_bytes(b"no picture")
+    assert len(plan(small_run).problems) == 9 and plan(small_run).problems[-1] == "and 4 more"
+
+
+def test_what_is_wrong_is_said_under_its_settings_key(small_run):
+    bad = {**small_run, "data.folder": "nowhere", "optim.lr": "fast", "optim.betas": "1", "checkpoint": "gone.ckpt"}
+    with pytest.raises(ValueError) as caught:
+        refuse(settings(bad))
+    assert sorted(line.partition(":")[0] for line in str(caught.value).splitlines()) == ["checkpoint", "data.folder", "optim.betas", "optim.lr"]
+    with pytest.raises(ValueError, match="data.folder: is empty"):
+        refuse(settings({**small_run, "data.folder": " "}))
+    refuse(settings(small_run))
+
+
+def test_the_standalone_host_foresees_memory_from_the_models_own_size(small_run):
+    def need(**change):
+        return Standalone(settings({**small_run, **change})).forecast().need
+
+    small, real = need(), need(checkpoint="not-there-yet.safetensors")
+    assert small < 0.2e9 < real < 10e9 and need(**{"data.batch": 4}) > small
+    assert need(checkpoint="not-there-yet.safetensors", **{"memory.checkpointing": "on", "data.resolution": 512}) < need(checkpoint="not-there-yet.safetensors", **{"data.resolution": 512, "memory.checkpointing": "off"})
