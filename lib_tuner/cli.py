@@ -16,7 +16,7 @@ from typing import Any
 
 from . import __version__, environment
 from .config import meant
-from .environment import RUN, TEST, WEBUI, Layer
+from .environment import OLD_GRADIO, RUN, TEST, UI, WEBUI, Layer
 
 PROGRAM = "python3 -m lib_tuner"
 Enter = Callable[..., None]  # enter(layer, ...): from here on the command runs in an environment that holds the layers
@@ -41,7 +41,8 @@ def main(argv: list[str]) -> int:
 
 
 def _dispatch(argv: list[str], enter: Enter) -> int | None:
-    name, rest = (argv or ["--help"])[0], argv[1:]
+    bare = not argv or argv[0].startswith("-") and argv[0] not in ("-h", "--help", "--version")
+    name, rest = ("ui", argv) if bare else (argv[0], argv[1:])
     if name == "--version":
         return _say(f"lib_tuner {__version__}")
     if name in ("-h", "--help"):
@@ -57,10 +58,11 @@ def _enter(argv: list[str]) -> Enter:
     def enter(*layers: Layer, venv: Path | None = None, python: Callable[[], str] = lambda: sys.executable) -> None:
         environment.enter(argv, venv or environment.folder(), layers, python)
 
-    def stay(*layers: Layer, **where: Any) -> None:
-        return None
-
     return stay if "--no-venv" in argv else enter
+
+
+def stay(*layers: Layer, **where: Any) -> None:
+    """The command runs where it was started."""
 
 
 def _overview() -> str:
@@ -87,6 +89,39 @@ def demo(rest: list[str], enter: Enter) -> int | None:
     from .hosts.standalone import Standalone
 
     return main(args, Standalone)
+
+
+def ui(rest: list[str], enter: Enter) -> int | None:
+    parser = _parser("ui", "Serve the page: settings, training, samples, queue and history in the browser.")
+    parser.add_argument("--ckpt", metavar="FILE", default="", help="the SD1.5 checkpoint that is chosen at first (default: the embedded small model)")
+    parser.add_argument("--port", type=int, default=7870, help="default 7870; 0 takes a free one")
+    parser.add_argument("--listen", action="store_true", help="answer to other machines too; only together with --auth")
+    parser.add_argument("--auth", metavar="USER:PASSWORD", default="", help="ask for user and password")
+    parser.add_argument("--out", metavar="DIR", default="outputs", help="where runs, presets and the queue are kept (default outputs)")
+    parser.add_argument("--no-browser", action="store_true", help="do not open the page in the browser")
+    args = parser.parse_args(rest)
+    if args.listen and not args.auth:
+        raise ValueError("--listen lets other machines in, so it needs --auth user:password as well.")
+    enter(RUN, UI)
+    from .hosts.standalone import Standalone
+    from .ui.page import Address, serve
+    from .web.auth import parse_login
+
+    address = Address("0.0.0.0" if args.listen else "127.0.0.1", args.port, parse_login(args.auth) if args.auth else None)
+    return serve(Standalone, Path(args.out), address, args.ckpt, _opener(not args.no_browser))
+
+
+def _opener(browser: bool) -> Callable[[str], None]:
+    """Says where the page is, and opens it there."""
+
+    def opened(url: str) -> None:
+        sys.stderr.write(f"The Tuner's page: {url} (Ctrl-C ends it and saves the run that is going)\n")
+        if browser and (os.environ.get("DISPLAY") or os.name == "nt" or sys.platform == "darwin"):
+            import webbrowser
+
+            threading.Timer(1.0, webbrowser.open, [url]).start()
+
+    return opened
 
 
 def bench(rest: list[str], enter: Enter) -> int | None:
@@ -221,8 +256,10 @@ def test(rest: list[str], enter: Enter) -> int:
     args, rest = parser.parse_known_args(rest)
     if args.webui_versions:
         return _test_webui_versions(rest, enter)
-    enter(RUN, TEST)
-    return _pytest(rest, [])
+    enter(RUN, UI, TEST)
+    if enter is not stay:  # the page is tested on the WebUI's gradio too, in a process of another environment
+        environment.ensure(environment.old_gradio_folder(), (OLD_GRADIO,), lambda: sys.executable)
+    return _pytest(rest or ["-n", "2", "--dist", "loadfile"], [])  # all of them: half of the time on two cores
 
 
 def _test_webui_versions(rest: list[str], enter: Enter) -> int:
@@ -268,6 +305,7 @@ def tool(rest: list[str], enter: Enter) -> int | None:
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str], Enter], int | None], str]] = {
+    "ui": (ui, "serve the page in the browser (what happens without a command)"),
     "demo": (demo, "train on the embedded small model and show what was learned"),
     "train": (train, "train by a settings file"),
     "test": (test, "run the tests"),

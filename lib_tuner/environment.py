@@ -28,7 +28,9 @@ class Layer:
 
 
 RUN = Layer("run", (("-r", "requirements.txt"), ("--no-deps", "-r", "requirements-alone.txt")))
+UI = Layer("ui", (("-r", "requirements-ui.txt"),))
 TEST = Layer("test", (("-r", "requirements-test.txt"),))
+OLD_GRADIO = Layer("old-gradio", (("-r", "requirements-old-gradio.txt"), ("--no-deps", "-r", "requirements-webui-alone.txt")))
 WEBUI = Layer("webui", (("-r", "requirements-webui.txt"), ("--no-deps", "-r", "requirements-webui-alone.txt")))
 
 
@@ -40,6 +42,11 @@ def folder() -> Path:
 def webui_folder() -> Path:
     """The environment with the WebUI's versions, beside the other one."""
     return folder().with_name(folder().name + "-webui")
+
+
+def old_gradio_folder() -> Path:
+    """The environment with the WebUI's gradio, beside the other one."""
+    return folder().with_name(folder().name + "-old-gradio")
 
 
 def enter(argv: list[str], venv: Path, layers: tuple[Layer, ...], python: Callable[[], str]) -> None:

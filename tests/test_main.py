@@ -6,6 +6,7 @@ import ast
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -275,14 +276,32 @@ def run(*argv: str) -> int:
 
 
 def test_help_lists_the_commands_that_exist(capsys):
-    assert run() == 0
-    text = capsys.readouterr().out
-    assert re.findall(r"^  (\w+) ", text, re.M) == ["demo", "train", "test", "bench", "tool"]
-    assert run("--help") == 0 and capsys.readouterr().out == text
+    assert run("--help") == 0
+    assert re.findall(r"^  (\w+) ", capsys.readouterr().out, re.M) == ["ui", "demo", "train", "test", "bench", "tool"]
     assert run("--version") == 0 and capsys.readouterr().out == f"lib_tuner {lib_tuner.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["demo", "test", "bench", "tool", "train"])
+@pytest.mark.parametrize(("argv", "rest"), [([], []), (["--ckpt", "a.safetensors"], ["--ckpt", "a.safetensors"]), (["ui", "--port", "0"], ["--port", "0"])])
+def test_without_a_command_the_page_is_served(argv, rest, monkeypatch):
+    asked = []
+    monkeypatch.setitem(cli.COMMANDS, "ui", (lambda rest, enter: asked.append(rest) or 0, ""))
+    assert run(*argv) == 0 and asked == [rest]
+
+
+def test_other_machines_are_let_in_with_a_login_alone(capsys):
+    assert run("ui", "--listen") == 2 and "--auth user:password" in capsys.readouterr().err
+    assert run("ui", "--no-browser", "--auth", "nobody") == 2 and "user:password" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_said(capsys, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert run("ui", "--no-browser", "--out", str(tmp_path), "--port", str(taken.getsockname()[1])) == 2
+    assert "choose another with --port" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["ui", "demo", "test", "bench", "tool", "train"])
 def test_every_command_explains_itself_without_an_environment(command, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("TUNER_VENV", str(tmp_path / "none"))
     monkeypatch.setattr(environment, "ensure", lambda *args: pytest.fail("asking for help installed something"))

@@ -1,0 +1,194 @@
+// What the other scripts share: the page's parts, our own routes, and the one loop that asks for the status. State lives on the server; this only draws it.
+"use strict";
+
+window.tuner = window.tuner || {};
+
+(function (tuner) {
+    const BUSY = 1000, IDLE = 3000, HIDDEN = 15000; // ms between two status calls
+    let timer = null, asking = false, lost = false;
+
+    tuner.parts = []; // {mount(root), show(status)}: what other scripts draw into the live root
+    tuner.status = null;
+
+    // ---- words ----
+
+    // A sentence in the page's language; {0}, {1} are replaced. The WebUI's table of translations is `window.localization`.
+    tuner.t = function (text, ...values) {
+        const table = window.localization || {};
+        return (table[text] || text).replace(/\{(\d)\}/g, (whole, i) => values[Number(i)] ?? whole);
+    };
+
+    tuner.duration = function (seconds) {
+        const whole = Math.round(seconds);
+        if (whole < 60) return tuner.t("{0} s", whole);
+        if (whole < 3600) return tuner.t("{0} min {1} s", Math.floor(whole / 60), String(whole % 60).padStart(2, "0"));
+        return tuner.t("{0} h {1} min", Math.floor(whole / 3600), String(Math.floor(whole % 3600 / 60)).padStart(2, "0"));
+    };
+
+    tuner.bytes = function (n) {
+        if (n < 1e6) return tuner.t("{0} kB", (n / 1e3).toFixed(0));
+        return n < 1e9 ? tuner.t("{0} MB", (n / 1e6).toFixed(1)) : tuner.t("{0} GB", (n / 1e9).toFixed(2));
+    };
+
+    tuner.number = (x, digits = 4) => (x === null || x === undefined ? "" : Number(x.toPrecision(digits)).toString());
+
+    // ---- elements ----
+
+    // h("button", {class: "x", onclick: f}, "text", child): text is always set as text, never as HTML.
+    tuner.h = function (tag, attributes = {}, ...children) {
+        const element = document.createElement(tag);
+        for (const [name, value] of Object.entries(attributes)) {
+            if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+            else if (value === true) element.setAttribute(name, "");
+            else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value);
+        }
+        element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+        return element;
+    };
+
+    // Sets what has changed alone, so that a selection or a screen reader is not disturbed every second.
+    tuner.text = function (element, text) {
+        if (element.textContent !== text) element.textContent = text;
+    };
+
+    tuner.show = function (element, visible) {
+        if (element.hidden === visible) element.hidden = !visible;
+    };
+
+    // ---- routes ----
+
+    tuner.url = (path) => `${tuner.root.dataset.api}/${path}`;
+
+    async function call(path, options = {}) {
+        const answer = await fetch(tuner.url(path), options);
+        const body = await answer.json().catch(() => ({}));
+        if (!answer.ok) throw new Error(body.error || body.detail || tuner.t("The program answered with an error ({0}).", answer.status));
+        return body;
+    }
+
+    tuner.get = (path) => call(path);
+
+    tuner.post = async function (path, body = {}) {
+        const headers = { "Content-Type": "application/json", "X-Tuner": "1" };
+        const answer = await call(path, { method: "POST", headers, body: JSON.stringify(body) });
+        tuner.refresh();
+        return answer.answer;
+    };
+
+    // What a button does: runs it, and shows the sentence of a refusal.
+    tuner.doing = (action) => async (event) => {
+        const button = event && event.currentTarget;
+        if (button) button.disabled = true;
+        try {
+            tuner.say("");
+            await action(event);
+        } catch (error) {
+            tuner.say(error.message, true);
+        } finally {
+            if (button) button.disabled = false;
+        }
+    };
+
+    tuner.say = function (text, bad = false) {
+        tuner.text(tuner.message, text);
+        tuner.message.classList.toggle("tuner-bad-text", bad);
+        tuner.show(tuner.message, Boolean(text));
+    };
+
+    // ---- the loop ----
+
+    tuner.refresh = function () {
+        clearTimeout(timer);
+        ask();
+    };
+
+    async function ask() {
+        if (asking) return;
+        asking = true;
+        const now = tuner.status && tuner.status.now;
+        try {
+            const known = now ? `?run=${now.id}&points=${tuner.points.length}` : "";
+            take(await tuner.get(`status${known}`));
+            if (lost) tuner.say("");
+            lost = false;
+        } catch (error) {
+            lost = true;
+            tuner.say(tuner.t("The program does not answer; trying again…"), true);
+        }
+        asking = false;
+        clearTimeout(timer);
+        timer = setTimeout(ask, document.hidden ? HIDDEN : tuner.isGoing() ? BUSY : IDLE);
+    }
+
+    tuner.points = [];
+
+    function take(status) {
+        const now = status.now, before = tuner.status && tuner.status.now;
+        if (!now) tuner.points = [];
+        else if (before && before.id === now.id && now.points_from <= tuner.points.length) tuner.points = tuner.points.slice(0, now.points_from).concat(now.points);
+        else tuner.points = now.points;
+        tuner.status = status;
+        for (const part of tuner.parts) part.show(status);
+        tuner.root.dataset.state = now ? now.state : "empty";
+    }
+
+    tuner.isGoing = function () {
+        const now = tuner.status && tuner.status.now;
+        return Boolean(now) && ["running", "pausing", "stopping"].includes(now.state);
+    };
+
+    // ---- tabs of the live part ----
+
+    function tablist(root, panels) {
+        const list = tuner.h("div", { role: "tablist", class: "tuner-tabs", "aria-label": tuner.t("Run, queue and history") });
+        const tabs = panels.map((panel) => tuner.h("button", {
+            type: "button", role: "tab", id: `tuner-tab-${panel.name}`, "aria-controls": `tuner-panel-${panel.name}`, onclick: () => tuner.open(panel.name),
+        }, panel.title));
+        list.addEventListener("keydown", (event) => {
+            const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+            if (!step) return;
+            const next = tabs[(tabs.indexOf(document.activeElement) + step + tabs.length) % tabs.length];
+            next.click();
+            next.focus();
+        });
+        list.append(...tabs);
+        root.append(list, tuner.message, ...panels.map((panel) => panel.element));
+    }
+
+    tuner.open = function (name) {
+        for (const part of tuner.parts) {
+            const chosen = part.name === name, tab = document.getElementById(`tuner-tab-${part.name}`);
+            tab.setAttribute("aria-selected", chosen);
+            tab.tabIndex = chosen ? 0 : -1;
+            part.element.hidden = !chosen;
+            if (chosen && part.opened) part.opened();
+        }
+    };
+
+    function mount(root) {
+        tuner.root = root;
+        tuner.points = [];
+        tuner.status = null;
+        root.replaceChildren();
+        tuner.message = tuner.h("p", { class: "tuner-message", role: "status", hidden: true });
+        for (const part of tuner.parts) {
+            part.element = tuner.h("section", { role: "tabpanel", id: `tuner-panel-${part.name}`, "aria-labelledby": `tuner-tab-${part.name}` });
+            part.title = tuner.t(part.label);
+            part.mount(part.element);
+        }
+        tablist(root, tuner.parts);
+        tuner.open("run");
+        tuner.form.mount();
+        tuner.refresh();
+    }
+
+    // gradio draws the root when it likes, and the WebUI draws it anew on Reload UI
+    function look() {
+        const root = document.getElementById("tuner-live");
+        if (root && root !== tuner.root && tuner.form && tuner.parts.length === 3) mount(root);
+    }
+
+    new MutationObserver(look).observe(document.documentElement, { childList: true, subtree: true });
+    document.addEventListener("DOMContentLoaded", look);
+    document.addEventListener("visibilitychange", () => { if (!document.hidden && tuner.root) tuner.refresh(); });
+})(window.tuner);

@@ -1,0 +1,146 @@
+// The form that gradio draws: essentials or everything, search, marks at the fields, and what the handlers' answers say.
+"use strict";
+
+(function (tuner) {
+    const { h } = tuner;
+    const WAIT = 700; // ms after the last key before the form is checked
+    let timer = null, view = "essentials";
+    const form = tuner.form = {};
+    const byId = (id) => document.getElementById(id);
+    const fields = () => byId("tuner-form").querySelectorAll(".tuner-field");
+
+    form.mount = function () {
+        const tools = byId("tuner-tools");
+        for (const button of tools.querySelectorAll("[data-view]")) button.addEventListener("click", () => show(button.dataset.view));
+        tools.querySelector(".tuner-view").addEventListener("keydown", (event) => {
+            if (!["ArrowLeft", "ArrowRight"].includes(event.key)) return;
+            show(view === "essentials" ? "everything" : "essentials");
+            tools.querySelector(`[data-view=${view}]`).focus();
+        });
+        tools.querySelector(".tuner-search").addEventListener("input", (event) => search(event.target.value));
+        const root = byId("tuner-form");
+        root.addEventListener("click", (event) => {
+            const fold = event.target.closest(".tuner-fold");
+            if (fold) unfold(fold, fold.getAttribute("aria-expanded") !== "true");
+        });
+        root.addEventListener("input", (event) => { if (event.target.closest(".tuner-field")) check(); });
+        root.addEventListener("focusout", (event) => { if (event.target.closest(".tuner-field")) check(); });
+        show("essentials");
+    };
+
+    // ---- what is shown ----
+
+    function show(name) {
+        view = name;
+        byId("tuner-form").classList.toggle("tuner-all", name === "everything");
+        for (const button of byId("tuner-tools").querySelectorAll("[data-view]")) {
+            const chosen = button.dataset.view === name;
+            button.setAttribute("aria-checked", chosen);
+            button.tabIndex = chosen ? 0 : -1;
+        }
+    }
+
+    function unfold(fold, open) {
+        fold.setAttribute("aria-expanded", open);
+        byId(fold.getAttribute("aria-controls")).classList.toggle("tuner-open", open);
+    }
+
+    function search(text) {
+        const words = text.toLowerCase().split(/\s+/).filter(Boolean), root = byId("tuner-form");
+        root.classList.toggle("tuner-searching", words.length > 0);
+        for (const field of fields()) {
+            const said = `${field.textContent} ${field.id.replace("tuner-f-", "").replaceAll("_", " ")}`.toLowerCase();
+            field.classList.toggle("tuner-missed", !words.every((word) => said.includes(word)));
+        }
+        for (const fold of root.querySelectorAll(".tuner-fold")) {
+            const section = byId(fold.getAttribute("aria-controls")), any = section.querySelector(".tuner-field:not(.tuner-missed)");
+            fold.classList.toggle("tuner-missed", words.length > 0 && !any);
+        }
+    }
+
+    // ---- what the handlers answer ----
+
+    function check() {
+        clearTimeout(timer);
+        timer = setTimeout(() => byId("tuner-check-button").click(), WAIT);
+    }
+
+    // Asks a handler for something that is not a button of gradio's: {set: {key: value}} or {run: id}.
+    form.order = function (order) {
+        const field = byId("tuner-order").querySelector("textarea, input");
+        const kind = field.tagName === "TEXTAREA" ? HTMLTextAreaElement : HTMLInputElement;
+        Object.getOwnPropertyDescriptor(kind.prototype, "value").set.call(field, JSON.stringify({ ...order, at: Date.now() }));
+        field.dispatchEvent(new Event("input", { bubbles: true }));
+        setTimeout(() => byId("tuner-order-button").click(), 50); // gradio takes the value over in the next turn of its loop
+    };
+
+    tuner.reply = function (text) {
+        const reply = JSON.parse(text || "{}");
+        mark(reply.problems || {});
+        const plan = byId("tuner-plan");
+        if (reply.plan) plan.replaceChildren(...planOf(reply.plan));
+        else if (reply.general || reply.problems || reply.said || reply.added) plan.replaceChildren(...saidOf(reply));
+        if (reply.added) {
+            tuner.open("run");
+            tuner.refresh();
+        }
+        if (reply.recheck) check();
+    };
+
+    function mark(problems) {
+        for (const old of byId("tuner-form").querySelectorAll(".tuner-error")) old.remove();
+        for (const field of fields()) {
+            const text = problems[field.id], input = field.querySelector("input, textarea, select");
+            field.classList.toggle("tuner-bad", Boolean(text));
+            if (!input) continue;
+            if (text) {
+                field.append(h("p", { class: "tuner-error", id: `${field.id}-error`, role: "alert" }, text));
+                input.setAttribute("aria-invalid", "true");
+                input.setAttribute("aria-describedby", `${field.id}-error`);
+            } else if (input.getAttribute("aria-invalid")) {
+                input.removeAttribute("aria-invalid");
+                input.removeAttribute("aria-describedby");
+            }
+        }
+    }
+
+    function saidOf(reply) {
+        const problems = Object.entries(reply.problems || {}), lines = [];
+        if (problems.length) lines.push(h("p", { class: "tuner-bad-text" }, tuner.t("Something has to be put right first:"),
+            h("ul", {}, problems.map(([id, text]) => h("li", {}, h("button", { type: "button", class: "tuner-link", onclick: () => goTo(id) }, labelOf(id)), ` ${text}`)))));
+        for (const text of reply.general || []) lines.push(h("p", { class: "tuner-bad-text" }, text));
+        if (reply.said) lines.push(h("p", {}, reply.said));
+        if (reply.added) lines.push(h("p", {}, tuner.t("The run is in the queue.")));
+        return lines;
+    }
+
+    function labelOf(id) {
+        const label = byId(id) && byId(id).querySelector("label span, span, label");
+        return label ? label.textContent.trim() : id.replace("tuner-f-", "");
+    }
+
+    function goTo(id) {
+        const field = byId(id), section = field.closest(".tuner-section");
+        if (section || field.closest("#tuner-everything")) show("everything");
+        if (section) unfold(document.querySelector(`[aria-controls="${section.id}"]`), true);
+        field.scrollIntoView({ block: "center" });
+        const input = field.querySelector("input, textarea, select");
+        if (input) input.focus();
+    }
+
+    function planOf(plan) {
+        const fix = (warning) => warning.fix && h("button", { type: "button", class: "tuner-button", onclick: () => mend(warning.fix) }, warning.fix.label);
+        return [
+            h("h3", {}, tuner.t("What this run will do")),
+            h("ul", { class: "tuner-lines" }, plan.lines.map((line) => h("li", {}, line))),
+            plan.warnings.length ? h("ul", { class: "tuner-warnings" }, plan.warnings.map((warning) => h("li", {}, h("span", {}, warning.text), fix(warning)))) : null,
+            plan.problems.length ? h("details", {}, h("summary", {}, tuner.t("Notes on single pictures ({0})", plan.problems.length)),
+                h("ul", {}, plan.problems.map((problem) => h("li", {}, problem)))) : null,
+        ].filter(Boolean);
+    }
+
+    function mend(fix) {
+        form.order({ set: fix.values });
+        form.replan = true;
+    }
+})(window.tuner);

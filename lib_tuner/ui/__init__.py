@@ -1,0 +1,1 @@
+"""The page: settings as widgets, buttons, and one root each for what javascript/ draws. The only place that knows gradio."""

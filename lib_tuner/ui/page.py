@@ -1,0 +1,142 @@
+"""The standalone page: the tabs, their scripts and style, behind one door, served by uvicorn."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ..demo.run import lora_settings, write_data
+from ..host import Host
+from ..jobs import Jobs
+from ..settings import TrainConfig
+from ..web.auth import Door
+from ..web.routes import make_app
+from .compat import OLD, private
+from .train_tab import Shared, TrainTab
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SCRIPTS = ROOT / "javascript"
+STYLE = ROOT / "style.css"
+TITLE = "Tuner"
+MODELS = ("models/Stable-diffusion", "models")  # folders below the working directory in which checkpoints are looked for
+SMALLEST = 500e6  # bytes; a file below is no full SD1.5
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the page is served, and to whom; `login`: user and password."""
+
+    host: str = "127.0.0.1"
+    port: int = 7870
+    login: tuple[str, str] | None = None
+
+
+# ---- the page --------------------------------------------------------------------------------------------------------
+
+
+def blocks(shared: Shared) -> gr.Blocks:
+    """The page as gradio has it."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
+        tab = TrainTab(shared)
+        page.load(tab.refresh, inputs=None, outputs=tab.refreshed, **private())
+    return page
+
+
+def head(base: str = "") -> str:
+    """What a page loads beside gradio's own: our style and scripts. `base`: where `/tuner` is."""
+    scripts = "".join(f'<script defer src="{base}/tuner/static/{path.name}"></script>' for path in script_files())
+    return f'<link rel="stylesheet" href="{base}/tuner/static/{STYLE.name}">{scripts}'
+
+
+def script_files() -> list[Path]:
+    """Our scripts in the order in which the WebUI loads them."""
+    return sorted(SCRIPTS.glob("*.js"))
+
+
+def application(shared: Shared, login: tuple[str, str] | None = None) -> Any:
+    """The whole as an ASGI application: routes, static files, page, and the door in front of it all."""
+    app = make_app(shared.jobs, [*script_files(), STYLE])
+    return Door(gr.mount_gradio_app(app, blocks(shared), path="/", **mount_options()), login)
+
+
+def mount_options() -> dict[str, Any]:
+    """What mounting takes in the current gradio; the old one has it in `Blocks`."""
+    if OLD:
+        return {}
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # nothing is fetched from elsewhere
+    return {"theme": theme, "head": head(), "ssr_mode": False, "footer_links": [], "show_error": True}
+
+
+# ---- what it starts with ---------------------------------------------------------------------------------------------
+
+
+def demo_values(home: Path) -> dict[str, Any]:
+    """The form at the first start: a robot for the embedded model to learn, from pictures that are drawn here."""
+    folder = home / "demo-data"
+    if not (folder / "data" / "robot").is_dir():
+        write_data(folder / "data")
+    prompts = "a green robot on a white background\na blue robot on a pink background\na red star on a white background"
+    shown = {"name": "my-robot", "output": str(home), "steps": 300, "save_every": 100, "sample.every": 50, "sample.prompts": prompts, "sample.cfg": 3.0, "data.cache": "disk"}
+    return {**lora_settings(folder), **shown}
+
+
+def checkpoints(folders: list[Path]) -> list[tuple[str, str]]:
+    """Model files to choose from, as (name, path); the embedded one first."""
+    found = [path for folder in folders if folder.is_dir() for path in sorted(folder.rglob("*")) if path.suffix in (".safetensors", ".ckpt")]
+    return [("embedded small model", ""), *((path.name, str(path)) for path in found if path.stat().st_size > SMALLEST)]
+
+
+def own_values(home: Path, checkpoint: str) -> dict[str, Any]:
+    """The form for a real model: everything at its default but where things lie."""
+    return {"checkpoint": checkpoint, "output": str(home), "loss.min_snr": 5.0} if checkpoint else demo_values(home)
+
+
+# ---- serving ---------------------------------------------------------------------------------------------------------
+
+
+def serve(hosts: Callable[[TrainConfig], Host], home: Path, address: Address, checkpoint: str = "", opened: Callable[[str], None] = lambda url: None) -> int:
+    """Serves the page until Ctrl-C; the run that is going is then saved and found again. Raises ValueError where the port is taken."""
+    import uvicorn
+
+    folders = [Path(name) for name in MODELS]
+    models = checkpoints(folders)
+    if checkpoint and checkpoint not in [path for _, path in models]:
+        models.append((Path(checkpoint).name, checkpoint))
+    with closing(listen(address)) as listening, running(Jobs(home, hosts)) as jobs:
+        app = application(Shared(jobs, hosts, home, own_values(home, checkpoint), models), address.login)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
+        url = f"http://{'127.0.0.1' if address.host == '0.0.0.0' else address.host}:{listening.getsockname()[1]}/"
+        opened(url)
+        server.run(sockets=[listening])
+    return 0
+
+
+@contextmanager
+def running(jobs: Jobs) -> Iterator[Jobs]:
+    """The queue while the program lasts; what is going at its end is paused."""
+    try:
+        yield jobs
+    finally:
+        if jobs.current and jobs.current.state == "running":
+            sys.stderr.write("Saving the run that is going; it goes on with a click when the page is started again.\n")
+        jobs.close()
+
+
+def listen(address: Address) -> socket.socket:
+    """Bound before anything is loaded, so that a taken port is said at once."""
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((address.host, address.port))
+        listening.listen(128)  # a browser that is early waits instead of being refused
+    except OSError as error:
+        listening.close()
+        raise ValueError(f"The page cannot be served at {address.host}:{address.port} ({error.strerror}); choose another with --port.") from error
+    return listening

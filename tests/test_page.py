@@ -1,0 +1,385 @@
+"""The page in a real browser (Chromium), on the current gradio and on the WebUI's: what a person clicks, and what is seen then."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import until
+
+from lib_tuner import environment
+
+playwright = pytest.importorskip("playwright.sync_api")
+expect = playwright.expect
+
+ROOT = Path(__file__).resolve().parent.parent
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+LONG = 120_000  # ms, for what a run has to compute; what is waited for is an event, this only ends a test that hangs
+STEPS = 14
+
+
+def absent(what: str) -> Any:
+    """Skips on a machine that lacks something, and fails in CI, where a green run must mean that the page was clicked through."""
+    if os.environ.get("CI"):
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+class Server:
+    """The page's program in a process of its own, with an output folder of its own."""
+
+    def __init__(self, command: list[str], home: Path):
+        self.home, self.lines = home, []
+        environment_ = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment_, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+        self.url = until(self._url, 180)
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            self.lines.append(line)
+
+    def _url(self) -> str | None:
+        assert self.process.poll() is None, "".join(self.lines)
+        return next((found[0] for line in self.lines if (found := re.search(r"http://127\.0\.0\.1:\d+/", line))), None)
+
+    def end(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+
+def command(gradio: str, home: Path) -> list[str]:
+    if gradio == "current":
+        return [sys.executable, "-m", "lib_tuner", "ui", "--no-venv", "--no-browser", "--port", "0", "--out", str(home)]
+    python = environment.python_of(environment.old_gradio_folder())
+    return [str(python), str(ROOT / "tests" / "old_gradio_page.py"), str(home)] if python.exists() else absent("The environment of the WebUI's gradio is missing: `python3 -m lib_tuner test` makes it.")
+
+
+@pytest.fixture(scope="module", params=["current", "webui"])
+def server(request, tmp_path_factory) -> Iterator[Server]:
+    made = Server(command(request.param, tmp_path_factory.mktemp(request.param) / "out"), tmp_path_factory.getbasetemp() / f"{request.param}0" / "out")
+    yield made
+    made.end()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    path = next(filter(None, map(shutil.which, BROWSERS)), None) or absent("There is no Chromium: install it (Debian: `apt-get install chromium`).")
+    with playwright.sync_playwright() as p:
+        launched = p.chromium.launch(executable_path=path, args=FLAGS)
+        yield launched
+        launched.close()
+
+
+class Page:
+    """A page that is open, with what its console said."""
+
+    def __init__(self, browser: Any, server: Server, width: int = 1280, height: int = 720):
+        self.context = browser.new_context(viewport={"width": width, "height": height})
+        self.page = self.context.new_page()
+        self.errors: list[str] = []
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.server = server
+        self.open()
+
+    def open(self) -> None:
+        self.page.goto(self.server.url)
+        self.page.wait_for_selector("#tuner-live [role=tablist]")
+
+    def field(self, key: str) -> Any:
+        return self.page.locator(f"#tuner-f-{key.replace('.', '-')}").locator("input, textarea").first
+
+    def fill(self, **values: Any) -> None:
+        for key, value in values.items():
+            self.field(key.replace("__", ".")).fill(str(value))
+            self.field(key.replace("__", ".")).press("Tab")
+
+    def click(self, selector: str) -> None:
+        self.page.click(selector)
+
+    def sees(self, selector: str, text: str | re.Pattern = "", timeout: int = LONG) -> Any:
+        """Waits until it is visible, with this text."""
+        found = self.page.locator(selector).first
+        expect(found).to_be_visible(timeout=timeout)
+        if text:
+            expect(found).to_contain_text(text, timeout=timeout)
+        return found
+
+    def status(self) -> dict:
+        return self.page.evaluate("fetch('tuner/api/status').then((r) => r.json())")
+
+    def state(self, state: str) -> dict:
+        self.sees("#tuner-panel-run .tuner-state[data-state]", {"done": "finished"}.get(state, state))
+        return self.status()["now"]
+
+    def at_step(self, step: int) -> None:
+        self.page.wait_for_function(f"window.tuner.status && window.tuner.status.now && window.tuner.status.now.step >= {step}", timeout=LONG)
+
+
+@pytest.fixture
+def page(browser, server) -> Iterator[Page]:
+    made = Page(browser, server)
+    yield made
+    clear(made)
+    made.context.close()
+    assert made.errors == []
+
+
+def clear(page: Page) -> None:
+    """The queue as a new one: what goes is stopped, the rest removed."""
+    post = "(([path, body]) => fetch('tuner/api/do/' + path, {method: 'POST', headers: {'X-Tuner': '1', 'Content-Type': 'application/json'}, body: JSON.stringify(body)}))"
+    for entry in page.status()["queue"]:
+        if entry["state"] == "waiting":
+            page.page.evaluate(post, ["remove", {"id": entry["id"]}])
+    if (now := page.status()["now"]) and now["state"] in ("running", "pausing", "stopping"):
+        page.page.evaluate(post, ["stop", {}])
+        until(lambda: page.status()["now"]["state"] not in ("running", "pausing", "stopping"), 120)
+    for entry in page.status()["queue"]:
+        page.page.evaluate(post, ["remove", {"id": entry["id"]}])
+    page.page.evaluate(post, ["start", {}])
+
+
+def train(page: Page, name: str, **values: Any) -> None:
+    page.fill(name=name, **{"steps": STEPS, **values})
+    page.click("#tuner-train-button")
+    page.sees("#tuner-panel-run .tuner-run-name", name)
+
+
+# ---- the whole way
+
+
+def test_one_click_trains_the_demo_to_its_end(page, server):
+    page.sees(".tuner-empty", "Nothing has been trained yet")
+    train(page, "robot-a", sample__prompts="a green robot on a white background")
+    now = page.state("done")
+    assert (now["step"], now["steps"], len(now["points"])) == (STEPS, STEPS, STEPS)
+    assert (server.home / "robot-a-001" / "robot-a.safetensors").is_file()
+    page.sees(".tuner-file-list code", "<lora:robot-a:0.8> robot")
+    page.sees(".tuner-file-list li", "277 of 277 parts are read by the host")
+    steps = page.page.locator("#tuner-panel-run .tuner-samples figcaption").all_inner_texts()
+    assert steps == ["training", "step 0", f"step {STEPS}"]
+    loaded = "[...document.querySelectorAll('#tuner-panel-run .tuner-samples img')].every((i) => i.complete && i.naturalWidth > 0)"
+    page.page.locator("#tuner-panel-run .tuner-samples").scroll_into_view_if_needed()
+    page.page.wait_for_function(loaded)
+    expect(page.page.locator("#tuner-panel-run .tuner-chart")).to_have_attribute("aria-label", re.compile(rf"step {STEPS}: loss 0\.\d+"))
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.click(".tuner-file-list li:first-child .tuner-use button")
+    page.sees(".tuner-message", "Copied: <lora:robot-a:0.8> robot")
+    assert page.page.evaluate("navigator.clipboard.readText()") == "<lora:robot-a:0.8> robot"
+
+
+def test_pause_gives_the_model_back_and_resume_goes_on(page):
+    train(page, "robot-b", steps=STEPS + 6)
+    page.at_step(3)
+    page.click("#tuner-pause")
+    paused = page.state("paused")
+    assert 3 <= paused["step"] < STEPS + 6 and page.sees("#tuner-resume")
+    page.click("#tuner-resume")
+    now = page.state("done")
+    assert [p[0] for p in now["points"]] == list(range(1, STEPS + 7))
+
+
+def test_stop_keeps_what_was_learned(page, server):
+    train(page, "robot-c", steps=500)
+    page.at_step(2)
+    page.click("#tuner-stop")
+    now = page.state("stopped")
+    assert [f["name"] for f in now["files"]] == [f"robot-c-{now['step']:06d}.safetensors"]
+    page.sees(".tuner-file-list code", f"<lora:robot-c-{now['step']:06d}:0.8>")
+
+
+def test_save_and_sample_now_and_other_prompts_while_it_runs(page):
+    train(page, "robot-d", steps=500, sample__prompts="a red circle on a white background")
+    page.at_step(1)
+    page.click("#tuner-save")
+    page.page.wait_for_function("window.tuner.status.now.saves.length === 1", timeout=LONG)
+    page.page.fill("#tuner-panel-run .tuner-prompts textarea", "a blue star on a gray background\na pink moon on a white background")
+    page.click("#tuner-sample-now")
+    page.page.wait_for_function("window.tuner.status.now.samples.some((s) => s.step > 0 && s.pictures.length === 2)", timeout=LONG)
+    page.page.wait_for_function("document.querySelectorAll('#tuner-panel-run .tuner-samples figure:last-child img').length === 2")
+    assert page.status()["now"]["prompts"].startswith("a blue star")
+
+
+# ---- what is wrong
+
+
+def test_a_bad_value_is_marked_at_its_field_and_nothing_starts(page):
+    page.fill(steps=-5, optim__lr="fast")
+    error = page.sees("#tuner-f-steps .tuner-error", "-5 is outside [1, 10000000]")
+    page.click("#tuner-train-button")
+    page.sees("#tuner-plan", "Something has to be put right first")
+    assert page.status()["queue"] == [] and page.field("steps").get_attribute("aria-invalid") == "true"
+    page.fill(steps=STEPS)
+    expect(error).to_have_count(0)
+    page.sees("#tuner-f-optim-lr .tuner-error", "fast")
+    page.click("#tuner-plan .tuner-link")
+    expect(page.field("optim.lr")).to_be_focused()
+
+
+def test_a_failed_run_says_why_with_details_and_the_page_lives_on(page, server, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(b"no picture")
+    train(page, "robot-e", data__folder=tmp_path / "pictures")
+    page.state("failed")
+    page.sees(".tuner-failed", "holds no picture to train on")
+    page.click(".tuner-failed summary")
+    page.sees(".tuner-failed pre", "Traceback")
+    train(page, "robot-f", steps=1, data__folder=server.home / "demo-data" / "data" / "robot")
+    page.state("done")
+
+
+def test_a_click_on_a_warnings_fix_mends_the_form(page):
+    page.fill(optim__lr="0.9")
+    page.click("#tuner-plan-button")
+    page.sees("#tuner-plan", "24 pictures, 24 with a caption")
+    page.page.locator("#tuner-plan .tuner-warnings li", has_text="learning rate of 0.9").get_by_role("button").click()
+    expect(page.field("optim.lr")).to_have_value("0.02")
+
+
+# ---- more than one
+
+
+def test_a_reload_in_the_middle_finds_the_run_going(page):
+    train(page, "robot-g", steps=500)
+    page.at_step(3)
+    page.open()
+    page.state("running")
+    page.at_step(4)
+    assert page.page.evaluate("window.tuner.points.length") >= 3
+
+
+def test_two_tabs_see_and_steer_the_same_run(page, browser, server):
+    other = Page(browser, server)
+    train(page, "robot-h", steps=500)
+    other.sees("#tuner-panel-run .tuner-run-name", "robot-h")
+    other.at_step(1)
+    other.click("#tuner-pause")
+    page.state("paused")
+    page.click("#tuner-resume")
+    other.state("running")
+    other.context.close()
+    assert other.errors == []
+
+
+def test_a_queue_of_two_goes_in_the_order_that_was_chosen(page):
+    train(page, "robot-i", steps=500)
+    for name in ("robot-j", "robot-k"):
+        page.fill(name=name, steps=1)
+        page.click("#tuner-train-button")
+        page.sees("#tuner-plan", "The run is in the queue")
+        until(lambda name=name: name in [e["name"] for e in page.status()["queue"]])
+    page.click("#tuner-tab-queue")
+    expect(page.page.locator("#tuner-tab-queue")).to_have_text("Queue (2)")
+    page.page.get_by_role("button", name="Earlier: robot-k").click()
+    until(lambda: [e["name"] for e in page.status()["queue"]] == ["robot-i", "robot-k", "robot-j"])
+    page.click("#tuner-tab-run")
+    page.click("#tuner-stop")
+    until(lambda: [e["state"] for e in page.status()["queue"]] == ["stopped", "done", "done"], 120)
+    page.click("#tuner-tab-history")
+    page.sees("#tuner-panel-history tbody tr:nth-child(2) th", "robot-k")
+    assert page.page.locator("#tuner-panel-history tbody th").all_inner_texts()[:3] == ["robot-j", "robot-k", "robot-i"]
+
+
+# ---- form and history
+
+
+def test_essentials_everything_and_search(page):
+    expect(page.field("loss.min_snr")).to_be_hidden()
+    page.click("[data-view=everything]")
+    page.click("[aria-controls=tuner-s-loss]")
+    expect(page.field("loss.min_snr")).to_be_visible()
+    page.click("[data-view=essentials]")
+    page.page.fill(".tuner-search", "huber")
+    expect(page.field("loss.huber_c")).to_be_visible()
+    expect(page.field("steps")).to_be_hidden()
+    page.page.fill(".tuner-search", "")
+    expect(page.field("steps")).to_be_visible()
+    expect(page.field("loss.huber_c")).to_be_hidden()
+
+
+def test_the_methods_own_fields_follow_the_method(page):
+    expect(page.field("lora.rank")).to_be_visible()
+    page.field("method").click()
+    page.field("method").fill("Textual")  # narrows the choice, in both gradios
+    page.field("method").press("Enter")
+    expect(page.field("textual_inversion.vectors")).to_be_visible()
+    expect(page.field("lora.rank")).to_be_hidden()
+
+
+def test_settings_of_an_earlier_run_a_note_a_rename_and_a_delete(page, server):
+    train(page, "robot-l", steps=2, optim__lr="3e-3")
+    page.state("done")
+    page.open()
+    expect(page.field("optim.lr")).to_have_value("4e-3")
+    page.click("#tuner-load")
+    expect(page.field("optim.lr")).to_have_value("3e-3")
+    page.click("#tuner-tab-history")
+    row = page.page.locator("tr", has_text="robot-l")
+    row.get_by_role("textbox").fill("keeps its colours")
+    row.get_by_role("textbox").press("Tab")
+    until(lambda: json.loads((server.home / "robot-l-001" / "run.json").read_text())["notes"] == "keeps its colours")
+    row.get_by_role("button", name="robot-l").click()
+    page.sees(".tuner-detail .tuner-file-list", "robot-l.safetensors")
+    page.page.once("dialog", lambda dialog: dialog.accept("robot-best"))
+    page.page.locator(".tuner-detail .tuner-file-list").get_by_role("button", name="Rename").click()
+    until((server.home / "robot-l-001" / "robot-best.safetensors").is_file)
+    page.page.once("dialog", lambda dialog: dialog.accept())
+    page.page.get_by_role("button", name="Delete this run").click()
+    until(lambda: not (server.home / "robot-l-001").exists())
+    expect(page.page.locator("tr", has_text="robot-l")).to_have_count(0)
+
+
+def test_a_phone_shows_all_of_it_without_scrolling_sideways(browser, server):
+    phone = Page(browser, server, 390, 844)
+    train(phone, "robot-m", steps=2)
+    phone.state("done")
+    for view in ("everything", "essentials"):
+        phone.click(f"[data-view={view}]")
+        assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
+    clear(phone)
+    phone.context.close()
+
+
+def test_all_of_it_is_reached_by_keyboard_and_named(page):
+    train(page, "robot-n", steps=2)
+    page.state("done")
+    nameless = page.page.evaluate("""[...document.querySelectorAll('#tuner-live button, #tuner-live input, #tuner-live textarea, #tuner-live canvas, #tuner-live img, #tuner-form .tuner-field input:not([type=file]), #tuner-form .tuner-field textarea')]
+        .filter((e) => !(e.getAttribute('aria-label') || e.alt || e.textContent.trim() || (e.labels && e.labels.length) || e.closest('label'))).map((e) => e.outerHTML.slice(0, 200))""")
+    assert nameless == []
+    page.page.focus("#tuner-tab-run")
+    page.page.keyboard.press("ArrowRight")
+    expect(page.page.locator("#tuner-panel-queue")).to_be_visible()
+    page.page.focus("#tuner-train-button")
+    page.page.keyboard.press("Enter")
+    page.sees("#tuner-plan", "The run is in the queue")
+
+
+# ---- figures that must not grow
+
+
+def test_ten_thousand_points_are_redrawn_in_under_100_ms(page):
+    train(page, "robot-o", steps=1)
+    page.state("done")
+    took = page.page.evaluate("""() => {
+        const canvas = document.querySelector('#tuner-panel-run .tuner-chart'), chart = new window.tuner.Chart(canvas, () => {}), times = [];
+        chart.points = Array.from({length: 10000}, (_, i) => [i + 1, 0.1 + 0.05 * Math.sin(i / 50) + 0.03 * ((i * 7919) % 101) / 101, 1e-4]);
+        chart.steps = 10000;
+        for (let i = 0; i < 9; i++) { const began = performance.now(); chart.draw(); times.push(performance.now() - began); }
+        return times.sort((a, b) => a - b)[4];
+    }""")
+    assert took < 100, took

@@ -1,0 +1,139 @@
+"""The routes of the page and of scripts, and the door in front of them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import pytest
+from conftest import until
+from PIL import Image
+
+from lib_tuner.hosts.standalone import Standalone
+from lib_tuner.jobs import Jobs
+from lib_tuner.runs import details
+
+testclient = pytest.importorskip("fastapi.testclient")
+
+from lib_tuner.web.auth import Door, parse_login  # noqa: E402
+from lib_tuner.web.routes import make_app  # noqa: E402
+
+OURS = {"X-Tuner": "1"}
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    jobs = Jobs(tmp_path / "out", Standalone)
+    yield jobs
+    jobs.close()
+
+
+@pytest.fixture
+def client(jobs):
+    return testclient.TestClient(make_app(jobs, []), base_url="http://127.0.0.1")
+
+
+@pytest.fixture
+def done(jobs, small_run):
+    """A finished run: its id."""
+    entry = jobs.add({**small_run, "steps": 2, "save_every": 0, "sample.every": 2, "sample.prompts": "a", "sample.steps": 1})
+    until(lambda: entry.state == "done")
+    return jobs.history()[0]["id"]
+
+
+def test_the_status_and_the_history_are_json(client, done):
+    now = client.get("/tuner/api/status").json()["now"]
+    assert (now["state"], now["run"]) == ("done", done) and len(now["points"]) == 2
+    assert client.get("/tuner/api/status", params={"run": now["id"], "points": 2}).json()["now"]["points"] == []
+    assert [row["id"] for row in client.get("/tuner/api/history").json()] == [done]
+    assert client.get(f"/tuner/api/runs/{done}").json()["settings"]["lora.rank"] == 2
+
+
+def test_files_are_downloaded_and_pictures_shown_small(client, done, jobs):
+    file = client.get(f"/tuner/api/runs/{done}/files/thing.safetensors")
+    assert file.content == (jobs.folder_of(done) / "thing.safetensors").read_bytes() and "thing.safetensors" in file.headers["content-disposition"]
+    small = Image.open(io.BytesIO(client.get(f"/tuner/api/runs/{done}/files/samples/000002-0.png", params={"size": 16}).content))
+    training = Image.open(io.BytesIO(client.get(f"/tuner/api/runs/{done}/training/0", params={"size": 32}).content))
+    assert (small.size, training.size) == ((16, 16), (32, 32))
+    assert client.get(f"/tuner/api/runs/{done}/training/99").status_code == 404
+    assert client.get(f"/tuner/api/runs/{done}/files/thing.safetensors", params={"size": 16}).status_code == 404
+
+
+@pytest.mark.parametrize("name", ["../../queue.json", "..%2f..%2fqueue.json", "%2e%2e/%2e%2e/queue.json", "/etc/passwd"])
+def test_no_address_leads_out_of_a_run(client, done, name):
+    answer = client.get(f"/tuner/api/runs/{done}/files/{name}")
+    assert answer.status_code in (400, 404) and b"entries" not in answer.content
+
+
+def test_what_changes_something_needs_our_own_header(client, done):
+    refused = client.post(f"/tuner/api/runs/{done}/note", json={"text": "x"})
+    assert refused.status_code == 403 and client.get("/tuner/api/history").json()[0]["notes"] == ""
+    assert client.post(f"/tuner/api/runs/{done}/note", json={"text": "x"}, headers=OURS).status_code == 200
+    assert client.get("/tuner/api/history").json()[0]["notes"] == "x"
+
+
+def test_a_refusal_is_one_sentence(client, done):
+    for path, body, words in (
+        ("do/pause", {}, "No run is going"), ("do/resume", {"id": "none"}, "no longer in the queue"), (f"runs/{done}/rename", {"name": "thing.safetensors", "to": "../x"}, "cannot be"),
+        (f"runs/{done}/delete-file", {"name": "nothing"}, "has no file"),
+    ):  # fmt: skip
+        answer = client.post(f"/tuner/api/{path}", json=body, headers=OURS)
+        assert answer.status_code == 400 and words in answer.json()["error"] and "\n" not in answer.json()["error"]
+    assert client.post("/tuner/api/do/fly", headers=OURS).status_code == 404
+    assert client.get("/tuner/api/runs/0123456789ab").json()["error"] == "That run's folder is gone."
+
+
+def test_runs_are_renamed_and_deleted(client, done, jobs):
+    folder = jobs.folder_of(done)
+    assert client.post(f"/tuner/api/runs/{done}/rename", json={"name": "thing.safetensors", "to": "best"}, headers=OURS).json() == {"answer": "best.safetensors"}
+    assert details(folder)["files"][0]["name"] == "best.safetensors"
+    client.post(f"/tuner/api/runs/{done}/delete", headers=OURS)
+    assert not folder.exists() and client.get("/tuner/api/history").json() == []
+
+
+def test_the_queue_is_ordered_by_routes(client, jobs, small_run):
+    jobs.hold_queue()
+    first = jobs.add({**small_run, "steps": 1, "name": "a", "data.folder": "nowhere"})
+    jobs.hold_queue()
+    second = jobs.add({**small_run, "steps": 1, "name": "b", "data.folder": "nowhere"})
+    assert client.post("/tuner/api/do/remove", json={"id": second.id}, headers=OURS).status_code == 200
+    client.post("/tuner/api/do/start", headers=OURS)
+    until(lambda: first.state == "failed")
+    assert [e["name"] for e in client.get("/tuner/api/status").json()["queue"]] == ["a"]
+
+
+# ---- the door
+
+
+def behind(login, host="127.0.0.1:7870", **headers):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"inside"})
+
+    return testclient.TestClient(Door(app, login), base_url="http://127.0.0.1").get("/tuner/api/status", headers={"host": host, **headers})
+
+
+def basic(text: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(text.encode()).decode()}
+
+
+@pytest.mark.parametrize(("host", "code"), [("127.0.0.1:7870", 200), ("localhost:7870", 200), ("[::1]:7870", 200), ("localhost", 200), ("evil.example:7870", 403), ("127.0.0.1.evil.example", 403), ("", 403)])
+def test_without_a_login_only_this_machines_names_are_answered(host, code):
+    assert behind(None, host).status_code == code
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [({}, 401), (basic("ann:secret"), 200), (basic("ann:wrong"), 401), (basic("ann"), 401), (basic(":"), 401), ({"Authorization": "Basic !!!"}, 401), ({"Authorization": "Bearer x"}, 401), (basic("ann:secret "), 401)],
+)
+def test_with_a_login_whoever_knows_it_is_let_in_from_anywhere(headers, code):
+    answer = behind(("ann", "secret"), "tuner.example", **headers)
+    assert answer.status_code == code and (code == 200 or "Basic" in answer.headers["www-authenticate"])
+
+
+def test_a_password_may_hold_a_colon_and_letters_of_any_language():
+    assert parse_login("ann:a:b") == ("ann", "a:b") and behind(("安", "密:码"), **basic("安:密:码")).status_code == 200
+    for text in ("ann", ":x", "ann:", ""):
+        with pytest.raises(ValueError, match="user:password"):
+            parse_login(text)
