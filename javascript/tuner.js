@@ -78,14 +78,15 @@ window.tuner = window.tuner || {};
     // What a button does: runs it, and shows the sentence of a refusal.
     tuner.doing = (action) => async (event) => {
         const button = event && event.currentTarget;
-        if (button) button.disabled = true;
+        if (button && button.getAttribute("aria-busy") === "true") return;
+        if (button) button.setAttribute("aria-busy", "true"); // not disabled: that would take the focus away
         try {
             tuner.say("");
             await action(event);
         } catch (error) {
             tuner.say(error.message, true);
         } finally {
-            if (button) button.disabled = false;
+            if (button) button.removeAttribute("aria-busy");
         }
     };
 
@@ -105,10 +106,11 @@ window.tuner = window.tuner || {};
     async function ask() {
         if (asking) return;
         asking = true;
-        const now = tuner.status && tuner.status.now;
+        const now = tuner.status && tuner.status.now, root = tuner.root;
+        let status = null;
         try {
             const known = now ? `?run=${now.id}&points=${tuner.points.length}` : "";
-            take(await tuner.get(`status${known}`));
+            status = await tuner.get(`status${known}`);
             if (lost) tuner.say("");
             lost = false;
         } catch (error) {
@@ -116,6 +118,7 @@ window.tuner = window.tuner || {};
             tuner.say(tuner.t("The program does not answer; trying again…"), true);
         }
         asking = false;
+        if (status && root === tuner.root) take(status); // a root drawn anew meanwhile has asked for nothing yet
         clearTimeout(timer);
         timer = setTimeout(ask, document.hidden ? HIDDEN : tuner.isGoing() ? BUSY : IDLE);
     }
@@ -128,9 +131,31 @@ window.tuner = window.tuner || {};
         else if (before && before.id === now.id && now.points_from <= tuner.points.length) tuner.points = tuner.points.slice(0, now.points_from).concat(now.points);
         else tuner.points = now.points;
         tuner.status = status;
+        drawHold(status);
         for (const part of tuner.parts) part.show(status);
         tuner.root.dataset.state = now ? now.state : "empty";
     }
+
+    // What holds the queue up is told on every tab: a run that does not start is looked for where it was added.
+    function drawHold(status) {
+        const waiting = status.queue.filter((entry) => entry.state === "waiting").length, text = JSON.stringify([status.held && waiting, status.trouble]);
+        if (tuner.hold.dataset.drawn === text) return;
+        tuner.hold.dataset.drawn = text;
+        tuner.show(tuner.hold, Boolean((status.held && waiting) || status.trouble));
+        const start = tuner.h("button", { type: "button", class: "tuner-button tuner-strong", id: "tuner-queue-start", onclick: tuner.doing(() => tuner.post("do/start")) }, tuner.t("Start the queue"));
+        tuner.hold.replaceChildren(...(status.held && waiting ? [tuner.h("span", {}, tuner.t("The queue is on hold; runs that wait: {0}.", waiting)), start] : []),
+            ...(status.trouble ? [tuner.h("span", { class: "tuner-bad-text" }, status.trouble)] : []));
+    }
+
+    // Draws a part anew and puts the focus back where it was: on the element of the same name.
+    tuner.keepFocus = function (element, draw) {
+        const name = (e) => e.id || e.getAttribute("aria-label") || e.textContent, active = document.activeElement;
+        const wanted = element.contains(active) ? name(active) : null;
+        draw();
+        if (wanted === null) return;
+        const found = [...element.querySelectorAll("button, input, a")].find((e) => name(e) === wanted) || element.querySelector("button, input, a");
+        if (found) found.focus();
+    };
 
     tuner.isGoing = function () {
         const now = tuner.status && tuner.status.now;
@@ -152,7 +177,7 @@ window.tuner = window.tuner || {};
             next.focus();
         });
         list.append(...tabs);
-        root.append(list, tuner.message, ...panels.map((panel) => panel.element));
+        root.append(list, tuner.hold, tuner.message, ...panels.map((panel) => panel.element));
     }
 
     tuner.open = function (name) {
@@ -171,9 +196,11 @@ window.tuner = window.tuner || {};
         tuner.status = null;
         root.replaceChildren();
         tuner.message = tuner.h("p", { class: "tuner-message", role: "status", hidden: true });
+        tuner.hold = tuner.h("div", { class: "tuner-hold", hidden: true });
         for (const part of tuner.parts) {
             part.element = tuner.h("section", { role: "tabpanel", id: `tuner-panel-${part.name}`, "aria-labelledby": `tuner-tab-${part.name}` });
             part.title = tuner.t(part.label);
+            part.drawn = null;
             part.mount(part.element);
         }
         tablist(root, tuner.parts);
@@ -182,10 +209,13 @@ window.tuner = window.tuner || {};
         tuner.refresh();
     }
 
-    // gradio draws the root when it likes, and the WebUI draws it anew on Reload UI
+    const NEEDED = ["tuner-form", "tuner-tools", "tuner-plan", "tuner-everything", "tuner-order-button", "tuner-check-button"];
+
+    // gradio draws the page bit by bit, when it likes, and the WebUI draws it anew on Reload UI
     function look() {
         const root = document.getElementById("tuner-live");
-        if (root && root !== tuner.root && tuner.form && tuner.parts.length === 3) mount(root);
+        if (!root || root === tuner.root || !tuner.form || tuner.parts.length !== 3) return;
+        if (NEEDED.every((id) => document.getElementById(id))) mount(root);
     }
 
     new MutationObserver(look).observe(document.documentElement, { childList: true, subtree: true });

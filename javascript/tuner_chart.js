@@ -8,6 +8,7 @@
     function smooth(values, weight) {
         let last = 0, factor = 1;
         return values.map((value) => {
+            if (!Number.isFinite(value)) return null;
             last = last * weight + (1 - weight) * value;
             factor *= weight;
             return last / (1 - factor);
@@ -28,6 +29,7 @@
     // The part of the values that is looked at: single outliers would press the curve flat.
     function calm(values) {
         const sorted = Float64Array.from(values.filter(Number.isFinite)).sort();
+        if (!sorted.length) return [0, 1];
         return [sorted[Math.floor(sorted.length * 0.005)], sorted[Math.ceil(sorted.length * 0.995) - 1]];
     }
 
@@ -40,6 +42,15 @@
             this.weight = 0.9;
             canvas.addEventListener("pointermove", (event) => onHover(this.at(event.offsetX)));
             canvas.addEventListener("pointerleave", () => onHover(null));
+            canvas.addEventListener("blur", () => onHover(null));
+            canvas.addEventListener("keydown", (event) => { // the curve's values without a pointer
+                const by = { ArrowLeft: -1, ArrowRight: 1, PageUp: -50, PageDown: 50, Home: -Infinity, End: Infinity }[event.key];
+                if (!by || !this.points.length) return;
+                event.preventDefault();
+                const at = this.index === undefined ? this.points.length - 1 : this.index;
+                this.index = Math.min(Math.max(at + by, 0), this.points.length - 1);
+                onHover(this.points[this.index]);
+            });
             new ResizeObserver(() => this.draw()).observe(canvas);
         }
 

@@ -11,6 +11,8 @@
 
     form.mount = function () {
         const tools = byId("tuner-tools");
+        if (tools.dataset.mounted) return; // the live root alone was drawn anew
+        tools.dataset.mounted = "true";
         for (const button of tools.querySelectorAll("[data-view]")) button.addEventListener("click", () => show(button.dataset.view));
         tools.querySelector(".tuner-view").addEventListener("keydown", (event) => {
             if (!["ArrowLeft", "ArrowRight"].includes(event.key)) return;
@@ -22,11 +24,17 @@
         root.addEventListener("click", (event) => {
             const fold = event.target.closest(".tuner-fold");
             if (fold) unfold(fold, fold.getAttribute("aria-expanded") !== "true");
+            if (event.target.closest("#tuner-plan-button")) wait(tuner.t("Looking at the pictures…"));
+            if (event.target.closest("#tuner-train-button")) wait(tuner.t("Looking at the settings…"));
         });
         root.addEventListener("input", (event) => { if (event.target.closest(".tuner-field")) check(); });
         root.addEventListener("focusout", (event) => { if (event.target.closest(".tuner-field")) check(); });
         show("essentials");
     };
+
+    function wait(text) {
+        byId("tuner-plan").replaceChildren(h("p", { class: "tuner-wait" }, text));
+    }
 
     // ---- what is shown ----
 
@@ -84,24 +92,37 @@
             tuner.open("run");
             tuner.refresh();
         }
-        if (reply.recheck) check();
+        if (reply.recheck && form.replan) byId("tuner-plan-button").click();
+        else if (reply.recheck) check();
+        if (reply.recheck) form.replan = false;
+    };
+
+    form.askToDrop = function () {
+        const name = byId("tuner-own").querySelector("input").value;
+        if (!name || window.confirm(tuner.t("Delete the preset {0}? It cannot be brought back.", name))) byId("tuner-drop-button").click();
     };
 
     function mark(problems) {
-        for (const old of byId("tuner-form").querySelectorAll(".tuner-error")) old.remove();
         for (const field of fields()) {
-            const text = problems[field.id], input = field.querySelector("input, textarea, select");
+            const text = problems[field.id] || "", input = field.querySelector("input, textarea, select");
+            let error = byId(`${field.id}-error`);
+            if ((error ? error.textContent : "") === text || !input) continue; // said already: it is not read out again at each key
             field.classList.toggle("tuner-bad", Boolean(text));
-            if (!input) continue;
+            if (error) error.remove();
             if (text) {
                 field.append(h("p", { class: "tuner-error", id: `${field.id}-error`, role: "alert" }, text));
                 input.setAttribute("aria-invalid", "true");
                 input.setAttribute("aria-describedby", `${field.id}-error`);
-            } else if (input.getAttribute("aria-invalid")) {
+            } else {
                 input.removeAttribute("aria-invalid");
                 input.removeAttribute("aria-describedby");
             }
         }
+        for (const fold of byId("tuner-form").querySelectorAll(".tuner-fold")) {
+            fold.classList.toggle("tuner-bad-text", Boolean(byId(fold.getAttribute("aria-controls")).querySelector(".tuner-bad")));
+        }
+        const hidden = byId("tuner-everything").querySelector(".tuner-bad");
+        byId("tuner-tools").querySelector("[data-view=everything]").classList.toggle("tuner-bad-text", Boolean(hidden));
     }
 
     function saidOf(reply) {

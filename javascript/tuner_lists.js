@@ -8,10 +8,10 @@
 
     const queue = { name: "queue", label: "Queue" };
     queue.mount = function (element) {
-        queue.hold = h("div", { class: "tuner-hold", hidden: true });
+        queue.holding = h("button", { type: "button", class: "tuner-button", hidden: true, onclick: tuner.doing(() => tuner.post("do/hold")) }, tuner.t("Start no other run for now"));
         queue.list = h("ol", { class: "tuner-queue" });
         queue.empty = h("p", {}, tuner.t("The queue is empty. Every run that is started while another one goes waits here."));
-        element.append(queue.hold, queue.empty, queue.list);
+        element.append(queue.empty, queue.list, h("div", { class: "tuner-buttons" }, queue.holding));
     };
     queue.show = function (status) {
         const waiting = status.queue.filter((entry) => entry.state === "waiting").length;
@@ -20,10 +20,8 @@
         if (text === queue.drawn) return;
         queue.drawn = text;
         tuner.show(queue.empty, status.queue.length === 0);
-        tuner.show(queue.hold, status.held && waiting > 0);
-        queue.hold.replaceChildren(h("span", {}, tuner.t("The queue is on hold.")),
-            h("button", { type: "button", class: "tuner-button tuner-strong", id: "tuner-queue-start", onclick: tuner.doing(() => tuner.post("do/start")) }, tuner.t("Start the queue")));
-        queue.list.replaceChildren(...status.queue.map((entry) => row(entry)));
+        tuner.show(queue.holding, !status.held && waiting > 0);
+        tuner.keepFocus(queue.list, () => queue.list.replaceChildren(...status.queue.map((entry) => row(entry))));
     };
 
     function row(entry) {
@@ -62,7 +60,8 @@
     };
     history.opened = tuner.doing(async () => {
         history.runs = await tuner.get("history");
-        drawTable();
+        const writing = history.table.contains(document.activeElement) && document.activeElement.tagName === "INPUT";
+        if (!writing) tuner.keepFocus(history.table, drawTable); // a note that is being written is not drawn over
         if (history.chosen && !history.runs.some((run) => run.id === history.chosen)) close();
     });
 
@@ -82,7 +81,7 @@
 
     function tableRow(run) {
         const cells = COLUMNS.map(([key, , text]) => (key === "name"
-            ? h("th", { scope: "row" }, h("button", { type: "button", class: "tuner-link", onclick: () => open(run.id) }, text(run))) : h("td", {}, text(run))));
+            ? h("th", { scope: "row" }, h("button", { type: "button", class: "tuner-link", onclick: tuner.doing(() => open(run.id)) }, text(run))) : h("td", {}, text(run))));
         const note = h("input", { type: "text", value: run.notes, "aria-label": tuner.t("Notes on {0}", run.name), onchange: tuner.doing((event) => save(event, run)) });
         return h("tr", { "data-run": run.id }, cells, h("td", {}, note));
     }
@@ -103,9 +102,9 @@
             history.opened();
         });
         history.detail.replaceChildren(h("div", { class: "tuner-buttons" }, h("button", { type: "button", class: "tuner-button", onclick: close }, tuner.t("Close")),
-            h("button", { type: "button", class: "tuner-button", onclick: remove }, tuner.t("Delete this run"))), box, settingsOf(run.settings));
+            h("button", { type: "button", class: "tuner-button", onclick: remove }, tuner.t("Delete this run"))), box);
         history.detail.hidden = false;
-        new tuner.RunView(box, false).show(run, run.points);
+        new tuner.RunView(box, false, () => open(id)).show(run, run.points);
         history.detail.scrollIntoView({ block: "nearest" });
     }
 
@@ -113,12 +112,6 @@
         history.chosen = null;
         history.detail.hidden = true;
         history.detail.replaceChildren();
-    }
-
-    function settingsOf(settings) {
-        const rows = Object.entries(settings).filter(([, value]) => value !== "" && value !== false && value !== 0);
-        return h("details", { class: "tuner-notes" }, h("summary", {}, tuner.t("Settings of this run")),
-            h("table", {}, h("tbody", {}, rows.map(([key, value]) => h("tr", {}, h("th", { scope: "row" }, key), h("td", {}, String(value)))))));
     }
 
     tuner.parts.push(queue, history);

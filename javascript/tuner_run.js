@@ -5,15 +5,17 @@
     const { h } = tuner;
     const STATES = {
         waiting: "waiting", running: "running", pausing: "pausing: this step is finished and saved", stopping: "stopping: this step is finished and saved",
-        paused: "paused", done: "finished", stopped: "stopped", nan: "ended: the loss was no number", failed: "failed", unknown: "ended",
+        interrupted: "interrupted: its program was ended", paused: "paused", done: "finished", stopped: "stopped", nan: "ended: the loss was no number", failed: "failed", unknown: "ended",
     };
     tuner.stateName = (state) => tuner.t(STATES[state] || state);
 
     // ---- one run's picture of itself, live or out of the history ----
 
     class RunView {
-        constructor(element, live) {
+        // `again` shows the run anew where nothing else does: one out of the history is not asked for every second
+        constructor(element, live, again = () => {}) {
             this.live = live;
+            this.again = again;
             this.drawn = {};
             this.hover = null;
             this.build(element);
@@ -27,14 +29,15 @@
             this.wait = h("p", { class: "tuner-wait" });
             this.error = h("div", { class: "tuner-failed", hidden: true });
             this.buttons = h("div", { class: "tuner-buttons" });
-            this.canvas = h("canvas", { class: "tuner-chart", role: "img" });
+            this.canvas = h("canvas", { class: "tuner-chart", role: "img", tabindex: 0 });
             this.legend = h("p", { class: "tuner-legend" });
             this.samples = h("div", { class: "tuner-samples", tabindex: 0, role: "group", "aria-label": tuner.t("Samples by step, the training pictures first") });
             this.files = h("div", { class: "tuner-files" });
             this.warnings = h("details", { class: "tuner-notes", hidden: true });
+            this.settings = h("details", { class: "tuner-notes", hidden: true, ontoggle: () => this.openSettings() });
             this.chartBox = h("div", { class: "tuner-chart-box" }, this.canvas, this.legend, this.smoothing());
             element.append(h("div", { class: "tuner-run-head" }, this.head, this.state), this.bar, this.numbers, this.wait, this.error, this.buttons,
-                this.chartBox, this.samples, this.prompts(), this.files, this.warnings);
+                this.chartBox, this.samples, this.prompts(), this.files, this.warnings, this.settings);
             this.chart = new tuner.Chart(this.canvas, (point) => { this.hover = point; this.drawLegend(); });
         }
 
@@ -46,8 +49,8 @@
 
         prompts() {
             this.prompt = h("textarea", { rows: 3, "aria-label": tuner.t("Sample prompts, one a line"), oninput: () => { this.edited = true; } });
-            const change = tuner.doing(() => { this.edited = false; return tuner.post("do/prompts", { prompts: this.prompt.value }); });
-            const draw = tuner.doing(() => { this.edited = false; return tuner.post("do/sample", { prompts: this.prompt.value }); });
+            const send = (path) => tuner.doing(async () => { await tuner.post(path, { prompts: this.prompt.value }); this.edited = false; });
+            const change = send("do/prompts"), draw = send("do/sample");
             this.promptBox = h("div", { class: "tuner-prompts", hidden: true }, h("label", {}, tuner.t("Sample prompts, one a line")), this.prompt,
                 h("div", { class: "tuner-buttons" }, h("button", { type: "button", class: "tuner-button", onclick: change }, tuner.t("Use from now on")),
                     h("button", { type: "button", class: "tuner-button", id: "tuner-sample-now", onclick: draw }, tuner.t("Sample now"))));
@@ -55,8 +58,9 @@
         }
 
         show(run, points) {
+            if (this.run && this.run.id !== run.id) this.edited = false; // what was typed belonged to another run
             this.run = run;
-            this.folder = run.run || run.id;
+            this.folder = this.live ? run.run : run.id;
             tuner.text(this.head, run.name);
             tuner.text(this.state, tuner.stateName(run.state));
             this.state.dataset.state = run.state;
@@ -69,6 +73,7 @@
             if (!this.edited && document.activeElement !== this.prompt && this.prompt.value !== run.prompts) this.prompt.value = run.prompts || "";
             this.drawFiles(run);
             this.drawWarnings(run.warnings || []);
+            this.drawSettings();
         }
 
         // Draws a part again only where what it is made of has changed.
@@ -105,7 +110,7 @@
         }
 
         drawButtons(run) {
-            if (!this.changed("buttons", [run.state, run.resumable])) return;
+            if (!this.changed("buttons", [run.id, this.folder, run.state, run.resumable])) return;
             const button = (id, label, action, strong) => h("button", { type: "button", id: this.live ? `tuner-${id}` : null, class: `tuner-button${strong ? " tuner-strong" : ""}`, onclick: tuner.doing(action) }, tuner.t(label));
             const made = [];
             if (this.live && run.state === "running") {
@@ -118,7 +123,7 @@
             if (this.folder && !["running", "pausing", "stopping"].includes(run.state)) {
                 made.push(button("load", "Put its settings into the form", async () => tuner.form.order({ run: this.folder })));
             }
-            this.buttons.replaceChildren(...made);
+            tuner.keepFocus(this.buttons, () => this.buttons.replaceChildren(...made));
         }
 
         drawChart(run, points) {
@@ -137,6 +142,7 @@
             const text = tuner.t("step {0}: loss {1}, learning rate {2}", point[0], tuner.number(point[1]), point[2].toExponential(2))
                 + (validation ? tuner.t(", validation loss {0} (step {1})", tuner.number(validation[1]), validation[0]) : "");
             tuner.text(this.legend, text);
+            this.legend.setAttribute("aria-live", this.hover ? "polite" : "off");
             this.canvas.setAttribute("aria-label", tuner.t("Loss curve; {0}", text));
         }
 
@@ -157,7 +163,7 @@
 
         drawFiles(run) {
             if (!this.changed("files", [this.folder, run.files])) return;
-            this.files.replaceChildren(...tuner.filesOf(this.folder, run.files || []));
+            tuner.keepFocus(this.files, () => this.files.replaceChildren(...tuner.filesOf(this.folder, run.files || [], this.again)));
         }
 
         drawWarnings(warnings) {
@@ -167,24 +173,41 @@
         }
     }
 
+    // The settings are asked for when somebody opens them: they lie in the run's folder.
+    Object.assign(RunView.prototype, {
+        drawSettings() {
+            tuner.show(this.settings, Boolean(this.folder));
+            if (!this.changed("settings", this.folder)) return;
+            this.settings.open = false;
+            this.settings.replaceChildren(h("summary", {}, tuner.t("Settings of this run")));
+        },
+
+        async openSettings() {
+            if (!this.settings.open || this.settings.children.length > 1) return;
+            const { settings } = await tuner.get(`runs/${this.folder}`);
+            const rows = Object.entries(settings).filter(([, value]) => value !== "" && value !== false && value !== 0);
+            this.settings.append(h("table", {}, h("tbody", {}, rows.map(([key, value]) => h("tr", {}, h("th", { scope: "row" }, key), h("td", {}, String(value)))))));
+        },
+    });
+
     tuner.RunView = RunView;
 
     // ---- files ----
 
-    tuner.filesOf = function (folder, files) {
+    tuner.filesOf = function (folder, files, again) {
         if (!files.length) return [];
-        return [h("h4", {}, tuner.t("Files")), h("ul", { class: "tuner-file-list" }, files.map((file) => fileRow(folder, file)))];
+        return [h("h4", {}, tuner.t("Files")), h("ul", { class: "tuner-file-list" }, files.map((file) => fileRow(folder, file, again)))];
     };
 
-    function fileRow(folder, file) {
+    function fileRow(folder, file, again) {
         const url = tuner.url(`runs/${folder}/files/${encodeURIComponent(file.name)}`);
         const copy = h("button", { type: "button", class: "tuner-button", onclick: tuner.doing(async () => { await copied(file.use); tuner.say(tuner.t("Copied: {0}", file.use)); }) }, tuner.t("Copy"));
         const rename = tuner.doing(async () => {
             const to = window.prompt(tuner.t("New name of {0}", file.name), file.name.replace(/\.[^.]+$/, ""));
-            if (to) await tuner.post(`runs/${folder}/rename`, { name: file.name, to });
+            if (to) await tuner.post(`runs/${folder}/rename`, { name: file.name, to }).then(again);
         });
         const remove = tuner.doing(async () => {
-            if (window.confirm(tuner.t("Delete {0}? It cannot be brought back.", file.name))) await tuner.post(`runs/${folder}/delete-file`, { name: file.name });
+            if (window.confirm(tuner.t("Delete {0}? It cannot be brought back.", file.name))) await tuner.post(`runs/${folder}/delete-file`, { name: file.name }).then(again);
         });
         return h("li", {}, h("span", {}, h("a", { href: url, download: file.name }, file.name), ` ${tuner.bytes(file.bytes)}`),
             h("span", { class: "tuner-use" }, h("code", {}, file.use), copy),

@@ -107,8 +107,12 @@ def ui(rest: list[str], enter: Enter) -> int | None:
     from .ui.page import Address, serve
     from .web.auth import parse_login
 
+    if not 0 <= args.port <= 65535:
+        raise ValueError(f"--port {args.port}: a port is a number from 0 to 65535.")
+    if args.ckpt and not Path(args.ckpt).is_file():
+        raise ValueError(f"--ckpt: {args.ckpt} does not exist; give the path of an SD1.5 checkpoint (.safetensors or .ckpt).")
     address = Address("0.0.0.0" if args.listen else "127.0.0.1", args.port, parse_login(args.auth) if args.auth else None)
-    return serve(Standalone, Path(args.out), address, args.ckpt, _opener(not args.no_browser))
+    return serve(Standalone, Path(args.out).expanduser().resolve(), address, args.ckpt, _opener(not args.no_browser))
 
 
 def _opener(browser: bool) -> Callable[[str], None]:
@@ -167,15 +171,11 @@ def split_flags(rest: list[str]) -> tuple[list[str], dict[str, str]]:
 
 def _settings(file: str, given: dict[str, str]) -> tuple[Any, type]:
     """The settings of a file under the flags, and the class of the chosen method."""
-    from .config import build, method_name, read_toml
-    from .methods import METHODS
-    from .settings import TrainConfig
+    from .config import read_toml
+    from .methods import METHODS, settings
 
-    values = {**read_toml(file), **given}
-    name = method_name(TrainConfig, values)
-    if name not in METHODS:
-        raise ValueError(f"method: {name!r} is not one of {', '.join(METHODS)}{meant(name, METHODS)}")
-    return build(TrainConfig, values, METHODS[name].Config), METHODS[name]
+    cfg = settings({**read_toml(file), **given})
+    return cfg, METHODS[cfg.method]
 
 
 def _run(cfg: Any, method: type) -> int:

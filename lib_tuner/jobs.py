@@ -1,52 +1,36 @@
 """The queue of runs and the one thread that trains them: add, order, start, pause, resume, stop, save now, sample now, and what is told of it.
 
-Everybody but that thread sets flags and reads. The queue lies in `queue.json` and survives the program: a run that was going then is found paused.
+Everybody but that thread sets flags and reads. The queue survives the program: a run that was going then is found paused.
 """
 
 from __future__ import annotations
 
-import json
+import gc
 import logging
 import threading
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from . import checkpoint, recorders, runs
-from .config import build, flat_values, meant, method_name
+from .config import flat_values
 from .events import Event, Finished, Started
 from .host import Host
 from .live import Live, process_memory
-from .methods import METHODS
-from .sd.files import atomic
+from .methods import METHODS, settings
+from .progress import sentence
+from .queue_file import ENDED, GOING, Entry, QueueFile
 from .settings import TrainConfig
 from .train import Orders, train
 
 LOG = logging.getLogger("lib_tuner")
-ENDED = ("done", "stopped", "nan", "failed")
 KEPT = 20  # ended runs that stay in the queue's list
-
-
-@dataclass
-class Entry:
-    """A run in the queue. `state`: waiting, running, pausing, stopping, paused, or one of ENDED."""
-
-    id: str
-    values: dict[str, Any]
-    state: str = "waiting"
-    folder: str = ""
-    step: int = 0
-    error: str = ""  # one sentence
-    detail: str = ""  # the traceback, for who wants to report it
-
-    def row(self) -> dict[str, Any]:
-        """What the page's list shows of it."""
-        shown = {key: self.values.get(key) for key in ("name", "method", "steps")}
-        return {"id": self.id, **shown, "state": self.state, "step": self.step, "error": self.error, "run": run_id(Path(self.folder)) if self.folder else ""}
 
 
 @dataclass
@@ -58,28 +42,27 @@ class _Wanted:
 
 
 def run_id(folder: Path) -> str:
-    """A run's name in addresses: its folder's, which may occur in two output folders, with a hash of where it lies."""
+    """A run's name in addresses: its folder's, which may occur in two output folders, so a hash of where it lies."""
     return uuid.uuid5(uuid.NAMESPACE_URL, str(folder.resolve())).hex[:12]
 
 
-def settings(values: Mapping[str, Any]) -> TrainConfig:
-    """The settings out of flat values. Raises ValueError with a line per problem."""
-    name = method_name(TrainConfig, values)
-    if name not in METHODS:
-        raise ValueError(f"method: {name!r} is not one of {', '.join(METHODS)}{meant(name, METHODS)}")
-    return build(TrainConfig, values, METHODS[name].Config)
+def row(entry: Entry) -> dict[str, Any]:
+    """What the page's list shows of an entry."""
+    shown = {key: entry.values.get(key) for key in ("name", "method", "steps")}
+    return {"id": entry.id, **shown, "state": entry.state, "step": entry.step, "error": entry.error, "run": run_id(Path(entry.folder)) if entry.folder else ""}
 
 
 class Jobs:
-    """The queue of one program; `home` is the output folder, `hosts` makes the host of a run."""
+    """The queue of one program; `home` is the output folder, `hosts` makes the host of a run. Raises ValueError where another program has that folder."""
 
     def __init__(self, home: Path, hosts: Callable[[TrainConfig], Host]):
-        self.home, self.hosts = home, hosts
+        self.home, self.hosts = home.expanduser().resolve(), hosts
+        self._file = QueueFile(self.home)
         self.entries: list[Entry] = []
         self.held = False  # nothing new is started
         self.live: Live | None = None
         self.current: Entry | None = None  # running, or the last that ran
-        self._cfg: TrainConfig | None = None
+        self.trouble = ""  # why the queue cannot be written down at the moment
         self._device = ""
         self._wanted, self._closing = _Wanted(), False
         self._changed = threading.Condition(threading.RLock())
@@ -112,7 +95,8 @@ class Jobs:
     def _end(self, wanted: str, state: str) -> None:
         with self._changed:
             entry = self._going()
-            self.held = self.held or wanted == "pause"
+            if "pause" in (wanted, self._wanted.end):
+                self.held = wanted == "pause"  # a stop takes an earlier pause back
             entry.state, self._wanted.end = state, wanted
             self._save()
 
@@ -121,7 +105,9 @@ class Jobs:
         with self._changed:
             entry = self._entry(id)
             if entry.state not in ("paused", *ENDED) or entry.state == "done":
-                raise ValueError(f"{entry.values['name']} is {entry.state}, so there is nothing to resume.")
+                raise ValueError(f"{entry.name} is {entry.state}, so there is nothing to resume.")
+            if entry.folder and not Path(entry.folder).is_dir():
+                raise ValueError(f"The folder of {entry.name} is gone ({entry.folder}); take it out of the queue.")
             has_state = entry.folder and checkpoint.newest_step(entry.folder)
             entry.values["resume"] = entry.folder if has_state else ""
             entry.state, entry.error, entry.detail = "waiting", "", ""
@@ -159,6 +145,8 @@ class Jobs:
             text = entry.values.get("sample.prompts", "") if prompts is None else prompts
             if sample and not text.strip():
                 raise ValueError("There is no sample prompt: write one first.")
+            if not text.strip() and entry.values.get("sample.every"):
+                raise ValueError(f"Samples are drawn every {entry.values['sample.every']} steps, so there has to be at least one prompt.")
             self._wanted.orders = Orders(before.save or save, before.sample or sample, before.prompts if prompts is None else prompts)
             if prompts is not None:
                 entry.values["sample.prompts"] = prompts
@@ -170,7 +158,7 @@ class Jobs:
             waiting = [e for e in self.entries if e.state == "waiting"]
             entry = self._entry(id)
             if entry not in waiting:
-                raise ValueError(f"{entry.values['name']} does not wait, so it has no place to change.")
+                raise ValueError(f"{entry.name} does not wait, so it has no place to change.")
             at = waiting.index(entry)
             other = waiting[min(max(at + by, 0), len(waiting) - 1)]
             i, j = self.entries.index(entry), self.entries.index(other)
@@ -181,8 +169,8 @@ class Jobs:
         """Takes a run out of the queue; its files stay. Raises ValueError for the one that is going."""
         with self._changed:
             entry = self._entry(id)
-            if entry.state in ("running", "pausing", "stopping"):
-                raise ValueError(f"{entry.values['name']} is running: stop it first.")
+            if entry.state in GOING:
+                raise ValueError(f"{entry.name} is running: stop it first.")
             self.entries.remove(entry)
             if self.current is entry:
                 self.current = self.live = None
@@ -193,7 +181,7 @@ class Jobs:
         with self._changed:
             for entry in [e for e in self.entries if e.folder and Path(e.folder).resolve() == folder.resolve()]:
                 if entry.state not in ENDED:
-                    raise ValueError(f"{entry.values['name']} is {entry.state}: stop it, or take it out of the queue, before its files are deleted.")
+                    raise ValueError(f"{entry.name} is {entry.state}: stop it, or take it out of the queue, before its files are deleted.")
                 self.remove(entry.id)
             runs.delete_run(folder)
 
@@ -205,6 +193,7 @@ class Jobs:
                 self._wanted.end = "pause"
             self._changed.notify_all()
         self._thread.join(timeout)
+        self._file.close()
 
     # ---- what people are told ----------------------------------------------------------------------------------------
 
@@ -212,10 +201,10 @@ class Jobs:
         """The queue, and the run that is going or has last gone; of its points those from number `points` on, if `run` names it."""
         with self._changed:
             entry, live = self.current, self.live
-            told = {"held": self.held, "queue": [e.row() for e in self.entries], "now": None}
+            told = {"held": self.held, "trouble": self.trouble, "queue": [row(e) for e in self.entries], "now": None}
             if entry and live:
-                told["now"] = {**entry.row(), **live.snapshot(points if run == entry.id else 0), "id": entry.id, "state": entry.state, "detail": entry.detail,
-                               "prompts": entry.values.get("sample.prompts", ""), "device": self._device, "folder": entry.folder, "method": entry.values["method"]}  # fmt: skip
+                told["now"] = {**row(entry), **live.snapshot(points if run == entry.id else 0), "detail": entry.detail, "folder": entry.folder,
+                               "prompts": entry.values.get("sample.prompts", ""), "device": self._device}  # fmt: skip
         if now := told["now"]:  # the disk is read while nobody waits
             here = bool(now["folder"]) and now["state"] in ("paused", *ENDED) and Path(now["folder"]).is_dir()
             now |= {"memory": process_memory(), "files": runs.saved_files(Path(now["folder"])) if here else []}
@@ -227,7 +216,18 @@ class Jobs:
 
     def history(self) -> list[dict[str, Any]]:
         """All runs on the disk, the newest first."""
-        return [{**row, "id": run_id(Path(row["folder"]))} for row in runs.listing(self.outputs())]
+        return [self._known(found) for found in runs.listing(self.outputs())]
+
+    def details(self, run: str) -> dict[str, Any]:
+        """One run in full. Raises ValueError where it is gone."""
+        return self._known(runs.details(self.folder_of(run)))
+
+    def _known(self, found: dict[str, Any]) -> dict[str, Any]:
+        """A run of the disk with its id; one whose program was killed still calls itself running."""
+        folder, current = Path(found["folder"]), self.current
+        going = current is not None and current.state in GOING and current.folder == str(folder.resolve())
+        state = "interrupted" if found["state"] == "running" and not going else found["state"]
+        return {**found, "id": run_id(folder), "state": state, "resumable": found["resumable"] and not going}
 
     def folder_of(self, run: str) -> Path:
         """The folder of a run by its id. Raises ValueError."""
@@ -245,6 +245,7 @@ class Jobs:
                 self._run(entry)
             except Exception as error:  # whatever happens to a run, the next one and the page go on
                 self._failed(entry, error)
+            _give_back()
 
     def _next(self) -> Entry | None:
         """Waits for a run to start; None when the program ends."""
@@ -263,15 +264,17 @@ class Jobs:
         cfg, live = settings(entry.values), self.live
         host = self.hosts(cfg)
         self._device = host.forecast().note
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
         if cfg.resume:
-            past = runs.details(Path(cfg.resume))
-            live.known(past["points"], past["validations"], past["samples"])
+            live.known(runs.details(Path(cfg.resume)))
+            live.text = "Starting"
         last = None
         with closing(self._events(cfg, host)) as events:
             for event in events:
                 live.take(event)
                 if isinstance(event, Started):
-                    self._started(entry, event, cfg)
+                    self._started(entry, event)
                 last = event
         self._ended(entry, last)
 
@@ -286,12 +289,12 @@ class Jobs:
             orders, self._wanted.orders = self._wanted.orders, Orders()
             return orders
 
-    def _started(self, entry: Entry, event: Started, cfg: TrainConfig) -> None:
+    def _started(self, entry: Entry, event: Started) -> None:
         with self._changed:
-            entry.folder = str(event.folder)
-            output = str(event.folder.parent)
-            if output not in self._outputs and event.folder.parent.resolve() != self.home.resolve():
-                self._outputs.append(output)
+            folder = event.folder.resolve()
+            entry.folder = str(folder)
+            if str(folder.parent) not in self._outputs and folder.parent != self.home:
+                self._outputs.append(str(folder.parent))
             self._save()
 
     def _ended(self, entry: Entry, last: Event | None) -> None:
@@ -304,10 +307,10 @@ class Jobs:
             self._save()
 
     def _failed(self, entry: Entry, error: Exception) -> None:
-        LOG.error("The run %s failed.", entry.values.get("name"), exc_info=error)
+        detail = "".join(traceback.format_exception(error))
+        LOG.error("The run %s failed.\n%s", entry.name, detail)  # as text: whoever keeps the error keeps its frames, and with them the model
         with self._changed:
-            entry.state, entry.error = "failed", sentence(error)
-            entry.detail = "".join(traceback.format_exception(error))
+            entry.state, entry.error, entry.detail = "failed", sentence(error), detail
             entry.step = self.live.step if self.live else 0
             self._save()
 
@@ -320,7 +323,7 @@ class Jobs:
         return found
 
     def _going(self) -> Entry:
-        if not self.current or self.current.state not in ("running", "pausing", "stopping"):
+        if not self.current or self.current.state not in GOING:
             raise ValueError("No run is going.")
         return self.current
 
@@ -328,48 +331,35 @@ class Jobs:
         return next((i for i, e in enumerate(self.entries) if e.state == "waiting"), len(self.entries))
 
     def _save(self) -> None:
-        """Writes the queue, and wakes the thread. Called with the lock held."""
+        """Writes the queue down, and wakes the thread. Called with the lock held. A full disk must not end what goes on in memory: it is told, and tried again."""
         ended = [e for e in self.entries if e.state in ENDED and e is not self.current]
         for old in ended[: max(0, len(ended) - KEPT)]:
             self.entries.remove(old)
-        self.home.mkdir(parents=True, exist_ok=True)
-        content = {"version": 1, "held": self.held, "outputs": self._outputs, "entries": [asdict(e) for e in self.entries]}
-        with atomic(self._file) as temporary:
-            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+        try:
+            self._file.save(self.entries, self.held, self._outputs)
+            self.trouble = ""
+        except OSError as error:
+            LOG.error("The queue could not be written.", exc_info=error)
+            self.trouble = f"The queue cannot be written down ({sentence(error)}): make room, or it is lost when the program ends."
         self._changed.notify_all()
 
-    @property
-    def _file(self) -> Path:
-        return self.home / "queue.json"
-
     def _load(self) -> None:
-        """The queue as an earlier program left it; one that cannot be read is set aside, not overwritten."""
-        if not self._file.is_file():
-            return
-        try:
-            content = json.loads(self._file.read_text(encoding="utf-8"))
-            known = {f.name for f in fields(Entry)}
-            self.entries = [Entry(**{k: v for k, v in e.items() if k in known}) for e in content["entries"]]
-            self._outputs = list(content.get("outputs", []))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            aside = self._file.with_suffix(".damaged.json")
-            self._file.replace(aside)
-            LOG.warning("The queue could not be read; it was set aside as %s.", aside)
-            self.entries = []
-            return
+        """The queue as an earlier program left it: what was going is paused, and what waits waits for somebody to say so."""
+        self.entries, held, self._outputs = self._file.load()
         for entry in self.entries:
-            if entry.state in ("running", "pausing", "stopping"):
+            if entry.state in GOING:
                 entry.state, entry.error = "paused", "The program ended while this run was going; resume goes on from its last saved state."
                 entry.step = checkpoint.newest_step(entry.folder) if entry.folder else 0
-        self.held = bool(content.get("held")) or any(e.state in ("waiting", "paused") for e in self.entries)
+        self.held = held or any(e.state in ("waiting", "paused") for e in self.entries)
+        paused = next((e for e in self.entries if e.state == "paused"), None)
+        if paused:
+            self.current, self.live = paused, Live()
+            if paused.folder and runs.is_run(Path(paused.folder)):
+                self.live.known(runs.details(Path(paused.folder)))
 
 
-def sentence(error: Exception) -> str:
-    """What a person reads of an error: its own sentence, or what kind of fault it is."""
-    if "out of memory" in str(error).lower():
-        return "There was not enough memory: choose a smaller batch or resolution, turn gradient checkpointing on, or close other programs."
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    if isinstance(error, (ValueError, OSError)):
-        return str(error)
-    return f"The run ended by a fault of the Tuner or of a package ({type(error).__name__}: {error}); the details help whoever mends it."
+def _give_back() -> None:
+    """Frees the model of the run that has ended: it hangs in circles that Python collects when it likes, and torch keeps video memory for itself."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

@@ -5,9 +5,11 @@ One thread takes events in; others ask for `snapshot`. Losses stay on their devi
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +27,24 @@ class Live:
         self._lock = threading.Lock()
         self.start, self.step, self.steps = 0, 0, 0
         self.folder: Path | None = None
-        self.training: list[Path] = []
+        self.training: list[Any] = []
         self.text = "Starting"  # what is being waited for; empty between two steps
         self.done, self.total = 0, 0  # of that
         self.warnings: list[str] = []
-        self.points: list[list[float]] = []  # step, loss, learning rate
-        self.validations: list[list[float]] = []  # step, loss
+        self.points: list[list[float | None]] = []  # step, loss, learning rate
+        self.validations: list[list[float | None]] = []  # step, loss
         self.samples: list[dict[str, Any]] = []
         self.saves: list[dict[str, Any]] = []
         self._unread: list[Stepped] = []
         self._times: deque[float] = deque(maxlen=WINDOW + 1)
         self._read = 0.0
 
-    def known(self, points: list[list[float]], validations: list[list[float]], samples: list[dict[str, Any]]) -> None:
-        """What an earlier part of the run has left, before a resumed one goes on."""
+    def known(self, past: Mapping[str, Any]) -> None:
+        """What an earlier part of the run has left (`runs.details`), before it goes on or where it only is shown."""
         with self._lock:
-            self.points, self.validations, self.samples = list(points), list(validations), list(samples)
+            self.points, self.validations, self.samples = list(past["points"]), list(past["validations"]), list(past["samples"])
+            self.start, self.step, self.steps, self.text = 0, past["step"], past["steps"], ""
+            self.training = list(past["training"])
 
     def take(self, event: Event) -> None:
         """Adds an event; called by the run's own thread."""
@@ -64,7 +68,7 @@ class Live:
             case Saved(step=step, paths=paths, report=report):
                 self.saves.append({"step": step, "files": [path.name for path in paths], "report": report})
             case Validated(step=step, loss=loss):
-                self.validations.append([step, float(loss)])
+                self.validations.append([step, finite(float(loss))])
             case Warned(text=text):
                 self.warnings = [*self.warnings, text][-WARNINGS:]
                 return
@@ -84,7 +88,7 @@ class Live:
         """Here a GPU is waited for, so seldom."""
         now = time.monotonic()
         if self._unread and (at_once or now - self._read > READ_EVERY):
-            self.points += [[event.step, float(event.loss), event.lr] for event in self._unread]
+            self.points += [[event.step, finite(float(event.loss)), event.lr] for event in self._unread]
             self._unread, self._read = [], now
 
     def snapshot(self, points_from: int = 0) -> dict[str, Any]:
@@ -100,8 +104,13 @@ class Live:
             }  # fmt: skip
 
 
+def finite(number: float | None) -> float | None:
+    """The number, or None where it is none: JSON has no NaN."""
+    return number if number is not None and math.isfinite(number) else None
+
+
 def process_memory() -> dict[str, float | None]:
-    """Bytes in use: of this process, and on a GPU what torch holds there at most so far (None without a GPU)."""
+    """Bytes in use: of this process, and on a GPU what this run has held there at most (None without a GPU)."""
     import torch
 
     gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() and torch.cuda.is_initialized() else None

@@ -5,6 +5,7 @@ Nothing here touches the model: pictures are looked at, the rest is arithmetic.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,8 @@ USUAL = {  # learning rates at which a method is usually trained with AdamW on S
     "lora": (1e-5, 1e-3), "textual_inversion": (1e-4, 2e-2),
 }
 SMALL_MODEL = 20  # the embedded model learns at rates this many times higher
-NARROWEST = 320  # width of SD1.5's first level; a rank above it cannot add anything
+NARROWEST, NARROWEST_SMALL = 320, 64  # widths of SD1.5's and the embedded model's first level; a rank above cannot add anything
+KNOWN = 40000  # the vocabulary is sorted by how often a word is met: `cat` is 2368, `robot` 8797, but the trainers' rare words (sks, ohwx) are above 48000
 SHOWN = 8  # problems
 
 
@@ -110,7 +112,9 @@ def _buckets(batches: Batches) -> str:
 def _length(cfg: TrainConfig, batches: Batches) -> str:
     per_epoch = -(-batches.steps_per_epoch // cfg.optim.accumulate)
     epochs = cfg.steps / max(1, per_epoch)
-    return f"{cfg.steps} steps, {per_epoch} per epoch: every picture is seen about {_times(epochs)}."
+    repeats = [item.repeats for item in batches.items if not item.is_class]
+    seen = epochs * sum(repeats) / len(repeats)
+    return f"{cfg.steps} steps, {per_epoch} per epoch: a picture is seen about {_times(seen)}."
 
 
 def _time(cfg: TrainConfig, seconds: float | None) -> str:
@@ -150,23 +154,27 @@ def _rate(cfg: TrainConfig) -> Warning_ | None:
 
 
 def _rank(cfg: TrainConfig) -> Warning_ | None:
-    rank = getattr(cfg.settings, "rank", 0)
-    if not cfg.checkpoint or rank <= NARROWEST:
+    narrowest = NARROWEST if cfg.checkpoint else NARROWEST_SMALL
+    high = {name: rank for name in ("rank", "conv_rank") if (rank := getattr(cfg.settings, name, 0)) > narrowest}
+    if not high:
         return None
-    text = f"Rank {rank} is above the width of the model's narrowest layers ({NARROWEST}): the file grows, what it can learn does not."
-    return Warning_(text, Fix("Set the rank to 128", {f"{cfg.method}.rank": 128, f"{cfg.method}.alpha": 128.0}))
+    usual = narrowest // 5 * 2
+    text = f"Rank {max(high.values())} is above the width of the model's narrowest layers ({narrowest}): the file grows, what it can learn does not."
+    fixed = {f"{cfg.method}.{name.replace('rank', part)}": float(usual) if part == "alpha" else usual for name in high for part in ("rank", "alpha")}
+    return Warning_(text, Fix(f"Set the rank to {usual}", fixed))
 
 
 def _known_word(cfg: TrainConfig, trigger: str) -> Warning_ | None:
-    """A word that is one token of the vocabulary has a meaning already, which training would change."""
-    if cfg.method == "textual_inversion":
+    """A trigger word of the vocabulary's frequent ones has a meaning already, which training would change."""
+    first = next(iter(trigger.split()), "")
+    if cfg.method == "textual_inversion" or not cfg.checkpoint or not first.isalpha():  # the embedded model knows few words, none of them rare
         return None
-    known = [word for word in trigger.split()[:1] if word.isalpha() and len(word) > 3 and len(Tokenizer().encode(word)) == 1]
-    if not known:
+    tokens = Tokenizer().encode(first)
+    if len(tokens) != 1 or tokens[0] >= KNOWN:
         return None
-    rare = f"{known[0][:3]}x{known[0][3:]}"
-    return Warning_(f"The trigger word begins with “{known[0]}”, which the model knows already: what it means changes with the training.",
-                    Fix(f"Use “{rare}” instead", {"trigger": trigger.replace(known[0], rare, 1)}))
+    rare = f"{first[:2]}x{first[2:]}q"
+    changed = {"trigger": trigger.replace(first, rare, 1), "sample.prompts": re.sub(rf"\b{re.escape(first)}\b", rare, cfg.sample.prompts)}
+    return Warning_(f"The trigger word “{first}” is one that the model knows already: what it means changes with the training.", Fix(f"Use “{rare}” instead", changed))
 
 
 def _no_samples(cfg: TrainConfig) -> Warning_ | None:

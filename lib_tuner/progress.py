@@ -127,3 +127,14 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def sentence(error: BaseException) -> str:
+    """What a person reads of an error: its own sentence, or what kind of fault it is."""
+    if "out of memory" in str(error).lower():
+        return "There was not enough memory: choose a smaller batch or resolution, turn gradient checkpointing on, or close other programs."
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, (ValueError, OSError)):
+        return str(error)
+    return f"The run ended by a fault of the Tuner or of a package ({type(error).__name__}: {error}); the details help whoever mends it."

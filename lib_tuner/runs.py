@@ -1,30 +1,37 @@
 """Runs as they lie on the disk: the record that each keeps of itself, the table of all, and what one of them made.
 
-A run's folder holds settings.toml, losses.csv, samples/STEP-N.png, the saved files, state/ and run.json, the record. A folder without a record, of an older
+A run's folder holds settings.toml, losses.csv, samples/STEP-N.png, the saved files, state/ and record.tuner. A folder without a record, of an older
 version or a copy, is a run as well: what its record lacks is read from the other files.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
+import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from .checkpoint import newest_step
-from .config import build, flat_values, method_name, read_toml
-from .events import Event, Finished, Saved, Started, Validated
-from .methods import METHODS
+from .config import build, flat_values, read_toml
+from .events import Event, Finished, Saved, Started, Stepped, Validated
+from .live import finite
+from .methods import METHODS, settings
+from .progress import sentence
 from .recorders import read_rows
 from .sd.files import atomic
 from .settings import TrainConfig
 
-RECORD, SETTINGS, LOSSES = "run.json", "settings.toml", "losses.csv"
+RECORD, SETTINGS, LOSSES = "record.tuner", "settings.toml", "losses.csv"  # JSON, but no .json: `run.json` is the card of a LoRA named run
 FILES = (".safetensors", ".pt", ".png", ".ckpt")  # endings of what a person keeps
+MEASURED = 20  # steps from which on their mean says something
 _SAMPLE = re.compile(r"(\d+)-(\d+)\.png")
 _SAVE = re.compile(r"(.+)-(\d{6,})$")
 
@@ -37,7 +44,7 @@ class Record:
     method: str = ""
     data: str = ""
     model: str = ""
-    state: str = "unknown"  # running, done, stopped, nan, failed
+    state: str = "unknown"  # running, done, stopped, nan, failed, interrupted
     step: int = 0
     steps: int = 0
     started: float = 0.0
@@ -52,31 +59,70 @@ class Record:
 
 # ---- writing it ------------------------------------------------------------------------------------------------------
 
+_WRITING = threading.Lock()  # a run's own thread and a person's note may come at the same moment
+
 
 def record(events: Iterable[Event], cfg: TrainConfig, device: str = "") -> Iterator[Event]:
-    """Passes a run's events through and keeps `run.json` in its folder up to date; closing it closes the run. `device`: as in `Forecast.note`."""
-    folder, now, began, before = None, replace(_first(cfg), speed=speed_key(cfg, device)), 0.0, 0.0
-    step = start = 0
+    """Passes a run's events through and keeps its record up to date; closing it closes the run. `device`: as in `Forecast.note`."""
+    keeper = _Keeper(replace(_first(cfg), speed=speed_key(cfg, device)))
     try:
         for event in events:
-            if isinstance(event, Started):
-                folder, began, start = event.folder, time.monotonic(), event.start
-                old = read_record(folder)
-                before = old.seconds
-                now = replace(now, state="running", step=event.start, pictures=[str(p) for p in event.pictures], notes=old.notes, reports=old.reports,
-                              started=old.started or now.started, error="")
-                write_record(folder, now)
-            elif isinstance(event, (Saved, Validated, Finished)) and folder:
-                step = event.step
-                now = _updated(now, event, before, time.monotonic() - began, step - start)
-                write_record(folder, now)
+            keeper.take(event)
             yield event
     except Exception as error:
-        if folder:
-            write_record(folder, replace(now, state="failed", error=str(error), seconds=before + time.monotonic() - began))
+        keeper.write(state="failed", error=sentence(error))
         raise
     finally:
+        keeper.close()
         getattr(events, "close", lambda: None)()
+
+
+class _Keeper:
+    """The record of a run that goes. Notes and names of files belong to the person: they are read anew at each writing."""
+
+    def __init__(self, first: Record):
+        self.now, self.folder = first, None
+        self.before, self.began = 0.0, 0.0  # seconds of earlier parts, start of this one
+        self.last: float | None = None  # when the step before was done, if nothing else lay between
+        self.times: deque[float] = deque(maxlen=1000)  # seconds from one step to the next
+
+    def take(self, event: Event) -> None:
+        now = time.monotonic()
+        if isinstance(event, Stepped):
+            if self.last is not None:
+                self.times.append(now - self.last)
+            self.last = now
+            return
+        self.last = None
+        if isinstance(event, Started):
+            self.start(event, now)
+        elif isinstance(event, Saved):
+            self.write({path.name: event.report for path in event.paths}, step=event.step)
+        elif isinstance(event, Validated):
+            self.write(step=event.step)
+        elif isinstance(event, Finished):
+            self.write(step=event.step, state=event.reason)
+
+    def start(self, event: Started, now: float) -> None:
+        self.folder, self.began = event.folder, now
+        old = read_record(event.folder)
+        self.before = old.seconds
+        self.write(state="running", step=event.start, pictures=[str(p) for p in event.pictures], started=old.started or self.now.started, error="")
+
+    def write(self, reports: Mapping[str, str] = MappingProxyType({}), **change: Any) -> None:
+        if self.folder is None:
+            return
+        speed = {**self.now.speed, "seconds_per_step": round(sum(self.times) / len(self.times), 4)} if len(self.times) >= MEASURED else self.now.speed
+        self.now = replace(self.now, seconds=round(self.before + time.monotonic() - self.began, 2), speed=speed, **change)
+        with _WRITING:
+            disk = read_record(self.folder)
+            self.now = replace(self.now, notes=disk.notes, reports={**disk.reports, **reports})
+            _write(self.folder, self.now)
+
+    def close(self) -> None:
+        """A run that was closed before its end says so."""
+        if self.now.state == "running":
+            self.write(state="interrupted")
 
 
 def _first(cfg: TrainConfig) -> Record:
@@ -84,19 +130,7 @@ def _first(cfg: TrainConfig) -> Record:
     return Record(cfg.name, cfg.method, Path(cfg.data.folder).name, Path(cfg.checkpoint).name or "embedded model", steps=cfg.steps, started=time.time(), words=words)
 
 
-def _updated(now: Record, event: Event, before: float, seconds: float, done: int) -> Record:
-    """The record after an event; `seconds` since this part of the run began, in which `done` steps were made."""
-    now = replace(now, step=event.step, seconds=round(before + seconds, 2))
-    if isinstance(event, Saved):
-        return replace(now, reports={**now.reports, **{path.name: event.report for path in event.paths}})
-    if isinstance(event, Finished):
-        speed = {**now.speed, "seconds_per_step": round(seconds / done, 4)} if done > 0 else now.speed
-        return replace(now, state=event.reason, speed=speed)
-    return now
-
-
-def write_record(folder: Path, what: Record) -> None:
-    """Writes `run.json`. Raises OSError where the folder takes no file."""
+def _write(folder: Path, what: Record) -> None:
     with atomic(folder / RECORD) as temporary:
         temporary.write_text(json.dumps(asdict(what), indent=1, ensure_ascii=False), encoding="utf-8")
 
@@ -125,12 +159,12 @@ def listing(outputs: Iterable[Path]) -> list[dict[str, Any]]:
     return sorted((row(folder) for folder in folders.values()), key=lambda r: r["started"], reverse=True)
 
 
-def row(folder: Path) -> dict[str, Any]:
-    """One run in the table: its record, and the losses out of its CSV file."""
-    run, rows = known_record(folder), read_rows(folder / LOSSES)
-    validation = [r.validation for r in rows if r.validation is not None]
+def row(folder: Path, rows: list[Any] | None = None) -> dict[str, Any]:
+    """One run in the table: its record, and the losses out of its CSV file (`rows`, where it has been read)."""
+    run, rows = known_record(folder), read_rows(folder / LOSSES) if rows is None else rows
+    validation = [r.validation for r in rows if r.validation is not None and math.isfinite(r.validation)]
     return {
-        "id": folder.name, "folder": str(folder), **{key: getattr(run, key) for key in ("name", "method", "data", "model", "state", "step", "steps", "started", "notes", "error")},
+        "folder": str(folder), **{key: getattr(run, key) for key in ("name", "method", "data", "model", "state", "step", "steps", "started", "notes", "error")},
         "seconds": run.seconds or (rows[-1].seconds if rows else 0.0), "loss": _recent(rows),
         "validation": validation[-1] if validation else None, "best": min(validation, default=None), "resumable": newest_step(folder) > 0 and run.state != "done",
     }
@@ -150,25 +184,21 @@ def known_record(folder: Path) -> Record:
 
 def settings_of(folder: Path) -> TrainConfig:
     """The settings of a run. Raises ValueError or OSError."""
-    values = read_toml(folder / SETTINGS)
-    name = method_name(TrainConfig, values)
-    if name not in METHODS:
-        raise ValueError(f"{folder.name} was trained with the method {name!r}, which this Tuner does not have.")
-    return build(TrainConfig, values, METHODS[name].Config)
+    return settings(read_toml(folder / SETTINGS))
 
 
 def details(folder: Path) -> dict[str, Any]:
     """One run in full, of the form that a running one's status has: record, points, samples, saves, settings."""
     run, rows = known_record(folder), read_rows(folder / LOSSES)
     try:
-        settings = {key: value for key, value in flat_values(settings_of(folder)).items()}
+        chosen = flat_values(settings_of(folder))
     except (OSError, ValueError):
-        settings = {}
+        chosen = {}
     return {
-        **row(folder), "points": [[r.step, r.loss, r.lr] for r in rows if r.loss is not None], "validations": [[r.step, r.validation] for r in rows if r.validation is not None],
-        "samples": samples(folder), "files": saved_files(folder), "settings": settings, "words": run.words, "training": list(range(len(run.pictures))),
-        "prompts": settings.get("sample.prompts", ""),
-    }
+        **row(folder, rows), "points": [[r.step, finite(r.loss), r.lr] for r in rows if r.loss is not None], "settings": chosen, "words": run.words,
+        "validations": [[r.step, finite(r.validation)] for r in rows if r.validation is not None], "samples": samples(folder), "files": saved_files(folder),
+        "training": list(range(len(run.pictures))), "prompts": chosen.get("sample.prompts", ""),
+    }  # fmt: skip
 
 
 def samples(folder: Path) -> list[dict[str, Any]]:
@@ -201,7 +231,7 @@ def use_text(run: Record, path: Path) -> str:
 
 def _recent(rows: list[Any]) -> float | None:
     """The mean loss of the last tenth of the steps (at least ten): a single step's says little."""
-    losses = [r.loss for r in rows if r.loss is not None]
+    losses = [r.loss for r in rows if r.loss is not None and math.isfinite(r.loss)]
     last = losses[-max(10, len(losses) // 10) :]
     return sum(last) / len(last) if last else None
 
@@ -211,19 +241,21 @@ def _recent(rows: list[Any]) -> float | None:
 
 def note(folder: Path, text: str) -> None:
     """Writes down what a person thinks of a run."""
-    write_record(folder, replace(known_record(folder), notes=text))
+    with _WRITING:
+        _write(folder, replace(known_record(folder), notes=text))
 
 
 def rename_file(folder: Path, name: str, new: str) -> Path:
-    """Gives a saved file (with its card and preview) another name. Raises ValueError where that is none or taken."""
+    """Gives a saved file (with its card) another name. Raises ValueError where that is none or taken."""
     path = inside(folder, name)
-    target = path.with_name(_file_name(new) + path.suffix)
+    target = path.with_name(build(TrainConfig, {"name": new}).name + path.suffix)  # the rule for a run's name is the rule for a file's
     if target != path and target.exists():
         raise ValueError(f"{target.name} exists already; choose another name.")
     for old in (path, *([path.with_suffix(".json")] if path.suffix == ".safetensors" and path.with_suffix(".json").is_file() else [])):
         old.rename(old.with_name(target.stem + old.suffix))
-    run = known_record(folder)
-    write_record(folder, replace(run, reports={(target.name if key == path.name else key): value for key, value in run.reports.items()}))
+    with _WRITING:
+        run = known_record(folder)
+        _write(folder, replace(run, reports={(target.name if key == path.name else key): value for key, value in run.reports.items()}))
     return target
 
 
@@ -248,11 +280,6 @@ def inside(folder: Path, name: str) -> Path:
     if not path.is_relative_to(folder.resolve()) or not path.is_file():
         raise ValueError(f"{folder.name} has no file {name!r}.")
     return path
-
-
-def _file_name(new: str) -> str:
-    replace_name: Mapping[str, Any] = {"name": new}
-    return build(TrainConfig, replace_name).name  # the rule for a run's name is the rule for a file's
 
 
 # ---- how long another one takes --------------------------------------------------------------------------------------

@@ -62,7 +62,6 @@ class Run:
     batches: Batches
     folder: Path
     started: float
-    prompts: str  # of the samples; a person may change them on the way
     writes: bool = True  # rank 0
     saves: list[list[Path]] = field(default_factory=list)
     held_out: list[Any] = field(default_factory=list)
@@ -133,7 +132,7 @@ def _prepare(cfg: TrainConfig, method: Method, host: Host, sd: Components, group
     if saved:
         _check_same(saved.state, sd, cfg)
         state.load_state_dict(saved.state["run"])
-    run = Run(cfg, method, host, sd, state, batches, Path(cfg.resume).expanduser(), saved.state["started"] if saved else time.time(), cfg.sample.prompts)
+    run = Run(cfg, method, host, sd, state, batches, Path(cfg.resume).expanduser(), saved.state["started"] if saved else time.time())
     run.saves = [[Path(p) for p in paths] for paths in saved.state["saves"]] if saved else []
     return run, saved.step if saved else 0
 
@@ -141,9 +140,13 @@ def _prepare(cfg: TrainConfig, method: Method, host: Host, sd: Components, group
 def _folder(cfg: TrainConfig) -> Path:
     """The run's folder, made when all that can be refused has been looked at, with the settings in it."""
     folder = Path(cfg.resume).expanduser() if cfg.resume else checkpoint.run_folder(Path(cfg.output).expanduser(), cfg.name)
+    _write_settings(folder, cfg)
+    return folder
+
+
+def _write_settings(folder: Path, cfg: TrainConfig) -> None:
     with atomic(folder / "settings.toml") as temporary:
         temporary.write_text(to_toml(replace(cfg, resume="")), encoding="utf-8")
-    return folder
 
 
 def _check_same(saved: dict[str, Any], sd: Components, cfg: TrainConfig) -> None:
@@ -186,8 +189,8 @@ def _anyone(flag: bool, reduce: Callable[[list[torch.Tensor]], None] | None, sd:
 
 def _milestones(run: Run, step: int, fresh: bool = True, asked: Orders = Orders()) -> Iterator[Event]:
     """Samples, validation and saves that are due after `step` updates, or asked for; step 0 is sampled and validated too."""
+    _take_prompts(run, asked)
     cfg = run.cfg
-    run.prompts = run.prompts if asked.prompts is None else asked.prompts
 
     def due(every: int, wanted: bool = False) -> bool:
         return run.writes and (wanted or fresh and every > 0 and step % every == 0)
@@ -229,8 +232,8 @@ def _state_kept(run: Run, step: int) -> Iterator[None]:
 
 def _end(run: Run, step: int, reason: str, asked: Orders) -> Iterator[Event]:
     """The last samples, the final file and the state to resume from; after numbers that were none, the last good weights alone."""
+    _take_prompts(run, asked)
     cfg, files = run.cfg, []
-    run.prompts = run.prompts if asked.prompts is None else asked.prompts
     fine = reason != "nan"
     with _state_kept(run, step) if fine else nullcontext(), run_in_eval(run) if fine else nullcontext():
         if run.writes and reason == "done" and (cfg.sample.every or asked.sample):
@@ -246,6 +249,14 @@ def _end(run: Run, step: int, reason: str, asked: Orders) -> Iterator[Event]:
     yield Finished(step, reason, files)
 
 
+def _take_prompts(run: Run, asked: Orders) -> None:
+    """Other sample prompts are settings of the run from now on, so that a resume has them too."""
+    if asked.prompts is not None and asked.prompts != run.cfg.sample.prompts:
+        run.cfg = replace(run.cfg, sample=replace(run.cfg.sample, prompts=asked.prompts))
+        if run.writes:
+            _write_settings(run.folder, run.cfg)
+
+
 def _shown(batches: Batches) -> tuple[Path, ...]:
     """A few of the training pictures, to be seen beside the samples."""
     files = [item.path for item in batches.items if not item.is_class and item.row < 0]
@@ -254,7 +265,7 @@ def _shown(batches: Batches) -> tuple[Path, ...]:
 
 def _sample(run: Run, step: int) -> Iterator[Event]:
     s, side = run.cfg.sample, run.cfg.data.resolution
-    prompts = [line.strip().replace("[name]", run.method.triggers()) for line in run.prompts.splitlines() if line.strip()]
+    prompts = [line.strip().replace("[name]", run.method.triggers()) for line in s.prompts.splitlines() if line.strip()]
     if not prompts:
         yield Warned("No samples were drawn, because there is no sample prompt: write one.")
         return

@@ -45,7 +45,8 @@ def main(home: Path) -> None:
         shared = Shared(jobs, Standalone, home, page.own_values(home, ""), page.checkpoints([]))
         app = gr.mount_gradio_app(app, page.blocks(shared).queue(), path="/")
         print(f"http://127.0.0.1:{listening.getsockname()[1]}/", flush=True)
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)).run(sockets=[listening])
+        with page.ending():
+            uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)).run(sockets=[listening])
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ gr = pytest.importorskip("gradio")
 from lib_tuner import presets  # noqa: E402
 from lib_tuner.config import options  # noqa: E402
 from lib_tuner.hosts.standalone import Standalone  # noqa: E402
-from lib_tuner.jobs import Jobs, settings  # noqa: E402
-from lib_tuner.methods import METHODS  # noqa: E402
+from lib_tuner.jobs import Jobs  # noqa: E402
+from lib_tuner.methods import METHODS, settings  # noqa: E402
 from lib_tuner.settings import TrainConfig  # noqa: E402
 from lib_tuner.ui.form import ESSENTIALS, Form, problems_by_key  # noqa: E402
 from lib_tuner.ui.train_tab import Shared, TrainTab  # noqa: E402
@@ -89,6 +89,14 @@ def test_the_sentence_of_a_bad_value_is_found_at_its_field(change, key, words):
     assert list(marked) == [key] and words in marked[key] and rest == []
 
 
+def test_two_models_of_one_name_are_told_apart():
+    paths = ["/m/a/model.safetensors", "/m/b/model.safetensors"]
+    with gr.Blocks():
+        form = Form({"checkpoint": paths[0]}, [("model.safetensors", path) for path in paths])
+        form.essentials()
+    assert form.value("checkpoint", form.widgets["checkpoint"].value) == paths[0] and form.value("checkpoint", paths[1]) == paths[1]
+
+
 # ---- the tab's handlers
 
 
@@ -124,6 +132,16 @@ def test_the_plan_is_told_with_its_fixes(tab, small_run):
 def test_presets_fill_the_form_and_advise(tab):
     updates = tab.preset_chosen({tab.goal: presets.GOALS["style"].label, tab.pace: presets.PACES["careful"].label, tab.form.widgets["method"]: "LoRA"})
     assert updates[tab.advice].startswith("<p>") and tab.form.widgets["steps"] in updates
+
+
+def test_a_preset_follows_the_method(tab):
+    chosen = {tab.goal: "none", tab.pace: presets.PACES["fast"].label}
+    rates = {label: tab.preset_chosen({**chosen, tab.form.widgets["method"]: label})[tab.form.widgets["optim.lr"]]["value"] for label in ("LoRA", "Textual Inversion")}
+    assert rates["LoRA"] != rates["Textual Inversion"]
+
+
+def test_nothing_is_chosen_that_nobody_chose(tab):
+    assert tab.past.value is None and tab.own.value is None
 
 
 def test_own_presets_are_kept_loaded_and_deleted(tab, small_run):

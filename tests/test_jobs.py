@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,10 @@ from conftest import until
 from safetensors.torch import load_file
 
 from lib_tuner.hosts.standalone import Standalone
-from lib_tuner.jobs import Jobs, sentence
-from lib_tuner.runs import details, listing
+from lib_tuner.jobs import Jobs
+from lib_tuner.progress import sentence
+from lib_tuner.queue_file import QueueFile
+from lib_tuner.runs import details, listing, settings_of
 
 
 class Gate:
@@ -111,7 +115,7 @@ def test_runs_go_one_after_another_in_the_order_of_the_queue(make, small_run, ga
         jobs.move(first.id, 1)
     gate.free()
     until(lambda: third.state == "done")
-    assert [json.loads((f / "run.json").read_text())["name"] for f in sorted((Path(small_run["output"])).glob("*-001"), key=lambda f: (f / "settings.toml").stat().st_mtime)] == ["a", "d", "c"]
+    assert [json.loads((f / "record.tuner").read_text())["name"] for f in sorted((Path(small_run["output"])).glob("*-001"), key=lambda f: (f / "settings.toml").stat().st_mtime)] == ["a", "d", "c"]
 
 
 def test_a_paused_run_gives_the_model_back_and_resumes_to_the_same_result(make, small_run, gate, tmp_path):
@@ -134,6 +138,21 @@ def test_a_paused_run_gives_the_model_back_and_resumes_to_the_same_result(make, 
     assert past["state"] == "done" and [p[0] for p in past["points"]] == [1, 2, 3, 4, 5, 6]
     files = [load_file(Path(e.folder) / "thing.safetensors") for e in (whole, entry)]
     assert all(files[0][key].equal(files[1][key]) for key in files[0])
+
+
+@pytest.mark.parametrize("ending", ["done", "failed"])
+def test_no_model_stays_in_memory_when_a_run_has_ended(make, small_run, ending):
+    models = []
+
+    class Watched(Standalone):
+        def exclusive(self):
+            models.append(weakref.ref(self.model.unet))
+            return super().exclusive()
+
+    jobs = make(Watched)
+    entry = jobs.add({**small_run, "steps": 1, **({"data.folder": small_run["output"]} if ending == "failed" else {})})
+    ended(jobs, entry, ending)
+    until(lambda: models[0]() is None)
 
 
 def test_a_resumed_run_shows_its_whole_curve(make, small_run, gate):
@@ -167,11 +186,16 @@ def test_saves_samples_and_prompts_as_asked_while_it_runs(make, small_run, gate)
     at_step(jobs, 1)
     with pytest.raises(ValueError, match="no sample prompt"):
         jobs.order(sample=True)
+    entry.values["sample.every"] = 100
+    with pytest.raises(ValueError, match="at least one prompt"):  # or the run could not be resumed
+        jobs.order(prompts=" ")
+    entry.values["sample.every"] = 0
     jobs.order(save=True)
     jobs.order(sample=True, prompts="one\ntwo")
     gate.step()
     now = until(lambda: (n := jobs.status()["now"]) and n["saves"] and n)
     assert [(s["step"], len(s["pictures"])) for s in now["samples"]] == [(2, 2)] and now["saves"][0]["step"] == 2
+    assert settings_of(Path(entry.folder)).sample.prompts == "one\ntwo"
     assert now["prompts"] == "one\ntwo" and until((Path(entry.folder) / "state" / "state-2.safetensors").is_file)
     gate.step()
     at_step(jobs, 3)
@@ -228,6 +252,7 @@ def test_the_queue_survives_the_program(make, small_run, gate):
     closing.join()
     again = make()
     told = again.status()
+    assert (told["now"]["state"], told["now"]["step"], len(told["now"]["points"])) == ("paused", 3, 3)  # what can be resumed is what is shown
     assert [(e["name"], e["state"], e["step"]) for e in told["queue"]] == [("thing", "paused", 3), ("other", "waiting", 0)] and told["held"]
     again.resume(first.id)
     until(lambda: again.status()["queue"][1]["state"] == "done")
@@ -245,6 +270,59 @@ def test_a_killed_program_leaves_its_run_paused_and_the_queue_on_hold(make, smal
     jobs.start_queue()
     until(lambda: jobs.status()["queue"][1]["state"] == "done")
     assert jobs.status()["queue"][0]["state"] == "paused"
+
+
+def test_a_full_disk_ends_neither_the_queue_nor_a_run(make, small_run, monkeypatch):
+    jobs, save = make(), QueueFile.save
+    monkeypatch.setattr(QueueFile, "save", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left on device", "queue.json")))
+    bad, good = jobs.add({**small_run, "data.folder": "nowhere"}), jobs.add({**small_run, "steps": 1})
+    until(lambda: good.state == "done")
+    assert bad.state == "failed" and "No space left" in jobs.status()["trouble"]
+    monkeypatch.setattr(QueueFile, "save", save)
+    jobs.remove(bad.id)
+    assert jobs.status()["trouble"] == ""
+
+
+def test_two_programs_do_not_share_a_folder(make, small_run, tmp_path):
+    make()
+    with pytest.raises(ValueError, match="in use by another Tuner"):
+        Jobs(tmp_path / "out", Standalone)
+
+
+def test_a_killed_run_is_not_called_running_in_the_history(make, small_run, gate, tmp_path):
+    jobs = make(gate.hosts)
+    entry = jobs.add(small_run)
+    gate.step(PICTURES + 1)
+    at_step(jobs, 1)
+    assert jobs.history()[0]["state"] == "running" and not jobs.history()[0]["resumable"]
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(entry.folder, copy / "thing-001")
+    assert make(home=copy).history()[0]["state"] == "interrupted"
+
+
+def test_a_stop_after_a_pause_lets_the_queue_go_on(make, small_run, gate):
+    jobs = make(gate.hosts)
+    first, second = jobs.add(small_run), jobs.add({**small_run, "name": "other", "steps": 1})
+    gate.step(PICTURES + 1)
+    at_step(jobs, 1)
+    jobs.pause()
+    jobs.stop()
+    gate.free()
+    until(lambda: second.state == "done")
+    assert first.state == "stopped"
+
+
+def test_a_run_whose_folder_is_gone_does_not_begin_again_in_silence(make, small_run, gate):
+    jobs = make(gate.hosts)
+    entry = jobs.add(small_run)
+    gate.step(PICTURES + 2)
+    at_step(jobs, 2)
+    jobs.stop()
+    gate.free()
+    ended(jobs, entry, "stopped")
+    shutil.rmtree(entry.folder)
+    with pytest.raises(ValueError, match="is gone"):
+        jobs.resume(entry.id)
 
 
 def test_a_damaged_queue_is_set_aside_and_not_overwritten(make, small_run, tmp_path):

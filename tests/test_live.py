@@ -64,7 +64,9 @@ def test_time_left_follows_the_last_steps(monkeypatch):
 
 def test_a_resumed_run_forgets_what_lay_behind_its_state():
     live = Live()
-    live.known([[1, 0.5, 0.1], [2, 0.4, 0.1], [3, 0.3, 0.1]], [[2, 0.2], [3, 0.1]], [{"step": 0, "pictures": ["a"]}, {"step": 3, "pictures": ["b"]}])
+    points, samples = [[1, 0.5, 0.1], [2, 0.4, 0.1], [3, 0.3, 0.1]], [{"step": 0, "pictures": ["a"]}, {"step": 3, "pictures": ["b"]}]
+    live.known({"points": points, "validations": [[2, 0.2], [3, 0.1]], "samples": samples, "step": 3, "steps": 10, "training": [0]})
+    assert (live.snapshot()["step"], live.snapshot()["text"]) == (3, "") and live.snapshot()["points"] == points
     live.take(Started(2, 10, Path("x"), (Path("p.png"),)))
     told = live.snapshot()
     assert [p[0] for p in told["points"]] == [1, 2] and told["validations"] == [[2, 0.2]] and [s["step"] for s in told["samples"]] == [0]
@@ -89,6 +91,15 @@ def test_only_points_that_are_asked_for_are_told():
     live.take(Finished(5, "done", []))
     assert [p[0] for p in live.snapshot(3)["points"]] == [4, 5] and live.snapshot(3)["points_from"] == 3
     assert live.snapshot(99)["points"] == [] and live.snapshot(99)["points_from"] == 5
+
+
+def test_a_loss_that_is_no_number_is_told_as_none():
+    """JSON has no NaN, and one point must not silence the whole page."""
+    live = Live()
+    live.take(Started(0, 10, Path("x")))
+    live.take(Stepped(1, torch.tensor(float("nan")), 0.1))
+    live.take(Validated(1, float("inf")))
+    assert live.snapshot()["points"] == [[1, None, 0.1]] and live.snapshot()["validations"] == [[1, None]]
 
 
 def test_the_memory_of_the_process_is_measured():

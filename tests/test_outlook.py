@@ -9,7 +9,7 @@ from PIL import Image
 
 from lib_tuner.host import Forecast
 from lib_tuner.hosts.standalone import Standalone
-from lib_tuner.jobs import settings
+from lib_tuner.methods import settings
 from lib_tuner.outlook import outlook, refuse
 
 ROOM = Forecast("cpu, float32", 4e9, 16e9)
@@ -32,10 +32,11 @@ def warned(values, words, forecast=ROOM):
 def test_a_plan_says_what_will_happen(small_run):
     lines = plan({**small_run, **SAMPLED, "steps": 30}).lines
     assert lines == [
-        "6 pictures, 6 with a caption.", "1 bucket: 64x64 (6).", "30 steps, 3 per epoch: every picture is seen about 10 times.",
+        "6 pictures, 6 with a caption.", "1 bucket: 64x64 (6).", "30 steps, 3 per epoch: a picture is seen about 10 times.",
         "How long it takes is measured on the first steps.", "Needs about 4.0 GB of memory, 16.0 GB are free; runs on cpu, float32.",
     ]  # fmt: skip
-    assert plan({**small_run, **SAMPLED, "optim.accumulate": 3, "data.repeats": 2}).lines[2].startswith("6 steps, 2 per epoch: every picture is seen about 3.0 times")
+    assert plan({**small_run, **SAMPLED, "optim.accumulate": 3, "data.repeats": 2}).lines[2] == "6 steps, 2 per epoch: a picture is seen about 6.0 times."
+    assert "seen about 100 times" in plan({**small_run, "steps": 300, "data.repeats": 10}).lines[2]  # 300 steps of 2 pictures for 6 of them
     assert "About 1 min 00 s (2 s per step" in plan({**small_run, "steps": 30}, seconds=2.0).lines[3]
     assert "free" not in plan(small_run, Forecast("mps", 4e9, None)).lines[4]
 
@@ -74,12 +75,23 @@ def test_the_embedded_model_may_learn_faster(small_run):
 
 
 def test_a_rank_above_the_layers_width(small_run):
-    assert warned({**small_run, "lora.rank": 512}, "Rank 512").fix.values["lora.rank"] == 128
+    assert warned({**small_run, "lora.rank": 512}, "Rank 512").fix.values == {"lora.rank": 128, "lora.alpha": 128.0}
+    assert warned({**small_run, "lora.conv_rank": 400}, "Rank 400").fix.values == {"lora.conv_rank": 128, "lora.conv_alpha": 128.0}
+    assert warned({**small_run, "checkpoint": "", "lora.rank": 65}, "Rank 65")
 
 
-def test_a_trigger_word_that_the_model_knows(small_run):
-    warned({**small_run, "trigger": "robot toy"}, "“robot”")
-    assert not [w for w in plan({**small_run, "trigger": "zwxq toy"}).warnings if "trigger" in w.text]
+@pytest.mark.parametrize("word", ["cat", "dog", "man", "red", "robot", "Robot"])
+def test_a_trigger_word_that_the_model_knows(small_run, word):
+    values = {**small_run, "trigger": f"{word} toy", "sample.prompts": f"a {word} toy\na {word}ic thing"}
+    fix = warned(values, f"“{word}”").fix.values
+    rare = fix["trigger"].split()[0]
+    assert word not in rare and fix["sample.prompts"] == f"a {rare} toy\na {word}ic thing"
+
+
+@pytest.mark.parametrize("word", ["ohwx", "sks", "zwx", "zwx cat", "v1", ""])
+def test_a_rare_trigger_word_is_fine_and_so_is_any_on_the_embedded_model(small_run, word):
+    assert not [w for w in plan({**small_run, "trigger": word}).warnings if "trigger" in w.text]
+    assert not [w for w in plan({**small_run, "checkpoint": "", "trigger": "robot"}).warnings if "trigger" in w.text]
 
 
 def test_no_samples(small_run):

@@ -249,6 +249,7 @@ def test_a_click_on_a_warnings_fix_mends_the_form(page):
     page.sees("#tuner-plan", "24 pictures, 24 with a caption")
     page.page.locator("#tuner-plan .tuner-warnings li", has_text="learning rate of 0.9").get_by_role("button").click()
     expect(page.field("optim.lr")).to_have_value("0.02")
+    expect(page.page.locator("#tuner-plan .tuner-warnings li", has_text="learning rate of 0.9")).to_have_count(0)  # the plan is made anew
 
 
 # ---- more than one
@@ -295,6 +296,29 @@ def test_a_queue_of_two_goes_in_the_order_that_was_chosen(page):
     assert page.page.locator("#tuner-panel-history tbody th").all_inner_texts()[:3] == ["robot-j", "robot-k", "robot-i"]
 
 
+def test_a_program_that_was_ended_finds_its_run_and_its_queue_again(browser, tmp_path):
+    home = tmp_path / "out"
+    first = Server(command("current", home), home)
+    page = Page(browser, first)
+    train(page, "robot-p", steps=500)
+    page.fill(name="robot-q", steps=1)
+    page.click("#tuner-train-button")
+    page.at_step(2)
+    page.context.close()
+    first.end()
+    second = Server(command("current", home), home)
+    page = Page(browser, second)
+    now = page.state("paused")
+    assert now["step"] >= 2 and len(now["points"]) == now["step"] and page.errors == []
+    page.sees(".tuner-hold", "runs that wait: 1")
+    page.click("#tuner-resume")
+    page.at_step(now["step"] + 1)
+    page.click("#tuner-stop")
+    until(lambda: [e["state"] for e in page.status()["queue"]] == ["stopped", "done"], 120)
+    page.context.close()
+    second.end()
+
+
 # ---- form and history
 
 
@@ -332,12 +356,15 @@ def test_settings_of_an_earlier_run_a_note_a_rename_and_a_delete(page, server):
     row = page.page.locator("tr", has_text="robot-l")
     row.get_by_role("textbox").fill("keeps its colours")
     row.get_by_role("textbox").press("Tab")
-    until(lambda: json.loads((server.home / "robot-l-001" / "run.json").read_text())["notes"] == "keeps its colours")
+    until(lambda: json.loads((server.home / "robot-l-001" / "record.tuner").read_text())["notes"] == "keeps its colours")
     row.get_by_role("button", name="robot-l").click()
     page.sees(".tuner-detail .tuner-file-list", "robot-l.safetensors")
+    page.click(".tuner-detail .tuner-notes summary >> text=Settings of this run")
+    page.sees(".tuner-detail .tuner-notes td", "robot-l")
     page.page.once("dialog", lambda dialog: dialog.accept("robot-best"))
     page.page.locator(".tuner-detail .tuner-file-list").get_by_role("button", name="Rename").click()
     until((server.home / "robot-l-001" / "robot-best.safetensors").is_file)
+    page.sees(".tuner-detail .tuner-file-list", "robot-best.safetensors")
     page.page.once("dialog", lambda dialog: dialog.accept())
     page.page.get_by_role("button", name="Delete this run").click()
     until(lambda: not (server.home / "robot-l-001").exists())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -11,8 +12,7 @@ import pytest
 from lib_tuner import runs
 from lib_tuner.events import Stepped
 from lib_tuner.hosts.standalone import Standalone
-from lib_tuner.jobs import settings
-from lib_tuner.methods import METHODS
+from lib_tuner.methods import METHODS, settings
 from lib_tuner.recorders import csv
 from lib_tuner.train import train
 
@@ -76,15 +76,15 @@ def test_a_run_that_fails_says_why(small_run):
     with pytest.raises(RuntimeError):
         run(small_run, fail_after=2)
     folder = next(Path(small_run["output"]).iterdir())
-    assert (runs.read_record(folder).state, runs.read_record(folder).error) == ("failed", "the power went")
+    assert runs.read_record(folder).state == "failed" and "the power went" in runs.read_record(folder).error
 
 
 def test_a_run_without_a_record_is_known_by_its_files(small_run):
     folder = run(small_run, stop_after=4)
-    (folder / "run.json").unlink()
+    (folder / "record.tuner").unlink()
     row = runs.listing([folder.parent])[0]
     assert (row["name"], row["method"], row["step"], row["state"]) == ("thing", "lora", 4, "unknown") and row["seconds"] > 0
-    (folder / "run.json").write_text("[1, 2")
+    (folder / "record.tuner").write_text("[1, 2")
     assert runs.listing([folder.parent])[0]["name"] == "thing"
     (folder / "settings.toml").write_text("name = ")
     assert runs.listing([folder.parent])[0]["name"] == "thing-001" and runs.details(folder)["settings"] == {}
@@ -102,6 +102,7 @@ def test_a_renamed_file_takes_its_card_along_and_none_is_overwritten(small_run):
     runs.rename_file(folder, "thing-000003.safetensors", "the best")
     assert (folder / "the best.safetensors").is_file() and (folder / "the best.json").is_file() and not (folder / "thing-000003.json").exists()
     assert {f["name"] for f in runs.saved_files(folder) if f["report"]} == {"thing.safetensors", "the best.safetensors"}
+    assert runs.read_record(folder).state == "done"
     for new, words in (("thing", "exists already"), ("../away", "cannot be a file's name"), ("", "cannot be a file's name")):
         with pytest.raises(ValueError, match=words):
             runs.rename_file(folder, "the best.safetensors", new)
@@ -122,8 +123,65 @@ def test_no_name_leads_out_of_a_run(small_run, tmp_path):
 
 
 def test_how_long_a_step_takes_is_known_from_a_run_of_the_same_kind(small_run):
-    folder = run({**small_run, "save_every": 0})
-    record, cfg = json.loads((folder / "run.json").read_text()), settings(small_run)
-    assert runs.seconds_per_step([folder.parent], cfg, "cpu") == pytest.approx(record["seconds"] / 6, rel=0.05)
+    folder = run({**small_run, "save_every": 0, "steps": 25, "sample.every": 25, "sample.prompts": "a", "sample.steps": 20})
+    cfg, rows = settings(small_run), runs.read_rows(folder / "losses.csv")
+    seconds = [r.seconds for r in rows if r.loss is not None]
+    assert runs.seconds_per_step([folder.parent], cfg, "cpu") == pytest.approx((seconds[-1] - seconds[0]) / 24, rel=0.1)  # without the samples' time
     assert runs.seconds_per_step([folder.parent], cfg, "cuda") is None
     assert runs.seconds_per_step([folder.parent], settings({**small_run, "data.batch": 3}), "cpu") is None
+
+
+def test_a_short_run_says_nothing_about_the_speed(small_run):
+    folder = run({**small_run, "save_every": 0})
+    assert runs.seconds_per_step([folder.parent], settings(small_run), "cpu") is None
+
+
+def test_a_note_and_a_new_name_given_while_a_run_goes_stay(small_run):
+    cfg = settings(small_run)
+    with closing(runs.record(csv(train(cfg, METHODS["lora"](cfg), Standalone(cfg))), cfg)) as events:
+        for event in events:
+            if isinstance(event, Stepped) and event.step == 4:
+                folder = next(Path(small_run["output"]).iterdir())
+                runs.note(folder, "precious")
+                runs.rename_file(folder, "thing-000003.safetensors", "early")
+    record = runs.read_record(folder)
+    assert (record.notes, record.state, set(record.reports)) == ("precious", "done", {"early.safetensors", "thing.safetensors"})
+
+
+def test_notes_written_at_the_moment_of_a_save_hurt_nobody(small_run):
+    folder = run({**small_run, "steps": 1, "save_every": 0})
+
+    def write(text):
+        for i in range(150):
+            runs.note(folder, f"{text}{i}")
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert runs.read_record(folder).notes in ("a149", "b149") and not list(folder.glob(".*.part"))
+
+
+def test_a_run_that_is_closed_before_its_end_says_so(small_run):
+    cfg = settings(small_run)
+    with closing(runs.record(csv(train(cfg, METHODS["lora"](cfg), Standalone(cfg))), cfg)) as events:
+        next(event for event in events if isinstance(event, Stepped))
+    assert runs.read_record(next(Path(small_run["output"]).iterdir())).state == "interrupted"
+
+
+def test_numbers_that_are_none_do_not_spoil_the_table(small_run):
+    folder = run(small_run)
+    rows = (folder / "losses.csv").read_text().splitlines()
+    (folder / "losses.csv").write_text("\n".join([*rows[:4], "4,nan,0.01,nan,1.0", "5,inf,0.01,inf,1.0"]) + "\n")
+    row, full = runs.row(folder), runs.details(folder)
+    assert row["loss"] > 0 and row["validation"] is None and [p[1] for p in full["points"]][3:] == [None, None]
+    json.dumps([row, full], allow_nan=False)
+
+
+def test_a_run_that_is_called_run_keeps_its_record(small_run):
+    folder = run({**small_run, "name": "run", "trigger": "zwx"})
+    runs.note(folder, "mine")
+    runs.delete_file(folder, "run.safetensors")
+    runs.rename_file(folder, "run-000003.safetensors", "record")
+    assert runs.read_record(folder).notes == "mine"

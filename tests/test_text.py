@@ -240,9 +240,3 @@ def test_any_embedding_module_can_gather_rows():
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_known_word_is_one_token_of_the_vocabulary():
-    text = TextEncoder(CLIPText(CLIPSizes(width=WIDTH, layers=1, heads=4, inner=64, vocabulary=100)))
-    assert text.known_word("cat") and text.known_word("Cat") and not text.known_word("zxqvk") and not text.known_word("my cat")
-    assert text.token_count("a photo of (a cat:1.2), it's") == 13 and CHUNK == 75

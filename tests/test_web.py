@@ -103,7 +103,29 @@ def test_the_queue_is_ordered_by_routes(client, jobs, small_run):
     assert [e["name"] for e in client.get("/tuner/api/status").json()["queue"]] == ["a"]
 
 
+def test_a_loss_that_is_no_number_silences_neither_status_nor_history(client, done, jobs):
+    folder = jobs.folder_of(done)
+    with (folder / "losses.csv").open("a") as file:
+        file.write("3,nan,0.1,inf,1.0\n")
+    jobs.live.points.append([3, None, 0.1])
+    for path in ("status", "history", f"runs/{done}"):
+        assert client.get(f"/tuner/api/{path}").status_code == 200
+
+
+def test_bodies_and_sizes_of_another_kind_are_refused_not_a_fault(client, done, jobs):
+    assert client.post("/tuner/api/do/move", json={"id": jobs.entries[0].id, "by": "1"}, headers=OURS).status_code == 400
+    assert client.post("/tuner/api/do/move", json=[1], headers=OURS).status_code == 422
+    for size in ("0", "-5", "99999", "x"):
+        assert client.get(f"/tuner/api/runs/{done}/training/0", params={"size": size}).status_code == 422
+
+
 # ---- the door
+
+
+@pytest.mark.parametrize(("origin", "code"), [("http://127.0.0.1:7870", 200), ("http://evil.example", 403), ("http://127.0.0.1:9999", 403), ("null", 403)])
+def test_other_sites_pages_are_refused(origin, code):
+    assert behind(None, origin=origin).status_code == code
+    assert behind(("ann", "secret"), origin=origin, **basic("ann:secret")).status_code == code
 
 
 def behind(login, host="127.0.0.1:7870", **headers):

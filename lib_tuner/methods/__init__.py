@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from ..config import build, meant, method_name
+from ..settings import TrainConfig
 from .base import Method
 from .lora import LoRA
 from .textual_inversion import TextualInversion
 
 METHODS: dict[str, type[Method]] = {method.kind: method for method in (LoRA, TextualInversion)}
+
+
+def settings(values: Mapping[str, Any]) -> TrainConfig:
+    """The settings of a run out of values, the chosen method's own included. Raises ValueError with a line per problem."""
+    name = method_name(TrainConfig, values)
+    if name not in METHODS:
+        raise ValueError(f"method: {name!r} is not one of {', '.join(METHODS)}{meant(name, METHODS)}")
+    return build(TrainConfig, values, METHODS[name].Config)

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import shutil
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -264,7 +265,7 @@ def _check_room(path: Path, needed: int) -> None:
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; what is there when the block ends well is synced and takes the place of `path`, else it is deleted."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode  # as the user's umask wants it; safetensors 0.8 writes files that nobody else can read

@@ -68,10 +68,6 @@ class TextEncoder:
         """How many tokens a caption has; a chunk has room for 75."""
         return len(self.tokens(caption))
 
-    def known_word(self, name: str) -> bool:
-        """Whether the name is one token of CLIP's vocabulary, so that as a trigger word it would hide a word with a meaning."""
-        return len(self.tokenizer.encode(name)) == 1
-
     def _units(self, caption: str) -> list[list[int]]:
         """What may not be divided: single tokens, and whole embeddings."""
         ids, units, at = self.tokenizer.encode(caption), [], 0

@@ -24,6 +24,11 @@ def quiet() -> dict[str, Any]:
     return {"show_progress": "hidden"}
 
 
+def latest() -> dict[str, Any]:
+    """An event that comes while the same one is answered is answered afterwards; the old gradio does so by itself."""
+    return {} if OLD else {"trigger_mode": "always_last"}
+
+
 def plain_html(content: str, **more: Any) -> gr.HTML:
     """HTML without the frame, padding and looks that the current gradio gives it."""
     return gr.HTML(content, **more) if OLD else gr.HTML(content, padding=False, apply_default_css=False, **more)

@@ -23,6 +23,13 @@ _SECTION = re.compile(r"(?:([\w.]+): )?(.*)")  # `optim.lr: ...`, `sample: every
 LEFT_OUT = frozenset(("resume",))  # a button of its own
 
 
+def named(models: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """{path: name} of checkpoints, a path's own words where two have the same name."""
+    pairs = list(models)
+    names = [name for name, _ in pairs]
+    return {path: name if names.count(name) == 1 else path for name, path in pairs}
+
+
 class Form:
     """The widgets of all settings. Made inside a `gr.Blocks`; `hidden`: keys that the host decides, `models`: checkpoints to choose from."""
 
@@ -30,7 +37,7 @@ class Form:
         self.start = dict(values)
         self.hidden = LEFT_OUT | set(hidden)
         # what is chosen by another name than its value: gradio 3.41 has no pairs in its drop-downs
-        self.names = {"method": {name: method.label for name, method in METHODS.items()}, "checkpoint": {value: label for label, value in models}}
+        self.names = {"method": {name: method.label for name, method in METHODS.items()}, "checkpoint": named(models)}
         self.widgets: dict[str, Any] = {}
         self.groups: dict[str, list[Any]] = {name: [] for name in METHODS}  # what is shown for one method alone
         self.method = str(values.get("method", TrainConfig.method))
@@ -103,11 +110,12 @@ class Form:
 
     def values(self, data: Mapping[Any, Any]) -> dict[str, Any]:
         """What `build` takes, from what a handler gets; of the methods' own settings those of the chosen one."""
-        given = {key: self._value(key, data[widget]) for key, widget in self.widgets.items()}
+        given = {key: self.value(key, data[widget]) for key, widget in self.widgets.items()}
         others = tuple(f"{name}." for name in METHODS if name != given["method"])
         return {key: value for key, value in given.items() if not key.startswith(others)}
 
-    def _value(self, key: str, shown: Any) -> Any:
+    def value(self, key: str, shown: Any) -> Any:
+        """A setting out of what its widget gives."""
         names = {label: value for value, label in self.names.get(key, {}).items()}
         return "" if shown is None else names.get(shown, shown)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -89,8 +90,9 @@ def demo_values(home: Path) -> dict[str, Any]:
 
 def checkpoints(folders: list[Path]) -> list[tuple[str, str]]:
     """Model files to choose from, as (name, path); the embedded one first."""
-    found = [path for folder in folders if folder.is_dir() for path in sorted(folder.rglob("*")) if path.suffix in (".safetensors", ".ckpt")]
-    return [("embedded small model", ""), *((path.name, str(path)) for path in found if path.stat().st_size > SMALLEST)]
+    found = [path.resolve() for folder in folders if folder.is_dir() for path in sorted(folder.rglob("*")) if path.suffix in (".safetensors", ".ckpt")]
+    large = dict.fromkeys(path for path in found if path.is_file() and path.stat().st_size > SMALLEST)  # each once: one folder lies in another
+    return [("embedded small model", ""), *((path.name, str(path)) for path in large)]
 
 
 def own_values(home: Path, checkpoint: str) -> dict[str, Any]:
@@ -107,6 +109,7 @@ def serve(hosts: Callable[[TrainConfig], Host], home: Path, address: Address, ch
 
     folders = [Path(name) for name in MODELS]
     models = checkpoints(folders)
+    checkpoint = checkpoint and str(Path(checkpoint).resolve())
     if checkpoint and checkpoint not in [path for _, path in models]:
         models.append((Path(checkpoint).name, checkpoint))
     with closing(listen(address)) as listening, running(Jobs(home, hosts)) as jobs:
@@ -114,8 +117,21 @@ def serve(hosts: Callable[[TrainConfig], Host], home: Path, address: Address, ch
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
         url = f"http://{'127.0.0.1' if address.host == '0.0.0.0' else address.host}:{listening.getsockname()[1]}/"
         opened(url)
-        server.run(sockets=[listening])
+        with ending():
+            server.run(sockets=[listening])
     return 0
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the page and nothing else: uvicorn sends itself the signal again when it has ended, and what comes after has to save a run."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.stderr.write("The page is closed.\n")
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

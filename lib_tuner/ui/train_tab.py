@@ -17,11 +17,11 @@ import gradio as gr
 from .. import foreign, presets, runs
 from ..config import flat_values
 from ..host import Host
-from ..jobs import Jobs, settings
-from ..methods import METHODS
+from ..jobs import Jobs
+from ..methods import METHODS, settings
 from ..outlook import outlook, refuse
 from ..settings import TrainConfig
-from .compat import file_path, js, plain_html, private, quiet
+from .compat import file_path, js, latest, plain_html, private, quiet
 from .form import Form, element_id, problems_by_key
 
 NONE = "none"
@@ -83,12 +83,13 @@ class TrainTab:
 
     def _draw_loading(self) -> None:
         with self.form.section("load", "Load and keep settings"):
-            self.past = gr.Dropdown(self._past_names(), label="Settings of an earlier run", info="All settings of the run are put into the form.", elem_id="tuner-past")
+            self.past = gr.Dropdown(list(self._past()), value=None, label="Settings of an earlier run", info="All settings of the run are put into the form.", elem_id="tuner-past", elem_classes=["tuner-field"])
             self.file = gr.File(label="Settings from a file: a trained .safetensors, our .toml, the WebUI's settings file, kohya's .toml or .json",
-                                file_types=[".safetensors", ".toml", ".json", ".txt"], elem_id="tuner-file")
+                                file_types=[".safetensors", ".toml", ".json", ".txt"], elem_id="tuner-file", elem_classes=["tuner-field"])
             with gr.Row():
-                self.own = gr.Dropdown(presets.own_presets(self.shared.presets), label="Own preset", info="Puts a preset of yours into the form.", elem_id="tuner-own")
-                self.own_name = gr.Textbox(label="Keep as preset", info="Name for the settings as they are now.", elem_id="tuner-own-name")
+                self.own = gr.Dropdown(presets.own_presets(self.shared.presets), value=None, label="Own preset", info="Puts a preset of yours into the form.",
+                                       elem_id="tuner-own", elem_classes=["tuner-field"])
+                self.own_name = gr.Textbox(label="Keep as preset", info="Name for the settings as they are now.", elem_id="tuner-own-name", elem_classes=["tuner-field"])
             with gr.Row():
                 self.keep_button = gr.Button("Keep preset", elem_id="tuner-keep")
                 self.drop_button = gr.Button("Delete preset", elem_id="tuner-drop")
@@ -100,33 +101,35 @@ class TrainTab:
             self.order = gr.Textbox(elem_id="tuner-order", show_label=False)
             self.order_button = gr.Button("order", elem_id="tuner-order-button")
             self.check_button = gr.Button("check", elem_id="tuner-check-button")
+            self.dropped = gr.Button("drop", elem_id="tuner-drop-button")
 
     # ---- wiring ------------------------------------------------------------------------------------------------------
 
     def _listen(self) -> None:
         fields, reply = set(self.form.widgets.values()), [self.reply]
         both = [*self.form.outputs, self.reply]
-        self._on(self.check_button.click, self.check, fields, reply)
+        self._on(self.check_button.click, self.check, fields, reply, **latest())
         self._on(self.plan_button.click, self.plan, fields, reply)
         self._on(self.train_button.click, self.start, fields, reply)
         self._on(self.order_button.click, self.ordered, {self.order}, both)
-        self._on(self.form.widgets["method"].change, self.method_chosen, {self.form.widgets["method"]}, both)
         chosen = {self.goal, self.pace, self.form.widgets["method"]}
-        for widget in (self.goal, self.pace):
+        self._on(self.form.widgets["method"].change, self.method_shown, {self.form.widgets["method"]}, both)
+        for widget in (self.goal, self.pace, self.form.widgets["method"]):  # a preset is another one for another method
             self._on(widget.input, self.preset_chosen, chosen, [*both, self.advice])
         self._on(self.past.input, self.past_chosen, {self.past}, both)
         self._on(self.file.upload, self.file_given, {self.file}, both)
         self._on(self.own.input, self.own_chosen, {self.own}, both)
         self._on(self.keep_button.click, self.keep, {*fields, self.own_name}, [self.own, self.reply])
-        self._on(self.drop_button.click, self.drop, {self.own}, [self.own, self.reply])
+        self.drop_button.click(None, None, None, **js("() => { window.tuner.form.askToDrop(); return []; }"), **private())
+        self._on(self.dropped.click, self.drop, {self.own}, [self.own, self.reply])
 
-    def _on(self, event: Callable[..., Any], handler: Callable[..., Any], inputs: set[Any], outputs: list[Any]) -> None:
-        done = event(handler, inputs=inputs, outputs=outputs, **quiet(), **private())
-        done.then(None, [self.reply], None, **js(REPLY), **private())
+    def _on(self, event: Callable[..., Any], handler: Callable[..., Any], inputs: set[Any], outputs: list[Any], **more: Any) -> None:
+        done = event(handler, inputs=inputs, outputs=outputs, **quiet(), **private(), **more)
+        done.success(None, [self.reply], None, **js(REPLY), **private())
 
     def refresh(self) -> dict[Any, Any]:
         """What may have changed since the page was drawn, for a page that is opened."""
-        return {self.past: gr.update(choices=self._past_names()), self.own: gr.update(choices=presets.own_presets(self.shared.presets))}
+        return {self.past: gr.update(choices=list(self._past())), self.own: gr.update(choices=presets.own_presets(self.shared.presets))}
 
     @property
     def refreshed(self) -> list[Any]:
@@ -160,19 +163,19 @@ class TrainTab:
             return self._load(lambda: (runs_settings(self.shared.jobs.folder_of(order["run"])), "The run's settings are in the form."))
         return {**self.form.updates(order.get("set", {})), self.reply: reply(said="", recheck=True)}
 
-    def method_chosen(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
-        method = self.form._value("method", data[self.form.widgets["method"]])
-        return {**self.form.visible(method), self.reply: reply(recheck=True)}
+    def method_shown(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
+        """The fields of the method alone, whoever has chosen it."""
+        return {**self.form.visible(self.form.value("method", data[self.form.widgets["method"]])), self.reply: reply(recheck=True)}
 
     def preset_chosen(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
         goal, pace = named(presets.GOALS, data[self.goal]), named(presets.PACES, data[self.pace])
-        values = presets.preset_values(goal, pace, self.form._value("method", data[self.form.widgets["method"]]))
+        values = presets.preset_values(goal, pace, self.form.value("method", data[self.form.widgets["method"]]))
         advice = f"<p>{escape(presets.GOALS[goal].advice)}</p>" if goal else ""
         return {**self.form.updates(values), self.advice: advice, self.reply: reply(recheck=True)}
 
     def past_chosen(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
-        name = data[self.past]
-        return self._load(lambda: (runs_settings(self._past()[name]), f"The settings of {name} are in the form.")) if name in self._past() else {self.reply: reply()}
+        folder = self._past().get(data[self.past])
+        return self._load(lambda: (runs_settings(folder), f"The settings of {data[self.past]} are in the form.")) if folder else {self.reply: reply()}
 
     def file_given(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
         path = file_path(data[self.file])
@@ -196,7 +199,10 @@ class TrainTab:
         name = data[self.own]
         if not name:
             return {self.own: gr.update(), self.reply: reply(general=["Choose the preset to delete first."])}
-        presets.delete_own(self.shared.presets, name)
+        try:
+            presets.delete_own(self.shared.presets, name)
+        except (ValueError, OSError) as error:
+            return {self.own: gr.update(choices=presets.own_presets(self.shared.presets)), self.reply: reply(general=[str(error)])}
         return {self.own: gr.update(choices=presets.own_presets(self.shared.presets), value=None), self.reply: reply(said=f"{name} is deleted.")}
 
     # ---- answers -----------------------------------------------------------------------------------------------------
@@ -227,10 +233,9 @@ class TrainTab:
         return found.values, f"Read as {found.source}: {len(found.values)} settings are in the form.{without}"
 
     def _past(self) -> dict[str, Path]:
-        return {Path(row["folder"]).name: Path(row["folder"]) for row in self.shared.jobs.history()}
-
-    def _past_names(self) -> list[str]:
-        return list(self._past())
+        """The folders of all runs by what they are called, with the folder above where that is not this program's."""
+        folders = [Path(row["folder"]) for row in self.shared.jobs.history()]
+        return {folder.name if folder.parent == self.shared.home else str(folder): folder for folder in folders}
 
 
 def runs_settings(folder: Path) -> dict[str, Any]:

@@ -27,10 +27,13 @@ class Door:
         self.app, self.login = app, login
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        if scope["type"] not in ("http", "websocket") or self._opens(dict(scope["headers"])):
+        headers = dict(scope.get("headers", ()))
+        if scope["type"] not in ("http", "websocket") or _own_origin(headers) and self._opens(headers):
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
+        elif not _own_origin(headers):
+            await PlainTextResponse("This page does not answer to other sites.", 403)(scope, receive, send)
         elif self.login:
             answer = PlainTextResponse("This page needs its user and password.", 401, {"WWW-Authenticate": 'Basic realm="Tuner", charset="UTF-8"'})
             await answer(scope, receive, send)
@@ -47,6 +50,12 @@ class Door:
         except binascii.Error:
             return False
         return hmac.compare_digest(given, ":".join(self.login).encode())
+
+
+def _own_origin(headers: dict[bytes, bytes]) -> bool:
+    """Whether a request that says which site it comes from comes from this one; gradio's own routes take what any site posts."""
+    origin = headers.get(b"origin")
+    return origin is None or origin.partition(b"//")[2] == headers.get(b"host")
 
 
 def parse_login(text: str) -> tuple[str, str]:

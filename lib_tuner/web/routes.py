@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Request
+from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from PIL import Image
 
@@ -73,10 +73,10 @@ def _add_actions(router: APIRouter, jobs: Jobs) -> None:
         "pause": lambda body: jobs.pause(),
         "stop": lambda body: jobs.stop(),
         "save": lambda body: jobs.order(save=True),
-        "sample": lambda body: jobs.order(sample=True, prompts=body.get("prompts")),
+        "sample": lambda body: jobs.order(sample=True, prompts=str(body["prompts"]) if "prompts" in body else None),
         "prompts": lambda body: jobs.order(prompts=str(body.get("prompts", ""))),
         "resume": lambda body: jobs.resume(str(body.get("id"))),
-        "move": lambda body: jobs.move(str(body.get("id")), -1 if body.get("by", 0) < 0 else 1),
+        "move": lambda body: jobs.move(str(body.get("id")), -1 if str(body.get("by")).startswith("-") else 1),
         "remove": lambda body: jobs.remove(str(body.get("id"))),
         "start": lambda body: jobs.start_queue(),
         "hold": lambda body: jobs.hold_queue(),
@@ -90,15 +90,15 @@ def _add_actions(router: APIRouter, jobs: Jobs) -> None:
 def _add_runs(router: APIRouter, jobs: Jobs) -> None:
     @router.get("/runs/{run}")
     def details(run: str) -> Response:
-        return _answer(lambda: runs.details(jobs.folder_of(run)) | {"id": run})
+        return _answer(lambda: jobs.details(run))
 
     @router.get("/runs/{run}/files/{name:path}")
-    def file(run: str, name: str, size: int = 0) -> Response:
+    def file(run: str, name: str, size: int = Query(0, ge=0, le=THUMBNAIL)) -> Response:
         path = _found(lambda: runs.inside(jobs.folder_of(run), name))
         return thumbnail(path, size) if size else FileResponse(path, filename=path.name)
 
     @router.get("/runs/{run}/training/{index}")
-    def training(run: str, index: int, size: int = 256) -> Response:
+    def training(run: str, index: int, size: int = Query(256, ge=16, le=THUMBNAIL)) -> Response:
         pictures = _found(lambda: runs.read_record(jobs.folder_of(run)).pictures)
         if not 0 <= index < len(pictures):
             raise HTTPException(404, "There is no such training picture.")
@@ -144,7 +144,7 @@ def thumbnail(path: Path, size: int) -> Response:
         with Image.open(path) as picture:
             picture.draft("RGB", (size, size))  # JPEG alone: decodes at a fraction of the size
             shown = picture.convert("RGBA" if picture.mode in ("RGBA", "LA", "P") else "RGB")
-            shown.thumbnail((min(size, THUMBNAIL),) * 2)
+            shown.thumbnail((size, size))
             content = io.BytesIO()
             shown.save(content, "PNG")
     except BROKEN as error:
