@@ -91,6 +91,7 @@
         if (reply.added) {
             tuner.open("run");
             tuner.refresh();
+            if (tuner.root.getBoundingClientRect().top > window.innerHeight) tuner.root.scrollIntoView({ block: "start" }); // on a phone it is below the form
         }
         if (reply.recheck && form.replan) byId("tuner-plan-button").click();
         else if (reply.recheck) check();

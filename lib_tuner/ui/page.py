@@ -83,8 +83,8 @@ def demo_values(home: Path) -> dict[str, Any]:
     folder = home / "demo-data"
     if not (folder / "data" / "robot").is_dir():
         write_data(folder / "data")
-    prompts = "a green robot on a white background\na blue robot on a pink background\na red star on a white background"
-    shown = {"name": "my-robot", "output": str(home), "steps": 300, "save_every": 100, "sample.every": 50, "sample.prompts": prompts, "sample.cfg": 3.0, "data.cache": "disk"}
+    prompts = "a pink robot on a navy background\na purple robot on a mint background\na red star on a white background"
+    shown = {"name": "my-robot", "output": str(home), "save_every": 160, "sample.every": 60, "sample.prompts": prompts, "sample.cfg": 3.0, "data.cache": "disk"}
     return {**lora_settings(folder), **shown}
 
 
