@@ -81,6 +81,21 @@ def ended(jobs: Jobs, entry, state: str):
     return until(lambda: jobs.status()["now"] if entry.state == state else None)
 
 
+def started(jobs: Jobs, gate: Gate, values: dict, step: int):
+    """A run that has made so many steps and waits at the gate."""
+    entry = jobs.add(values)
+    gate.step(PICTURES + step)
+    at_step(jobs, step)
+    return entry
+
+
+def pause(jobs: Jobs, gate: Gate, entry) -> None:
+    """Pauses a run that waits at the gate; it makes one more step."""
+    jobs.pause()
+    gate.step()
+    ended(jobs, entry, "paused")
+
+
 def test_a_run_goes_to_its_end_and_is_told_in_full(make, small_run):
     jobs = make()
     entry = jobs.add({**small_run, "sample.every": 3, "sample.prompts": "a thing", "sample.steps": 2})
@@ -157,12 +172,8 @@ def test_no_model_stays_in_memory_when_a_run_has_ended(make, small_run, ending):
 
 def test_a_resumed_run_shows_its_whole_curve(make, small_run, gate):
     jobs = make(gate.hosts)
-    entry = jobs.add(small_run)
-    gate.step(PICTURES + 3)
-    at_step(jobs, 3)
-    jobs.pause()
-    gate.step()
-    ended(jobs, entry, "paused")
+    entry = started(jobs, gate, small_run, 3)
+    pause(jobs, gate, entry)
     jobs.resume(entry.id)
     gate.step(PICTURES + 1)
     until(lambda: [p[0] for p in jobs.status()["now"]["points"]] == [1, 2, 3, 4, 5])
@@ -291,9 +302,7 @@ def test_two_programs_do_not_share_a_folder(make, small_run, tmp_path):
 
 def test_a_killed_run_is_not_called_running_in_the_history(make, small_run, gate, tmp_path):
     jobs = make(gate.hosts)
-    entry = jobs.add(small_run)
-    gate.step(PICTURES + 1)
-    at_step(jobs, 1)
+    entry = started(jobs, gate, small_run, 1)
     assert jobs.history()[0]["state"] == "running" and not jobs.history()[0]["resumable"]
     copy = tmp_path / "elsewhere"
     shutil.copytree(entry.folder, copy / "thing-001")
@@ -314,9 +323,7 @@ def test_a_stop_after_a_pause_lets_the_queue_go_on(make, small_run, gate):
 
 def test_a_run_whose_folder_is_gone_does_not_begin_again_in_silence(make, small_run, gate):
     jobs = make(gate.hosts)
-    entry = jobs.add(small_run)
-    gate.step(PICTURES + 2)
-    at_step(jobs, 2)
+    entry = started(jobs, gate, small_run, 2)
     jobs.stop()
     gate.free()
     ended(jobs, entry, "stopped")
@@ -349,9 +356,7 @@ def test_a_held_queue_lets_the_run_end_and_starts_no_other(make, small_run, gate
 
 def test_a_run_of_the_history_resumes_even_where_the_queue_has_forgotten_it(make, small_run, gate):
     jobs = make(gate.hosts)
-    entry = jobs.add(small_run)
-    gate.step(PICTURES + 2)
-    at_step(jobs, 2)
+    entry = started(jobs, gate, small_run, 2)
     jobs.stop()
     gate.step()
     ended(jobs, entry, "stopped")
@@ -366,12 +371,8 @@ def test_a_run_of_the_history_resumes_even_where_the_queue_has_forgotten_it(make
 
 def test_a_run_that_is_needed_is_not_deleted(make, small_run, gate):
     jobs = make(gate.hosts)
-    entry = jobs.add(small_run)
-    gate.step(PICTURES + 1)
-    at_step(jobs, 1)
-    jobs.pause()
-    gate.step()
-    ended(jobs, entry, "paused")
+    entry = started(jobs, gate, small_run, 1)
+    pause(jobs, gate, entry)
     with pytest.raises(ValueError, match="is paused"):
         jobs.delete_run(Path(entry.folder))
     jobs.remove(entry.id)
