@@ -69,7 +69,7 @@ window.tuner = window.tuner || {};
     tuner.get = (path) => call(path);
 
     tuner.post = async function (path, body = {}) {
-        const headers = { "Content-Type": "application/json", "X-Tuner": "1" };
+        const headers = { "Content-Type": "application/json", "X-Tuner": tuner.root.dataset.key || "page" };
         const answer = await call(path, { method: "POST", headers, body: JSON.stringify(body) });
         tuner.refresh();
         return answer.answer;
@@ -192,6 +192,7 @@ window.tuner = window.tuner || {};
 
     function mount(root) {
         tuner.root = root;
+        if (root.dataset.key) document.cookie = `tuner-${location.port}=${root.dataset.key}; path=/; SameSite=Strict`; // pictures are asked for without a header
         tuner.points = [];
         tuner.status = null;
         root.replaceChildren();

@@ -59,7 +59,7 @@
         history.ended = ended;
     };
     history.opened = tuner.doing(async () => {
-        history.runs = await tuner.get("history");
+        history.runs = await tuner.get("runs");
         const writing = history.table.contains(document.activeElement) && document.activeElement.tagName === "INPUT";
         if (!writing) tuner.keepFocus(history.table, drawTable); // a note that is being written is not drawn over
         if (history.chosen && !history.runs.some((run) => run.id === history.chosen)) close();

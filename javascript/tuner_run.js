@@ -210,9 +210,21 @@
             if (window.confirm(tuner.t("Delete {0}? It cannot be brought back.", file.name))) await tuner.post(`runs/${folder}/delete-file`, { name: file.name }).then(again);
         });
         return h("li", {}, h("span", {}, h("a", { href: url, download: file.name }, file.name), ` ${tuner.bytes(file.bytes)}`),
-            h("span", { class: "tuner-use" }, h("code", {}, file.use), copy),
+            h("span", { class: "tuner-use" }, h("code", {}, file.use), copy, toTxt2img(file.use)),
             h("span", { class: "tuner-small" }, file.report),
             h("span", {}, h("button", { type: "button", class: "tuner-link", onclick: rename }, tuner.t("Rename")), h("button", { type: "button", class: "tuner-link", onclick: remove }, tuner.t("Delete"))));
+    }
+
+    // In the WebUI: the prompt of the txt2img tab gets what uses the file, and the tab is opened.
+    function toTxt2img(use) {
+        if (typeof window.switch_to_txt2img !== "function") return null;
+        const send = async () => {
+            const prompt = window.gradioApp().querySelector("#txt2img_prompt textarea");
+            prompt.value = prompt.value.includes(use) ? prompt.value : [prompt.value.trim(), use].filter(Boolean).join(", ");
+            window.updateInput(prompt);
+            window.switch_to_txt2img();
+        };
+        return h("button", { type: "button", class: "tuner-button tuner-send", onclick: tuner.doing(send) }, tuner.t("Send to txt2img"));
     }
 
     // The clipboard of the browser is there for https and this machine alone; elsewhere a selection is copied.

@@ -189,7 +189,7 @@ def _run(cfg: Any, method: type) -> int:
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     with _process_group(world), stoppable() as stop, closing(train(cfg, method(cfg), Standalone(cfg), stop, rank, world)) as events:
         if rank == 0:
-            events = csv(progress(events, sys.stderr))
+            events = csv(progress(events, sys.stderr), every=cfg.csv_every)
             events = tensorboard(events) if cfg.tensorboard else events
         last = deque(events, maxlen=1)  # runs to the end
     return next(({"done": 0, "stopped": 130}.get(event.reason, 1) for event in last if isinstance(event, Finished)), 1)

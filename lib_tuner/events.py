@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -27,6 +27,7 @@ class Started:
     steps: int
     folder: Path
     pictures: tuple[Path, ...] = ()
+    model: str = ""  # the name of what is trained on
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,12 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Saved:
-    """Files written after update `step`; `report` says how the host reads them."""
+    """Files written after update `step`; `report` says how the host reads them, `names` under which name it offers each (by file name)."""
 
     step: int
     paths: list[Path]
     report: str
+    names: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .events import Event
 from .sd.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -31,14 +32,15 @@ class GenerateRequest:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """How a host read a saved file: `taken` of its `total` modules or vectors are used."""
+    """How a host read a saved file: `taken` of its `total` modules or vectors are used; `name`: what it is called in a prompt there."""
 
     path: Path
     taken: int
     total: int
+    name: str = ""
 
     def __str__(self) -> str:
-        return f"{self.path.name}: {self.taken} of {self.total} parts are read by the host"
+        return f"{self.path.name}: {self.taken} of {self.total} parts are taken by the host"
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Forecast:
     note: str  # device, precision and memory measures
     need: float
     free: float | None
+    small: bool = False  # the embedded model, or one of its size
 
 
 class TextEncoder(Protocol):
@@ -89,9 +92,12 @@ class Components:
 class Host(Protocol):
     """The WebUI or the standalone program."""
 
+    folds: bool  # a saved adapter is written into the weights here, so samples are drawn that way too
+
     def exclusive(self) -> AbstractContextManager[Components]: ...  # undoes all it changed, also after an error
     def generate(self, requests: list[GenerateRequest]) -> list[Image]: ...  # inside exclusive() too: the hooks are live
     def output_dir(self, kind: str) -> Path: ...
     def reload(self, path: Path) -> LoadReport: ...
     def interrupted(self) -> bool: ...
     def forecast(self) -> Forecast: ...  # touches neither model nor lock
+    def told(self, event: Event) -> None: ...  # what the run says, for a host that shows a progress of its own

@@ -53,10 +53,10 @@ def row(entry: Entry) -> dict[str, Any]:
 
 
 class Jobs:
-    """The queue of one program; `home` is the output folder, `hosts` makes the host of a run. Raises ValueError where another program has that folder."""
+    """The queue of one program; `home` is the output folder, `hosts` makes the host of a run, `changed` hears of a run's folder whose files a person has renamed or deleted. Raises ValueError where another program has that folder."""
 
-    def __init__(self, home: Path, hosts: Callable[[TrainConfig], Host]):
-        self.home, self.hosts = home.expanduser().resolve(), hosts
+    def __init__(self, home: Path, hosts: Callable[[TrainConfig], Host], changed: Callable[[Path], Any] = lambda folder: None):
+        self.home, self.hosts, self.files_changed = home.expanduser().resolve(), hosts, changed
         self._file = QueueFile(self.home)
         self.entries: list[Entry] = []
         self.held = False  # nothing new is started
@@ -184,6 +184,7 @@ class Jobs:
                     raise ValueError(f"{entry.name} is {entry.state}: stop it, or take it out of the queue, before its files are deleted.")
                 self.remove(entry.id)
             runs.delete_run(folder)
+            self.files_changed(folder)
 
     def close(self, timeout: float = 60.0) -> None:
         """The program ends: the run that is going is paused, so that it is found again."""
@@ -273,6 +274,7 @@ class Jobs:
         with closing(self._events(cfg, host)) as events:
             for event in events:
                 live.take(event)
+                host.told(event)
                 if isinstance(event, Started):
                     self._started(entry, event)
                 last = event
@@ -280,7 +282,7 @@ class Jobs:
 
     def _events(self, cfg: TrainConfig, host: Host) -> Iterator[Event]:
         method = METHODS[cfg.method](cfg)
-        events = recorders.csv(train(cfg, method, host, lambda: bool(self._wanted.end), orders=self._take_orders))
+        events = recorders.csv(train(cfg, method, host, lambda: bool(self._wanted.end), orders=self._take_orders), every=cfg.csv_every)
         events = recorders.tensorboard(events) if cfg.tensorboard else events
         return runs.record(events, cfg, self._device)
 

@@ -83,7 +83,7 @@ def outlook(cfg: TrainConfig, forecast: Forecast, seconds: float | None = None) 
     trigger = METHODS[cfg.method](cfg).triggers()
     batches = Batches(cfg.data, SimpleNamespace(vae=SimpleNamespace(factor=8, cache_key="")), cfg.seed, trigger)
     lines = [_pictures(batches), _buckets(batches), _length(cfg, batches), _time(cfg, seconds), _memory(forecast)]
-    warnings = [w for w in (_captions(batches), _rate(cfg), _rank(cfg), _known_word(cfg, trigger), _no_samples(cfg), _no_room(cfg, forecast)) if w]
+    warnings = [w for w in (_captions(batches), _rate(cfg, forecast), _rank(cfg, forecast), _known_word(cfg, trigger, forecast), _no_samples(cfg), _no_room(cfg, forecast)) if w]
     problems = [str(p) for p in batches.problems]
     more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
     return Outlook([line for line in lines if line], warnings, problems[:SHOWN] + more)
@@ -139,11 +139,11 @@ def _captions(batches: Batches) -> Warning_ | None:
     return Warning_(text, Fix("Use the template “a photo of [name]”", {"data.template": "subject"}))
 
 
-def _rate(cfg: TrainConfig) -> Warning_ | None:
+def _rate(cfg: TrainConfig, forecast: Forecast) -> Warning_ | None:
     low, high = USUAL.get(cfg.method, (0.0, float("inf")))
     if cfg.optim.name in ("prodigy", "adamw_schedulefree", "adafactor"):  # these have ranges of their own
         return None
-    low, high = (low, high) if cfg.checkpoint else (low * SMALL_MODEL, high * SMALL_MODEL)
+    low, high = (low * SMALL_MODEL, high * SMALL_MODEL) if forecast.small else (low, high)
     rate = max(value for value, _ in parse_lr(cfg.optim.lr))
     if low <= rate <= high:
         return None
@@ -153,8 +153,8 @@ def _rate(cfg: TrainConfig) -> Warning_ | None:
     return Warning_(text, Fix(f"Set it to {usual}", {"optim.lr": usual}))
 
 
-def _rank(cfg: TrainConfig) -> Warning_ | None:
-    narrowest = NARROWEST if cfg.checkpoint else NARROWEST_SMALL
+def _rank(cfg: TrainConfig, forecast: Forecast) -> Warning_ | None:
+    narrowest = NARROWEST_SMALL if forecast.small else NARROWEST
     high = {name: rank for name in ("rank", "conv_rank") if (rank := getattr(cfg.settings, name, 0)) > narrowest}
     if not high:
         return None
@@ -164,10 +164,10 @@ def _rank(cfg: TrainConfig) -> Warning_ | None:
     return Warning_(text, Fix(f"Set the rank to {usual}", fixed))
 
 
-def _known_word(cfg: TrainConfig, trigger: str) -> Warning_ | None:
+def _known_word(cfg: TrainConfig, trigger: str, forecast: Forecast) -> Warning_ | None:
     """A trigger word of the vocabulary's frequent ones has a meaning already, which training would change."""
     first = next(iter(trigger.split()), "")
-    if cfg.method == "textual_inversion" or not cfg.checkpoint or not first.isalpha():  # the embedded model knows few words, none of them rare
+    if cfg.method == "textual_inversion" or forecast.small or not first.isalpha():  # the embedded model knows few words, none of them rare
         return None
     tokens = Tokenizer().encode(first)
     if len(tokens) != 1 or tokens[0] >= KNOWN:

@@ -41,14 +41,14 @@ def _closing(events: Iterable[Event], finish: Callable[[], None]) -> Iterator[No
 # ---- CSV -------------------------------------------------------------------------------------------------------------
 
 
-def csv(events: Iterable[Event], path: str | Path | None = None) -> Iterator[Event]:
-    """Passes events through and appends a row per step to `path`, or else to `losses.csv` in the run's folder: step, loss, learning rate, validation loss, seconds of training until then.
+def csv(events: Iterable[Event], path: str | Path | None = None, every: int = 1) -> Iterator[Event]:
+    """Passes events through and appends a row per step (or `every` so many; 0: none) to `path`, or else to `losses.csv` in the run's folder: step, loss, learning rate, validation loss, seconds of training until then.
 
     On a resume the rows behind the resumed step go, so that the file becomes that of a run never interrupted, but for the seconds.
     Rows are in the file when the event after `Saved` is asked for: a state that is saved after that has all its rows.
     Raises OSError where the file cannot be written.
     """
-    table = _Table(Path(path) if path else None)
+    table = _Table(Path(path) if path else None, every)
     with _closing(events, table.close):
         for event in events:
             table.take(event)
@@ -72,8 +72,8 @@ class _Row:
 class _Table:
     """The rows of the file. The last one stays at hand after it was written, because its validation loss may follow."""
 
-    def __init__(self, path: Path | None):
-        self.path, self.file, self.rows = path, None, []
+    def __init__(self, path: Path | None, every: int = 1):
+        self.path, self.every, self.file, self.rows = path, every, None, []
         self.tail = 0  # where the first of `rows` lies in the file
         self.began = 0.0
 
@@ -82,8 +82,9 @@ class _Table:
             self.path = self.path or event.folder / "losses.csv"
             self.open(event.start)
         elif isinstance(event, Stepped):
-            row = self.row(event.step)
-            row.loss, row.lr = event.loss, event.lr
+            if self.every and event.step % self.every == 0:
+                row = self.row(event.step)
+                row.loss, row.lr = event.loss, event.lr
         elif isinstance(event, Validated):
             self.row(event.step).validation = event.loss
         if len(self.rows) > EVERY or isinstance(event, (Validated, Sampled, Saved, Finished)):

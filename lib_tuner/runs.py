@@ -54,6 +54,7 @@ class Record:
     words: str = ""  # what goes into the prompt: the trigger word, or the embeddings' names
     pictures: list[str] = field(default_factory=list)  # a few training pictures
     reports: dict[str, str] = field(default_factory=dict)  # saved file -> how the host reads it
+    names: dict[str, str] = field(default_factory=dict)  # saved file -> its name in a prompt of the host, where that is not its own
     speed: dict[str, Any] = field(default_factory=dict)  # what seconds per step depend on, and those
 
 
@@ -97,7 +98,7 @@ class _Keeper:
         if isinstance(event, Started):
             self.start(event, now)
         elif isinstance(event, Saved):
-            self.write({path.name: event.report for path in event.paths}, step=event.step)
+            self.write({path.name: event.report for path in event.paths}, step=event.step, names={**self.now.names, **event.names})
         elif isinstance(event, Validated):
             self.write(step=event.step)
         elif isinstance(event, Finished):
@@ -107,7 +108,8 @@ class _Keeper:
         self.folder, self.began = event.folder, now
         old = read_record(event.folder)
         self.before = old.seconds
-        self.write(state="running", step=event.start, pictures=[str(p) for p in event.pictures], started=old.started or self.now.started, error="")
+        self.write(state="running", step=event.start, pictures=[str(p) for p in event.pictures], started=old.started or self.now.started, error="",
+                   model=event.model or self.now.model, names=old.names)  # fmt: skip
 
     def write(self, reports: Mapping[str, str] = MappingProxyType({}), **change: Any) -> None:
         if self.folder is None:
@@ -216,17 +218,23 @@ def saved_files(folder: Path) -> list[dict[str, Any]]:
     files = [path for path in folder.iterdir() if path.suffix in FILES and path.is_file() and not path.name.startswith(".")]
     rows = []
     for path in files:
-        save = _SAVE.fullmatch(path.stem)
-        step = int(save[2]) if save else None
+        step = step_of(path)
         rows.append({"name": path.name, "bytes": path.stat().st_size, "step": step, "use": use_text(run, path), "report": run.reports.get(path.name, "")})
     return sorted(rows, key=lambda r: (r["step"] is not None, -(r["step"] or 0), r["name"]))
 
 
+def step_of(path: Path) -> int | None:
+    """The step of a save, by its name; None for a final file."""
+    save = _SAVE.fullmatch(path.stem)
+    return int(save[2]) if save else None
+
+
 def use_text(run: Record, path: Path) -> str:
     """What a person writes into the prompt to use a file: `<lora:name:0.8> trigger`, or an embedding's name."""
+    name = run.names.get(path.name, path.stem)
     if run.method == "textual_inversion":
-        return path.stem
-    return f"<lora:{path.stem}:0.8> {run.words}".strip()
+        return name
+    return f"<lora:{name}:0.8> {run.words}".strip()
 
 
 def _recent(rows: list[Any]) -> float | None:

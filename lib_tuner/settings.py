@@ -131,6 +131,25 @@ class MemoryConfig:
     checkpointing: str = opt("auto", "Gradient checkpointing", "Computes activations twice to save memory; auto: when it would not fit.", choices=("auto", "on", "off"))
     channels_last: str = opt("auto", "Channels-last", "Memory layout of the convolutions; auto: where it pays.", choices=("auto", "on", "off"))
     device: str = opt("auto", "Device", "Where to train: auto, cpu, cuda, cuda:1, mps.")
+    offload: bool = opt(False, "Free VAE and text encoder", "They lie in RAM while they are not used: less video memory, a little slower.")
+    pin: bool = opt(False, "Pin memory", "Batches are copied to the GPU out of pinned memory: a little faster, needs more RAM.")
+
+
+@dataclass(frozen=True)
+class WebUIConfig:
+    """How the WebUI draws the samples; without it, these are not used."""
+
+    sampler: str = opt("", "WebUI sampler", "A sampler of the WebUI by its name, such as DPM++ SDE; empty: the sampler above.")
+    scheduler: str = opt("", "WebUI schedule type", "Such as Karras; empty: the sampler's own.")
+    styles: str = opt("", "Styles", "Styles of the WebUI that are put around every sample prompt, separated by commas.")
+    hires_scale: float = opt(0.0, "Hires. fix", "Samples are enlarged so many times by a second pass; 0: off.", min=0.0, max=4.0)
+    hires_upscaler: str = opt("Latent", "Hires. upscaler", "What enlarges them.")
+    hires_denoise: float = opt(0.5, "Hires. denoising", "How much the second pass may change.", min=0.0, max=1.0)
+    hires_steps: int = opt(0, "Hires. steps", "Steps of the second pass; 0: as many as in the first.", min=0, max=150)
+
+    def check(self) -> None:
+        if 0 < self.hires_scale < 1:
+            raise ValueError(f"hires_scale is {self.hires_scale}, which would make the samples smaller: set it to 0 or above 1")
 
 
 @dataclass(frozen=True)
@@ -149,12 +168,16 @@ class TrainConfig:
     validate_every: int = opt(0, "Validate every", "Steps between validation losses; 0: never.", min=0, max=1000000, unit="steps")
     resume: str = opt("", "Resume", "A run folder to go on with.")
     tensorboard: bool = opt(False, "TensorBoard", "Also write losses and samples for TensorBoard, into `tensorboard` in the run's folder (needs its package).")
+    csv_every: int = opt(1, "CSV every", "Steps between two rows of the losses' CSV file, from which the curve of a past run is drawn; 0: none.", min=0, max=1000000, unit="steps")
+    settings_text: bool = opt(False, "Settings as text", "At each start, also write all settings into a dated text file in the run's folder.")
+    save_optimizer: bool = opt(False, "Optimizer state beside saves", "Beside each saved file NAME.optim, with which the WebUI's own trainer can go on.")
     clip_skip: int = opt(1, "Clip skip", "Which of the text encoder's last layers is read; 1: the last.", min=1, max=12)
     data: DataConfig = section(DataConfig)
     optim: OptimConfig = section(OptimConfig)
     loss: LossConfig = section(LossConfig)
     sample: SampleConfig = section(SampleConfig)
     memory: MemoryConfig = section(MemoryConfig)
+    webui: WebUIConfig = section(WebUIConfig)
     settings: Any = field(default=None)
 
     def check(self) -> None:

@@ -117,7 +117,7 @@ class Step:
     def loss(self, batch: Batch) -> Tensor:
         """The batch's summed loss, the method's own term included once per sample."""
         device, cfg, method = self.sd.device, self.cfg, self.state.method
-        x0 = batch.latents.to(device, non_blocking=True)
+        x0 = (batch.latents.pin_memory() if cfg.memory.pin and device.type == "cuda" else batch.latents).to(device, non_blocking=True)
         u = torch.stack([torch.rand((), generator=generator_for(cfg.seed, i, "t")) for i in batch.indices])
         t = timesteps_for(u, cfg.loss, len(self.schedule)).to(device)
         noise, noise_in = noise_for(x0, cfg.loss, [generator_for(cfg.seed, i, "noise") for i in batch.indices])

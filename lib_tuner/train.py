@@ -93,7 +93,7 @@ def train(cfg: TrainConfig, method: Method, host: Host, stop: Callable[[], bool]
         run.held_out = validation(cfg.data, sd, method.triggers()) if cfg.validate_every else []
         run.folder = _folder(cfg) if run.writes else run.folder
         step = Step(cfg, sd, run.state, run.batches, rank, world, reduce)
-        yield Started(start, cfg.steps, run.folder, _shown(run.batches))
+        yield Started(start, cfg.steps, run.folder, _shown(run.batches), sd.model_name)
         yield from _milestones(run, start, fresh=start == 0)
         reason, done = "done", start
         for number in range(start, cfg.steps):
@@ -141,6 +141,9 @@ def _folder(cfg: TrainConfig) -> Path:
     """The run's folder, made when all that can be refused has been looked at, with the settings in it."""
     folder = Path(cfg.resume).expanduser() if cfg.resume else checkpoint.run_folder(Path(cfg.output).expanduser(), cfg.name)
     _write_settings(folder, cfg)
+    if cfg.settings_text:
+        text = "\n".join(f"{key}: {value}" for key, value in flat_values(cfg).items())
+        (folder / time.strftime("settings-%Y-%m-%d-%H-%M-%S.txt")).write_text(f"datetime: {time.strftime('%Y-%m-%d %H:%M:%S')}\n{text}\n", encoding="utf-8")
     return folder
 
 
@@ -271,7 +274,8 @@ def _sample(run: Run, step: int) -> Iterator[Event]:
         return
     yield Preparing(0, 0, f"Drawing {len(prompts)} sample{'s' * (len(prompts) > 1)}")
     requests = [GenerateRequest(p, s.negative, s.width or side, s.height or side, s.steps, s.cfg, s.sampler, s.seed + i) for i, p in enumerate(prompts)]
-    images = run.host.generate(requests)
+    with run.method.folded() if run.host.folds else nullcontext():
+        images = run.host.generate(requests)
     folder = run.folder / "samples"
     folder.mkdir(exist_ok=True)
     paths = [folder / f"{step:06d}-{i}.png" for i in range(len(images))]
@@ -292,9 +296,20 @@ def _export(run: Run, step: int, name: str) -> Iterator[Event]:
     epoch = step * run.cfg.optim.accumulate // max(1, run.batches.steps_per_epoch)
     made = Made(step, epoch, run.started, time.time(), run.sd.model_hash, run.sd.model_name, schedule_for(run.cfg.loss, run.sd.schedule).prediction)
     paths = run.method.export(run.folder / name, run.batches.summary(), made)
-    run.saves.append(paths)
+    beside = [_save_optimizer(run, paths[0])] if run.cfg.save_optimizer else []
+    run.saves.append(paths + beside)
     checkpoint.prune(run.saves, run.cfg.keep_last)
-    yield Saved(step, paths, "; ".join(str(run.host.reload(path)) for path in paths))
+    reports = {path.name: run.host.reload(path) for path in paths}
+    names = {file: report.name for file, report in reports.items() if report.name}
+    yield Saved(step, paths, "; ".join(map(str, reports.values())), names)
+
+
+def _save_optimizer(run: Run, path: Path) -> Path:
+    """NAME.optim as the WebUI's own trainer keeps it beside an embedding (textual_inversion.py, `save_optimizer_state`), in the form its safe reader takes."""
+    beside = path.with_name(path.name + ".optim")
+    with atomic(beside) as temporary:
+        torch.save({"hash": run.sd.model_hash[:10], "optimizer_state_dict": run.state.optimizer.state_dict()}, temporary, _use_new_zipfile_serialization=False)
+    return beside
 
 
 def _save_state(run: Run, step: int) -> None:

@@ -45,6 +45,7 @@ EVERYWHERE = {"torch", "safetensors", "einops", "PIL"} | set(sys.stdlib_module_n
 ONLY_IN = {  # package -> the only places that may import it, at all
     "modules": ("hosts/a1111.py",),
     "fastapi": ("web/",),
+    "pydantic": ("web/",),
     "starlette": ("web/",),
     "uvicorn": ("ui/page.py",),
     "gradio": ("ui/",),

@@ -124,7 +124,7 @@ def test_train_puts_a_run_into_the_queue_and_refuses_what_cannot_run(tab, small_
 
 
 def test_the_plan_is_told_with_its_fixes(tab, small_run):
-    tab.form = drawn(small_run)
+    tab.form = drawn({**small_run, "optim.lr": "0.1"})
     plan = json.loads(tab.plan(filled(tab.form))[tab.reply])["plan"]
     assert plan["lines"][0] == "6 pictures, 6 with a caption." and any(w["fix"] and "optim.lr" in w["fix"]["values"] for w in plan["warnings"])
 

@@ -13,6 +13,7 @@ from lib_tuner.methods import settings
 from lib_tuner.outlook import outlook, refuse
 
 ROOM = Forecast("cpu, float32", 4e9, 16e9)
+SMALL = Forecast("cpu, float32", 4e9, 16e9, small=True)
 SAMPLED = {"sample.every": 2, "sample.prompts": "a thing"}
 
 
@@ -69,7 +70,7 @@ def test_unusual_learning_rates(small_run, rate, words):
 
 
 def test_the_embedded_model_may_learn_faster(small_run):
-    assert not [w for w in plan({**small_run, "checkpoint": "", "optim.lr": "4e-3"}).warnings if "learning rate" in w.text]
+    assert not [w for w in plan({**small_run, "optim.lr": "4e-3"}, SMALL).warnings if "learning rate" in w.text]
     assert [w for w in plan({**small_run, "optim.lr": "4e-3"}).warnings if "learning rate" in w.text]
     assert not [w for w in plan({**small_run, "optim.name": "prodigy", "optim.lr": "1"}).warnings if "learning rate" in w.text]
 
@@ -77,7 +78,7 @@ def test_the_embedded_model_may_learn_faster(small_run):
 def test_a_rank_above_the_layers_width(small_run):
     assert warned({**small_run, "lora.rank": 512}, "Rank 512").fix.values == {"lora.rank": 128, "lora.alpha": 128.0}
     assert warned({**small_run, "lora.conv_rank": 400}, "Rank 400").fix.values == {"lora.conv_rank": 128, "lora.conv_alpha": 128.0}
-    assert warned({**small_run, "checkpoint": "", "lora.rank": 65}, "Rank 65")
+    assert warned({**small_run, "lora.rank": 65}, "Rank 65", SMALL)
 
 
 @pytest.mark.parametrize("word", ["cat", "dog", "man", "red", "robot", "Robot"])
@@ -91,7 +92,7 @@ def test_a_trigger_word_that_the_model_knows(small_run, word):
 @pytest.mark.parametrize("word", ["ohwx", "sks", "zwx", "zwx cat", "v1", ""])
 def test_a_rare_trigger_word_is_fine_and_so_is_any_on_the_embedded_model(small_run, word):
     assert not [w for w in plan({**small_run, "trigger": word}).warnings if "trigger" in w.text]
-    assert not [w for w in plan({**small_run, "checkpoint": "", "trigger": "robot"}).warnings if "trigger" in w.text]
+    assert not [w for w in plan({**small_run, "trigger": "robot"}, SMALL).warnings if "trigger" in w.text]
 
 
 def test_no_samples(small_run):

@@ -170,7 +170,7 @@ def test_one_click_trains_the_demo_to_its_end(page, server):
     assert (now["step"], now["steps"], len(now["points"])) == (STEPS, STEPS, STEPS)
     assert (server.home / "robot-a-001" / "robot-a.safetensors").is_file()
     page.sees(".tuner-file-list code", "<lora:robot-a:0.8> robot")
-    page.sees(".tuner-file-list li", "277 of 277 parts are read by the host")
+    page.sees(".tuner-file-list li", "277 of 277 parts are taken by the host")
     steps = page.page.locator("#tuner-panel-run .tuner-samples figcaption").all_inner_texts()
     assert steps == ["training", "step 0", f"step {STEPS}"]
     loaded = "[...document.querySelectorAll('#tuner-panel-run .tuner-samples img')].every((i) => i.complete && i.naturalWidth > 0)"

@@ -82,7 +82,7 @@ def test_a_log_gets_few_lines_and_no_carriage_return():
 @pytest.mark.parametrize(
     "event, line",
     [
-        (Saved(3, [Path("a.safetensors")], "2 of 2 parts are read by the host"), "Step 3: saved a.safetensors (2 of 2 parts are read by the host)"),
+        (Saved(3, [Path("a.safetensors")], "2 of 2 parts are taken by the host"), "Step 3: saved a.safetensors (2 of 2 parts are taken by the host)"),
         (Sampled(3, [object()], [Path("0.png")]), "Step 3: samples 0.png"),
         (Validated(3, 0.25), "Step 3: validation loss 0.2500"),
         (Warned("one picture is unreadable"), "Warning: one picture is unreadable"),

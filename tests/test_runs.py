@@ -36,7 +36,7 @@ def test_a_finished_run_is_a_row_of_the_table(small_run, tmp_path):
         (Path(small_run["data.folder"]) / name).rename(held / name)
     folder = run({**small_run, "trigger": "zwx", "validate_every": 3, "data.validation_folder": str(held)})
     row = runs.listing([folder.parent])[0]
-    expected = {"name": "thing", "method": "lora", "data": "pictures", "model": "small.safetensors", "state": "done", "step": 6, "steps": 6, "resumable": False}
+    expected = {"name": "thing", "method": "lora", "data": "pictures", "model": "small", "state": "done", "step": 6, "steps": 6, "resumable": False}
     assert {key: row[key] for key in expected} == expected
     rows = [line.split(",") for line in (folder / "losses.csv").read_text().splitlines()[1:]]
     measured = [float(r[3]) for r in rows if r[3]]
@@ -52,7 +52,7 @@ def test_a_run_in_full_has_points_samples_files_and_settings(small_run):
     assert [(f["name"], f["step"], f["use"]) for f in full["files"]] == [
         ("thing.safetensors", None, "<lora:thing:0.8> zwx cat"), ("thing-000003.safetensors", 3, "<lora:thing-000003:0.8> zwx cat"),
     ]  # fmt: skip
-    assert "parts are read by the host" in full["files"][0]["report"] and full["files"][0]["bytes"] == (folder / "thing.safetensors").stat().st_size
+    assert "parts are taken by the host" in full["files"][0]["report"] and full["files"][0]["bytes"] == (folder / "thing.safetensors").stat().st_size
     assert len(runs.read_record(folder).pictures) == 4
 
 

@@ -46,7 +46,7 @@ def test_the_status_and_the_history_are_json(client, done):
     now = client.get("/tuner/api/status").json()["now"]
     assert (now["state"], now["run"]) == ("done", done) and len(now["points"]) == 2
     assert client.get("/tuner/api/status", params={"run": now["id"], "points": 2}).json()["now"]["points"] == []
-    assert [row["id"] for row in client.get("/tuner/api/history").json()] == [done]
+    assert [row["id"] for row in client.get("/tuner/api/runs").json()] == [done]
     assert client.get(f"/tuner/api/runs/{done}").json()["settings"]["lora.rank"] == 2
 
 
@@ -68,9 +68,9 @@ def test_no_address_leads_out_of_a_run(client, done, name):
 
 def test_what_changes_something_needs_our_own_header(client, done):
     refused = client.post(f"/tuner/api/runs/{done}/note", json={"text": "x"})
-    assert refused.status_code == 403 and client.get("/tuner/api/history").json()[0]["notes"] == ""
+    assert refused.status_code == 403 and client.get("/tuner/api/runs").json()[0]["notes"] == ""
     assert client.post(f"/tuner/api/runs/{done}/note", json={"text": "x"}, headers=OURS).status_code == 200
-    assert client.get("/tuner/api/history").json()[0]["notes"] == "x"
+    assert client.get("/tuner/api/runs").json()[0]["notes"] == "x"
 
 
 def test_a_refusal_is_one_sentence(client, done):
@@ -80,7 +80,7 @@ def test_a_refusal_is_one_sentence(client, done):
     ):  # fmt: skip
         answer = client.post(f"/tuner/api/{path}", json=body, headers=OURS)
         assert answer.status_code == 400 and words in answer.json()["error"] and "\n" not in answer.json()["error"]
-    assert client.post("/tuner/api/do/fly", headers=OURS).status_code == 404
+    assert client.post("/tuner/api/do/fly", headers=OURS).status_code == 422
     assert client.get("/tuner/api/runs/0123456789ab").json()["error"] == "That run's folder is gone."
 
 
@@ -89,7 +89,7 @@ def test_runs_are_renamed_and_deleted(client, done, jobs):
     assert client.post(f"/tuner/api/runs/{done}/rename", json={"name": "thing.safetensors", "to": "best"}, headers=OURS).json() == {"answer": "best.safetensors"}
     assert details(folder)["files"][0]["name"] == "best.safetensors"
     client.post(f"/tuner/api/runs/{done}/delete", headers=OURS)
-    assert not folder.exists() and client.get("/tuner/api/history").json() == []
+    assert not folder.exists() and client.get("/tuner/api/runs").json() == []
 
 
 def test_the_queue_is_ordered_by_routes(client, jobs, small_run):
@@ -108,7 +108,7 @@ def test_a_loss_that_is_no_number_silences_neither_status_nor_history(client, do
     with (folder / "losses.csv").open("a") as file:
         file.write("3,nan,0.1,inf,1.0\n")
     jobs.live.points.append([3, None, 0.1])
-    for path in ("status", "history", f"runs/{done}"):
+    for path in ("status", "runs", f"runs/{done}"):
         assert client.get(f"/tuner/api/{path}").status_code == 200
 
 

@@ -34,6 +34,7 @@ class Plan:
     note: str
     need: float = 0.0  # bytes
     free: float | None = None  # bytes of the device, None where it cannot be asked
+    small: bool = False
 
 
 def plan_for(cfg: TrainConfig, checkpoint: Path) -> Plan:
@@ -49,7 +50,7 @@ def plan_for(cfg: TrainConfig, checkpoint: Path) -> Plan:
     # on CPUs channels-last costs 5 to 30% in fp32 and gives nothing in bf16, and sd.products wants the weights as they lie in the file
     channels_last = {"on": True, "off": False, "auto": not small and device.type != "cpu"}[cfg.memory.channels_last]
     note = f"{device}, {str(dtype).removeprefix('torch.')}" + ", gradient checkpointing" * checkpointing + ", channels-last" * channels_last
-    return Plan(device, dtype, checkpointing, channels_last, note, need - activations * CHECKPOINTED * checkpointing, free)
+    return Plan(device, dtype, checkpointing, channels_last, note, need - activations * CHECKPOINTED * checkpointing, free, small)
 
 
 def _size(checkpoint: Path) -> tuple[float, int]:

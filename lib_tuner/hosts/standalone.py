@@ -14,12 +14,15 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.pictures import from_pixels
+from ..events import Event
 from ..host import Components, Forecast, GenerateRequest, LoadReport
+from ..methods import METHODS
 from ..methods.base import weight_shapes
 from ..methods.embedding_file import read_embedding
 from ..methods.lora_file import count_host_keys
 from ..sd.loss import generator_for
 from ..sd.model import Model, load_model
+from ..sd.place import in_ram, stays
 from ..sd.products import few_pixels_as_products
 from ..sd.sample import guided, sample
 from ..settings import TrainConfig
@@ -32,6 +35,8 @@ EMBEDDED = Path(__file__).resolve().parent.parent / "demo" / "tiny-sd15.safetens
 
 class Standalone:
     """Holds one model for one run; `cfg.checkpoint` names its file, empty is the embedded one."""
+
+    folds = False
 
     def __init__(self, cfg: TrainConfig):
         self.cfg = cfg
@@ -64,6 +69,9 @@ class Standalone:
         before = m.unet.checkpointing
         m.unet.checkpointing = plan.checkpointing
         m.unet.to(memory_format=torch.channels_last if plan.channels_last else torch.contiguous_format)
+        if self.cfg.memory.offload:
+            m.vae.place = in_ram(m.vae.vae, plan.device)
+            m.text.place = stays if METHODS[self.cfg.method](self.cfg).trains_text else in_ram(m.text.transformer, plan.device)
         self._sd = Components(m.unet, m.text, m.vae, m.schedule, nullcontext, m.sha256, m.name, plan.device, plan.dtype)
         try:
             with few_pixels_as_products(m.unet):
@@ -72,6 +80,9 @@ class Standalone:
             self._sd = None
             m.unet.checkpointing = before
             m.unet.to(memory_format=torch.contiguous_format)
+            for network, part in ((m.vae.vae, m.vae), (m.text.transformer, m.text)):
+                part.place = stays
+                network.to(plan.device)
 
     @torch.no_grad()
     def generate(self, requests: list[GenerateRequest]) -> list[Image.Image]:
@@ -112,7 +123,10 @@ class Standalone:
 
     def forecast(self) -> Forecast:
         """How this run would go."""
-        return Forecast(self.plan.note, self.plan.need, self.plan.free)
+        return Forecast(self.plan.note, self.plan.need, self.plan.free, self.plan.small)
+
+    def told(self, event: Event) -> None:
+        """The page and the command line show the run by themselves."""
 
     def interrupted(self) -> bool:
         """Nobody else asks this program to stop."""

@@ -5,12 +5,14 @@ Axes: B samples, L tokens or pixels, C channels.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Generator, Tensor, nn
 
 from ..host import Components
@@ -51,6 +53,11 @@ class Method:
     def disabled(self) -> Iterator[None]:
         """The frozen model while it lasts, for priors and drift."""
         raise NotImplementedError(f"{self.kind} cannot be disabled")
+        yield
+
+    @contextmanager
+    def folded(self) -> Iterator[None]:
+        """The model draws as it will with the saved file, for a host that writes such a file into the weights; nothing here."""
         yield
 
     def attach(self, sd: Components) -> list[dict[str, Any]]:
@@ -114,6 +121,7 @@ class LayerMethod(Method):
     def __init__(self, cfg: TrainConfig):
         super().__init__(cfg)
         self.layers: dict[Target, Layer] = {}
+        self._beside: dict[Target, nn.Module] = {}
         self._handles: list[Any] = []
         self._on = True
 
@@ -132,7 +140,7 @@ class LayerMethod(Method):
     def attach(self, sd: Components) -> list[dict[str, Any]]:
         for number, (target, module) in enumerate(self.targets(sd)):
             layer = self.new_layer(target, module, generator_for(self.cfg.seed, number, "layer")).to(module.weight.device)
-            self.layers[target] = layer
+            self.layers[target], self._beside[target] = layer, module
             self._handles.append(module.register_forward_hook(self._hook(layer)))
         if not self.layers:
             raise ValueError(f"{self.kind}: the chosen parts and blocks hold no layer to train; choose more of them.")
@@ -148,7 +156,7 @@ class LayerMethod(Method):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self.layers = {}
+        self.layers, self._beside = {}, {}
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -157,6 +165,35 @@ class LayerMethod(Method):
             yield
         finally:
             self._on = before
+
+    @property
+    def saved_dtype(self) -> torch.dtype:
+        """The precision of the factors in the saved file."""
+        return torch.float32
+
+    @contextmanager
+    def folded(self) -> Iterator[None]:
+        """The weights as a host makes them of the saved file, factors rounded as there: W + ΔW in the weight's precision. Bit for bit as before afterwards."""
+        before: list[tuple[nn.Module, Tensor]] = []
+        try:
+            with torch.no_grad():
+                for target, layer in self.layers.items():
+                    module = self._beside[target]
+                    before.append((module, module.weight.to("cpu", copy=True)))
+                    delta = self._rounded(layer).delta_weight()
+                    module.weight.copy_((module.weight.to(delta.dtype) + delta).to(module.weight.dtype))
+            with self.disabled():
+                yield
+        finally:
+            with torch.no_grad():
+                for module, weight in before:
+                    module.weight.copy_(weight)
+
+    def _rounded(self, layer: Layer) -> Layer:
+        """A copy of the layer with the factors that the file will have."""
+        made = copy.copy(layer)
+        made._parameters = {name: nn.Parameter(p.to(self.saved_dtype).to(p.dtype), False) for name, p in layer._parameters.items()}
+        return made
 
     def train(self, mode: bool = True) -> None:
         for layer in self.layers.values():

@@ -222,6 +222,10 @@ class LoRA(LayerMethod):
             groups.append({"params": [layer.up for layer in layers], "lr_scale": scale * s.up_lr_ratio})
         return [group for group in groups if group["params"]]
 
+    @property
+    def saved_dtype(self) -> torch.dtype:
+        return DTYPES[self.settings.save_dtype]
+
     def begin(self, batch: Any) -> None:
         self._draws.indices = batch.indices
 
@@ -238,6 +242,6 @@ class LoRA(LayerMethod):
     def export(self, path: Path, summary: Mapping[str, Any], made: Made) -> list[Path]:
         modules = {target: layer.tensors() for target, layer in self.layers.items()}
         metadata = lora_metadata(self.cfg, summary, made, modules)
-        file = write_lora(path.with_name(path.name + ".safetensors"), modules, metadata, DTYPES[self.settings.save_dtype])
+        file = write_lora(path.with_name(path.name + ".safetensors"), modules, metadata, self.saved_dtype)
         write_card(file, self.cfg.trigger)
         return [file]

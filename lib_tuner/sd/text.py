@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from .place import Place, stays
 from .tokenizer import Tokenizer
 
 CHUNK = 75  # tokens of a chunk between its begin and end
@@ -32,6 +33,7 @@ class TextEncoder:
 
     def __init__(self, transformer: nn.Module, tokenizer: Tokenizer | None = None, clip_skip: int = 1):
         self.transformer, self.tokenizer, self.clip_skip = transformer, tokenizer or Tokenizer(), clip_skip
+        self.place: Place = stays
         self._splices: tuple[_Splice, ...] = ()
         self._hooks: tuple[RemovableHandle, ...] = ()
 
@@ -46,8 +48,13 @@ class TextEncoder:
 
     def encode(self, ids: Tensor) -> Tensor:
         """States (B, 77 * k, C) of token ids (B, k, 77) as `ids` makes them; a function of tensors alone."""
-        states = self.transformer(ids.flatten(0, 1), skip=self.clip_skip)  # (B * k, 77, C)
+        with self.place():
+            states = self.states(ids.flatten(0, 1).to(self.embedding.weight.device))  # (B * k, 77, C)
         return states.reshape(ids.shape[0], -1, states.shape[-1])  # (B, k * 77, C)
+
+    def states(self, ids: Tensor) -> Tensor:
+        """States (B, 77, C) of chunks (B, 77)."""
+        return self.transformer(ids, skip=self.clip_skip)
 
     def ids(self, captions: Sequence[str]) -> Tensor:
         """Token ids (B, k, 77) on the encoder's device; ids from the vocabulary's size on are rows of spliced embeddings."""
@@ -121,6 +128,10 @@ class TextEncoder:
                 for hook in self._hooks:
                     hook.remove()
                 self._hooks = ()
+
+    def words(self) -> list[tuple[str, Tensor]]:
+        """The active names with their vectors (n, C)."""
+        return [(splice.name, splice.param) for splice in self._splices]
 
     def _checked(self, name: str, param: Tensor) -> _Splice:
         width = self.embedding.weight.shape[1]

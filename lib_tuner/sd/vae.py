@@ -6,6 +6,7 @@ Axes: B batch, C channels, H W pixels, h w latent pixels (H / 8). Source of the 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .layers import attend, conv, from_state, norm
+from .place import Place, stays
 
 
 @dataclass(frozen=True)
@@ -178,25 +180,33 @@ class Autoencoder:
 
     def __init__(self, vae: VAE, scale: float = 0.18215):
         self.vae, self.scale = vae, scale
+        self.place: Place = stays
 
     @cached_property
     def cache_key(self) -> str:
         """A hash of the encoder, by which cached latents are told apart."""
-        digest = hashlib.sha256(str(self.scale).encode())
-        for key, value in sorted(self.vae.state_dict().items()):
-            if key.startswith(("encoder.", "quant_conv.")):
-                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return encoder_hash(self.vae.state_dict(), self.scale)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (B, 4, h, w) of the scaled latent, fp32 on the VAE's device."""
-        weight = self.vae.quant_conv.weight
-        mean, std = self.vae.encode(pixels.to(weight.device, weight.dtype))
+        with self.place():
+            weight = self.vae.quant_conv.weight
+            mean, std = self.vae.encode(pixels.to(weight.device, weight.dtype))
         return mean.float() * self.scale, std.float() * self.scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels (B, 3, H, W), fp32, about [-1, 1]."""
-        weight = self.vae.post_quant_conv.weight
-        return self.vae.decode((latents / self.scale).to(weight.device, weight.dtype)).float()
+        with self.place():
+            weight = self.vae.post_quant_conv.weight
+            return self.vae.decode((latents / self.scale).to(weight.device, weight.dtype)).float()
+
+
+def encoder_hash(state: Mapping[str, Tensor], scale: float) -> str:
+    """A hash of an encoder's tensors, by their names without a prefix, and of what its latents are multiplied by."""
+    digest = hashlib.sha256(str(scale).encode())
+    for key, value in sorted(state.items()):
+        if key.startswith(("encoder.", "quant_conv.")):
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

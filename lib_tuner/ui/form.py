@@ -18,7 +18,7 @@ LINES = {"sample.prompts": 3, "sample.negative": 1, "textual_inversion.embedding
 OWN = "own"  # where the method's own essentials stand
 ROWS = (("checkpoint", "method"), ("name", "trigger"), ("data.folder",), ("steps", "optim.lr"), (OWN,), ("data.resolution", "data.batch"), ("sample.prompts",))
 ESSENTIALS = frozenset(key for row in ROWS for key in row)
-SECTIONS = {"": "Run", "data": "Data", "optim": "Optimizer", "loss": "Loss", "sample": "Samples", "memory": "Memory"}
+SECTIONS = {"": "Run", "data": "Data", "optim": "Optimizer", "loss": "Loss", "sample": "Samples", "memory": "Memory", "webui": "Samples in the WebUI"}
 _SECTION = re.compile(r"(?:([\w.]+): )?(.*)")  # `optim.lr: ...`, `sample: every is ...`, or a sentence of the run's own settings
 LEFT_OUT = frozenset(("resume",))  # a button of its own
 
@@ -57,7 +57,9 @@ class Form:
         """All other fields, a section each; the method's own first."""
         self._of_methods(essential=False)
         for section, title in SECTIONS.items():
-            fields = [o for o in options(TrainConfig) if o.key.rpartition(".")[0] == section and o.key not in ESSENTIALS]
+            fields = [o for o in options(TrainConfig) if o.key.rpartition(".")[0] == section and o.key not in ESSENTIALS | self.hidden]
+            if not fields:
+                continue
             with self.section(section or "run", title):
                 for option in fields:
                     self._widget(option)

@@ -39,6 +39,7 @@ class Shared:
     models: list[tuple[str, str]] = field(default_factory=list)  # checkpoints to choose from: name, path
     api: str = "tuner/api"  # where the routes are, seen from the page
     hidden: tuple[str, ...] = ()  # settings that the host decides
+    key: str = ""  # what the routes know the page by
 
     @property
     def presets(self) -> Path:
@@ -55,7 +56,7 @@ class TrainTab:
             with gr.Column(scale=5, min_width=320, elem_id="tuner-form"):
                 self._draw_form()
             with gr.Column(scale=7, min_width=320, elem_id="tuner-side"):
-                plain_html(f'<div id="tuner-live" data-api="{escape(shared.api)}"><p class="tuner-wait">Loading…</p></div>', elem_id="tuner-live-root")
+                plain_html(f'<div id="tuner-live" data-api="{escape(shared.api)}" data-key="{escape(shared.key)}"><p class="tuner-wait">Loading…</p></div>', elem_id="tuner-live-root")
         self._hidden_fields()
         self._listen()
 

@@ -1,6 +1,7 @@
-"""Who may talk to the standalone program: everybody on this machine, or from elsewhere whoever knows the password.
+"""Who may talk to the program: everybody on this machine, or from elsewhere whoever knows the password.
 
-It stands in front of the whole application, the page and our own routes alike, since gradio's login covers only gradio's.
+The Door stands in front of the whole standalone application, the page and our own routes alike, since gradio's login covers only gradio's.
+The Guard is for our routes in an application that is not ours, the WebUI's.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hmac
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from fastapi import HTTPException, Request
 from starlette.responses import PlainTextResponse
 
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
@@ -41,15 +43,56 @@ class Door:
             await PlainTextResponse("This page answers to addresses of its own machine only; start it with --listen --auth user:password.", 403)(scope, receive, send)
 
     def _opens(self, headers: dict[bytes, bytes]) -> bool:
-        if self.login is None:
-            host = headers.get(b"host", b"").decode("latin-1")
-            return (host if host.endswith("]") else host.rpartition(":")[0] or host).lower() in LOCAL
-        kind, _, code = headers.get(b"authorization", b"").partition(b" ")
-        try:
-            given = base64.b64decode(code, validate=True) if kind.lower() == b"basic" else b""
-        except binascii.Error:
-            return False
-        return hmac.compare_digest(given, ":".join(self.login).encode())
+        return _is_local(headers) if self.login is None else _knows(headers, self.login)
+
+
+class Guard:
+    """A dependency of routes in the WebUI: lets in its page, its API's users and its page's users. Raises HTTPException for all others.
+
+    `key` is in the page alone, which the WebUI shows after its own login, and comes back as a header, or as a cookie where a picture is asked for.
+    `logins` are those of --api-auth; `app` is gradio's, which keeps who has logged in; `closed` is the sentence of a host where nobody is let in.
+    """
+
+    def __init__(self, key: str, logins: list[tuple[str, str]], page_login: bool, app: Any, closed: str = ""):
+        self.key, self.logins, self.page_login, self.app, self.closed = key, logins, page_login, app, closed
+
+    def admit(self, request: Request) -> None:
+        """The dependency itself."""
+        if self.closed:
+            raise HTTPException(403, self.closed)
+        headers = dict(request.scope["headers"])
+        if not _own_origin(headers):
+            raise HTTPException(403, "This page does not answer to other sites.")
+        if self._has_key(request) or any(_knows(headers, login) for login in self.logins) or self._is_user(request):
+            return
+        if self.logins or self.page_login:
+            raise HTTPException(401, "This needs the WebUI's login: user and password of --api-auth, or the page's.", {"WWW-Authenticate": 'Basic realm="Tuner", charset="UTF-8"'})
+        if not _is_local(headers):
+            raise HTTPException(403, "Without a login this answers to addresses of its own machine only.")
+
+    def _has_key(self, request: Request) -> bool:
+        given = [request.headers.get("x-tuner", ""), *(value for name, value in request.cookies.items() if name.startswith("tuner-"))]
+        return any(hmac.compare_digest(value.encode(), self.key.encode()) for value in given)
+
+    def _is_user(self, request: Request) -> bool:
+        """Whether the cookie is of somebody who has logged in to the page."""
+        token = request.cookies.get("access-token") or request.cookies.get("access-token-unsecure")
+        return self.page_login and token is not None and getattr(self.app, "tokens", {}).get(token) is not None
+
+
+def _is_local(headers: dict[bytes, bytes]) -> bool:
+    host = headers.get(b"host", b"").decode("latin-1")
+    return (host if host.endswith("]") else host.rpartition(":")[0] or host).lower() in LOCAL
+
+
+def _knows(headers: dict[bytes, bytes], login: tuple[str, ...]) -> bool:
+    """Whether the request brings user and password."""
+    kind, _, code = headers.get(b"authorization", b"").partition(b" ")
+    try:
+        given = base64.b64decode(code, validate=True) if kind.lower() == b"basic" else b""
+    except binascii.Error:
+        return False
+    return hmac.compare_digest(given, ":".join(login).encode())
 
 
 def _own_origin(headers: dict[bytes, bytes]) -> bool:

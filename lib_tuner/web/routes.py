@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, List
 from urllib.parse import quote
 
 from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Query, Request
@@ -18,10 +18,12 @@ from PIL import Image
 from .. import runs
 from ..data.pictures import BROKEN
 from ..jobs import Jobs
+from ..methods import settings
+from ..outlook import refuse
+from .bodies import REFUSALS, Added, Change, Done, Order, QueueAction, RunAction, RunDetails, RunRow, Status, Wanted
 
 PREFIX = "/tuner/api"
 THUMBNAIL = 1024  # px, the largest side that is asked for
-Action = Callable[[dict[str, Any]], Any]
 
 
 def nobody(request: Request) -> None:
@@ -31,25 +33,25 @@ def nobody(request: Request) -> None:
 def own_page(request: Request) -> None:
     """Refuses a POST that another site's page could have sent."""
     if request.method != "GET" and "x-tuner" not in request.headers:
-        raise HTTPException(403, "The header X-Tuner is missing.")
+        raise HTTPException(403, "The header X-Tuner is missing: send it with any text.")
 
 
 def make_router(jobs: Jobs, guard: Callable[[Request], None] = nobody) -> APIRouter:
     """All routes; `guard` raises HTTPException for whoever may not use them."""
-    router = APIRouter(prefix=PREFIX, dependencies=[Depends(guard), Depends(own_page)])
-    _add_status(router, jobs)
-    _add_actions(router, jobs)
+    router = APIRouter(prefix=PREFIX, dependencies=[Depends(guard), Depends(own_page)], tags=["Tuner"], responses=REFUSALS)
+    _add_queue(router, jobs)
     _add_runs(router, jobs)
+    _add_files(router, jobs)
     return router
 
 
 def make_app(jobs: Jobs, static: list[Path]) -> FastAPI:
     """An application of the routes, with the page's scripts and style under `/tuner/static/`."""
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="The Tuner", docs_url="/tuner/docs", redoc_url=None, openapi_url="/tuner/openapi.json")
     app.include_router(make_router(jobs))
     files = {path.name: path for path in static}
 
-    @app.get("/tuner/static/{name}")
+    @app.get("/tuner/static/{name}", include_in_schema=False)
     def file(name: str) -> Response:
         if name not in files:
             raise HTTPException(404, "There is no such file.")
@@ -58,69 +60,76 @@ def make_app(jobs: Jobs, static: list[Path]) -> FastAPI:
     return app
 
 
-def _add_status(router: APIRouter, jobs: Jobs) -> None:
-    @router.get("/status")
-    def status(run: str = "", points: int = 0) -> Response:
+def _add_queue(router: APIRouter, jobs: Jobs) -> None:
+    @router.get("/status", response_model=Status, summary="The queue and the run that is going, or has last gone")
+    def status(run: str = Query("", description="the entry whose points are wanted"), points: int = Query(0, description="how many of them are known already")) -> Response:
         return JSONResponse(jobs.status(run, max(0, points)))
 
-    @router.get("/history")
-    def history() -> Response:
-        return JSONResponse(jobs.history())
+    @router.post("/runs", response_model=Added, summary="Start: puts a run at the end of the queue")
+    def start(wanted: Wanted) -> Response:
+        def add() -> dict[str, str]:
+            refuse(settings(wanted.settings))
+            return {"id": jobs.add(wanted.settings).id}
 
+        return _answer(add)
 
-def _add_actions(router: APIRouter, jobs: Jobs) -> None:
-    actions: dict[str, Action] = {
-        "pause": lambda body: jobs.pause(),
-        "stop": lambda body: jobs.stop(),
-        "save": lambda body: jobs.order(save=True),
-        "sample": lambda body: jobs.order(sample=True, prompts=str(body["prompts"]) if "prompts" in body else None),
-        "prompts": lambda body: jobs.order(prompts=str(body.get("prompts", ""))),
-        "resume": lambda body: jobs.resume(str(body.get("id"))),
-        "move": lambda body: jobs.move(str(body.get("id")), -1 if str(body.get("by")).startswith("-") else 1),
-        "remove": lambda body: jobs.remove(str(body.get("id"))),
-        "start": lambda body: jobs.start_queue(),
-        "hold": lambda body: jobs.hold_queue(),
+    actions: dict[str, Callable[[Order], Any]] = {
+        "pause": lambda order: jobs.pause(),
+        "stop": lambda order: jobs.stop(),
+        "save": lambda order: jobs.order(save=True),
+        "sample": lambda order: jobs.order(sample=True, prompts=order.prompts),
+        "prompts": lambda order: jobs.order(prompts=order.prompts or ""),
+        "resume": lambda order: jobs.resume(order.id),
+        "move": lambda order: jobs.move(order.id, -1 if order.by < 0 else 1),
+        "remove": lambda order: jobs.remove(order.id),
+        "start": lambda order: jobs.start_queue(),
+        "hold": lambda order: jobs.hold_queue(),
     }
 
-    @router.post("/do/{action}")
-    def act(action: str, body: dict = Body(default={})) -> Response:
-        return _done(actions, action, body)
+    @router.post("/do/{action}", response_model=Done, summary="Order something of the run that is going, or of the queue")
+    def act(action: QueueAction, order: Order = Body(default=Order())) -> Response:
+        return _answer(lambda: {"answer": actions[action](order)})
 
 
 def _add_runs(router: APIRouter, jobs: Jobs) -> None:
-    @router.get("/runs/{run}")
+    @router.get("/runs", response_model=List[RunRow], summary="All runs on the disk, the newest first")
+    def listing() -> Response:
+        return JSONResponse(jobs.history())
+
+    @router.get("/runs/{run}", response_model=RunDetails, summary="One run with its points, samples, files and settings")
     def details(run: str) -> Response:
         return _answer(lambda: jobs.details(run))
 
-    @router.get("/runs/{run}/files/{name:path}")
+    @router.post("/runs/{run}/{action}", response_model=Done, summary="Change a run: its note, its files, or go on with it")
+    def act(run: str, action: RunAction, change: Change = Body(default=Change())) -> Response:
+        folder = _found(lambda: jobs.folder_of(run))
+        actions: dict[str, Callable[[], Any]] = {
+            "note": lambda: runs.note(folder, change.text),
+            "rename": lambda: _changed(jobs, folder, runs.rename_file(folder, change.name, change.to).name),
+            "delete-file": lambda: _changed(jobs, folder, runs.delete_file(folder, change.name)),
+            "delete": lambda: jobs.delete_run(folder),
+            "resume": lambda: jobs.resume_run(folder).id,
+        }
+        return _answer(lambda: {"answer": actions[action]()})
+
+
+def _add_files(router: APIRouter, jobs: Jobs) -> None:
+    @router.get("/runs/{run}/files/{name:path}", response_class=FileResponse, summary="Download a file of a run; `size`: a picture, at most so large")
     def file(run: str, name: str, size: int = Query(0, ge=0, le=THUMBNAIL)) -> Response:
         path = _found(lambda: runs.inside(jobs.folder_of(run), name))
         return thumbnail(path, size) if size else FileResponse(path, filename=path.name)
 
-    @router.get("/runs/{run}/training/{index}")
+    @router.get("/runs/{run}/training/{index}", response_class=FileResponse, summary="One of the pictures that a run learns from")
     def training(run: str, index: int, size: int = Query(256, ge=16, le=THUMBNAIL)) -> Response:
         pictures = _found(lambda: runs.read_record(jobs.folder_of(run)).pictures)
         if not 0 <= index < len(pictures):
             raise HTTPException(404, "There is no such training picture.")
         return thumbnail(Path(pictures[index]), size)
 
-    @router.post("/runs/{run}/{action}")
-    def act(run: str, action: str, body: dict = Body(default={})) -> Response:
-        folder, name = _found(lambda: jobs.folder_of(run)), str(body.get("name", ""))
-        actions: dict[str, Action] = {
-            "note": lambda body: runs.note(folder, str(body.get("text", ""))),
-            "rename": lambda body: runs.rename_file(folder, name, str(body.get("to", ""))).name,
-            "delete-file": lambda body: runs.delete_file(folder, name),
-            "delete": lambda body: jobs.delete_run(folder),
-            "resume": lambda body: jobs.resume_run(folder).id,
-        }
-        return _done(actions, action, body)
 
-
-def _done(actions: dict[str, Action], action: str, body: dict[str, Any]) -> Response:
-    if action not in actions:
-        raise HTTPException(404, f"There is no action {action!r}.")
-    return _answer(lambda: {"answer": actions[action](body)})
+def _changed(jobs: Jobs, folder: Path, answer: Any) -> Any:
+    jobs.files_changed(folder)
+    return answer
 
 
 def _answer(make: Callable[[], Any]) -> Response:

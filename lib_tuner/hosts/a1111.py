@@ -1,0 +1,264 @@
+"""AUTOMATIC1111's WebUI as a host, and how the extension enters it. The only file that imports the WebUI's `modules.*`.
+
+The run goes in the WebUI's process, on the model that is loaded, under its queue lock: it and the pictures take turns. Everything that is changed
+is changed by a context manager that puts it back (kept.py, networks.py, previews.py).
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from modules import (  # noqa: F401
+    call_queue, devices, paths, processing, progress, script_callbacks, sd_hijack, sd_models, sd_unet, shared,
+)  # fmt: skip
+from modules.textual_inversion import textual_inversion
+from PIL import Image
+
+from ..events import Event, Preparing, Started, Stepped
+from ..host import Components, Forecast, GenerateRequest, LoadReport
+from ..methods import METHODS
+from ..sd.place import in_ram, stays
+from ..settings import TrainConfig
+from . import ldm, previews
+from .kept import attributes, checkpointing, frozen, random_state
+from .networks import without_networks
+from .plan import ACTIVATIONS, CHECKPOINTED, PARAMETERS, WIDTH
+from .published import publish, sweep
+from .readback import read_back
+
+LOG = logging.getLogger("lib_tuner")
+RELOADING = 0.3  # seconds within which an interruption turns out to be a Reload UI
+
+
+def webui() -> SimpleNamespace:
+    """The host's modules, for the files that may not import them; `networks` is the Lora extension's, None where it is off."""
+    try:
+        networks = importlib.import_module("networks")
+    except ImportError:
+        networks = None
+    return SimpleNamespace(
+        call_queue=call_queue, devices=devices, paths=paths, processing=processing, progress=progress, sd_hijack=sd_hijack, sd_models=sd_models,
+        sd_unet=sd_unet, shared=shared, textual_inversion=textual_inversion, networks=networks if hasattr(networks, "loaded_networks") else None,
+    )  # fmt: skip
+
+
+class WebUI:
+    """The host of one run."""
+
+    folds = True
+
+    def __init__(self, cfg: TrainConfig):
+        self.cfg, self.w = cfg, webui()
+        self._sd: Components | None = None
+        self._model: Any = None
+        self._published: list[Path] = []
+
+    # ---- the model, for the time of the run --------------------------------------------------------------------------
+
+    @contextmanager
+    def exclusive(self) -> Iterator[Components]:
+        """The loaded model, frozen and as its file has it; all is put back, however the run ends. Raises ValueError for what cannot be trained on."""
+        w = self.w
+        with _job(w), ExitStack() as stack:
+            model = w.shared.sd_model
+            ldm.refuse(model)
+            self._model = model
+            stack.callback(self._refresh)
+            self._quiet(stack, model)
+            self._sd = self._components(stack, model)
+            try:
+                yield self._sd
+            finally:
+                self._sd = self._model = None
+
+    def _quiet(self, stack: ExitStack, model: Any) -> None:
+        """Takes away what pictures and settings have left in the model; `stack` brings it back."""
+        w, hijack = self.w, self.w.sd_hijack.model_hijack
+        stack.enter_context(random_state())
+        stack.callback(_forget_conditions, w)
+        merged, circular = getattr(model, "applied_token_merged_ratio", 0), hijack.circular_enabled
+        stack.callback(w.sd_models.apply_token_merging, model, merged)
+        w.sd_models.apply_token_merging(model, 0)
+        stack.callback(hijack.apply_circular, circular)
+        hijack.apply_circular(False)
+        if w.sd_unet.current_unet is not None:  # TensorRT and the like: another network in the place of the model's own
+            stack.callback(w.sd_unet.apply_unet, w.sd_unet.current_unet_option.label)
+            w.sd_unet.apply_unet("None")
+        stack.enter_context(without_networks(w.networks, model))
+        stack.enter_context(attributes(w.shared, loaded_hypernetworks=[]))
+        stack.enter_context(attributes(model, alphas_cumprod=model.alphas_cumprod))
+        stack.enter_context(frozen(model))
+        stack.enter_context(checkpointing(model.model.diffusion_model.modules(), self.cfg.memory.checkpointing == "on" or self._tight()))
+
+    def _components(self, stack: ExitStack, model: Any) -> Components:
+        unet, device = model.model.diffusion_model, self.w.devices.device
+        text, vae = ldm.HostText(model, self.cfg.clip_skip), ldm.HostVAE(model)
+        if self.cfg.memory.offload and torch.device(device).type != "cpu":
+            for part, network in ((vae, vae.vae), (text, text.transformer)):
+                trained = part is text and METHODS[self.cfg.method](self.cfg).trains_text
+                stack.callback(network.to, device)
+                part.place = stays if trained else in_ram(network, device)
+        name = model.sd_checkpoint_info.model_name
+        return Components(unet, text, vae, ldm.schedule_of(model).to(device), self.w.devices.autocast, ldm.checkpoint_hash(model), name,
+                          torch.device(device), next(unet.parameters()).dtype)  # fmt: skip
+
+    # ---- while it goes -----------------------------------------------------------------------------------------------
+
+    def generate(self, requests: list[GenerateRequest]) -> list[Image.Image]:
+        """One picture per request through the host's txt2img, fewer where it is interrupted; what is attached to the model takes part."""
+        if self._sd is None:
+            with _job(self.w):
+                return previews.draw(self.w, self.w.shared.sd_model, self.cfg, None, requests)
+        with ExitStack() as stack:
+            for part in (self._sd.vae, self._sd.text):
+                stack.enter_context(part.place())
+            return previews.draw(self.w, self._model, self.cfg, self._sd.text, requests)
+
+    def interrupted(self) -> bool:
+        """Whether somebody pressed the host's Interrupt. Raises ValueError where the host has loaded another model under the run."""
+        if self._model is not None and self.w.sd_models.model_data.sd_model is not self._model:
+            raise ValueError("The WebUI loaded another model while this run was going: choose the run's model again and press Resume.")
+        state = self.w.shared.state
+        if not (state.interrupted or getattr(state, "stopping_generation", False)):
+            return False
+        if self._is_reloading():  # Reload UI interrupts whatever goes, and this need not end
+            state.interrupted = False
+            return False
+        return True
+
+    def _is_reloading(self) -> bool:
+        end = time.monotonic() + RELOADING
+        while not (found := _page_ends(self.w.shared)) and time.monotonic() < end:
+            time.sleep(0.01)
+        return found
+
+    def told(self, event: Event) -> None:
+        """The host's own progress: its API and bar count steps."""
+        state = self.w.shared.state
+        if self._sd is None:
+            return
+        if isinstance(event, Started):
+            state.job_count, state.job_no, state.textinfo = event.steps, event.start, None
+        elif isinstance(event, Stepped):
+            state.job_no = event.step
+        elif isinstance(event, Preparing):
+            state.textinfo = f"{event.text} {event.done}/{event.total}" if event.total else event.text
+
+    # ---- files -------------------------------------------------------------------------------------------------------
+
+    def output_dir(self, kind: str) -> Path:
+        """Where the host looks for files of a method."""
+        options = self.w.shared.cmd_opts
+        folders = {"textual_inversion": options.embeddings_dir, "hypernetwork": options.hypernetwork_dir}
+        return Path(folders.get(kind) or options.lora_dir)
+
+    def reload(self, path: Path) -> LoadReport:
+        """Puts a saved file where the host finds it, and reads it as the host does; its lists follow when the run has ended."""
+        home = Path(self.cfg.output).expanduser()
+        leading = path.suffix == ".safetensors" or not path.with_suffix(".safetensors").is_file()  # an embedding's other forms are the same word
+        target = publish(path, self.output_dir(self.cfg.method), home) if leading else path
+        report = read_back(self.w, target, self.cfg.method)
+        if leading:
+            sweep(home)
+            self._published.append(target)
+            if self._sd is None:
+                self._refresh()
+        return report
+
+    def _refresh(self) -> None:
+        """The host's lists, with what was saved."""
+        made, self._published = self._published, []
+        if made:
+            refresh(self.w, {path.stem for path in made}, embeddings=self.cfg.method == "textual_inversion")
+
+    def forecast(self) -> Forecast:
+        """How this run would go on what the host has loaded."""
+        model = self.w.sd_models.model_data.sd_model
+        device = torch.device(self.w.devices.device)
+        dtype = self.w.devices.dtype_unet if model is not None else self.w.devices.dtype
+        width, size = WIDTH, PARAMETERS
+        if model is not None:
+            unet = model.model.diffusion_model
+            width, size = unet.input_blocks[0][0].weight.shape[0], float(sum(p.numel() for p in model.parameters()))
+        cfg = self.cfg
+        activations = ACTIVATIONS / 2 * width / WIDTH * (cfg.data.resolution / 8) ** 2 * cfg.data.batch * dtype.itemsize
+        free = float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
+        tight = cfg.memory.checkpointing == "on" or cfg.memory.checkpointing == "auto" and free is not None and activations > 0.9 * free
+        name = model.sd_checkpoint_info.model_name if model is not None else "the model that is loaded first"
+        note = f"{name}, {device}, {str(dtype).removeprefix('torch.')}" + ", gradient checkpointing" * tight
+        need = activations * (1 - CHECKPOINTED * tight) + (0 if free is not None else size * dtype.itemsize)  # on a GPU the model is there already
+        return Forecast(note, need, free, width < WIDTH)
+
+    def _tight(self) -> bool:
+        """Whether `auto` comes to gradient checkpointing."""
+        return self.forecast().note.endswith("gradient checkpointing")
+
+
+# ---- the host's job --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _job(w: Any) -> Iterator[None]:
+    """The host's queue lock, with a job of ours in its progress."""
+    task = w.progress.create_task_id("tuner") if hasattr(w.progress, "create_task_id") else f"task(tuner-{time.time():.0f})"
+    w.progress.add_task_to_queue(task)
+    with ExitStack() as stack:
+        stack.callback(w.progress.finish_task, task)
+        stack.callback(w.progress.pending_tasks.pop, task, None)
+        stack.enter_context(w.call_queue.queue_lock)
+        w.shared.state.begin(job=task)
+        stack.callback(_end, w)
+        w.progress.start_task(task)
+        yield
+
+
+def _end(w: Any) -> None:
+    w.shared.state.end()
+    w.shared.state.interrupted = w.shared.state.skipped = False
+
+
+def _page_ends(shared: Any) -> bool:
+    """Whether the page is being drawn anew (Reload UI) or closed."""
+    server = getattr(getattr(shared, "demo", None), "server", None)
+    return shared.state.server_command == "restart" or bool(getattr(server, "should_exit", False))
+
+
+def _forget_conditions(w: Any) -> None:
+    """What a prompt means may have changed: the host keeps the last conditions of each by their text alone."""
+    for cls in (w.processing.StableDiffusionProcessing, w.processing.StableDiffusionProcessingTxt2Img):
+        for name in ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc"):
+            if name in vars(cls):
+                setattr(cls, name, [None, None])
+
+
+def refresh(w: Any, names: set[str], embeddings: bool) -> None:
+    """The host reads its folders anew: an embedding that was overwritten in place it would not notice by itself."""
+    if embeddings:
+        w.sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings(force_reload=True)
+    elif w.networks is not None:
+        w.networks.list_available_networks()
+        for name in names:
+            w.networks.networks_in_memory.pop(name, None)
+
+
+# ---- the extension ---------------------------------------------------------------------------------------------------
+
+
+def register() -> None:
+    """What scripts/tuner.py calls."""
+    from modules import scripts, sd_samplers
+    from modules.infotext_utils import image_from_url_text
+
+    from . import extension
+
+    w = webui()
+    w.script_callbacks, w.scripts, w.picture, w.samplers = script_callbacks, scripts, image_from_url_text, sd_samplers.visible_samplers
+    extension.register(w, WebUI)

@@ -1,0 +1,113 @@
+"""The model that the WebUI has loaded, as the parts that training needs: an ldm LatentDiffusion, never copied, only called.
+
+Axes as in host.py. Sources: host.md's contract, modules/sd_hijack_clip.py and ldm/models/diffusion/ddpm.py of the WebUI 1.9.4.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..sd.place import Place, stays
+from ..sd.schedule import Schedule
+from ..sd.text import TextEncoder
+from ..sd.vae import encoder_hash
+
+
+class HostText(TextEncoder):
+    """Captions through the host's own CLIP, every character literal, whatever embeddings and emphasis the host would read into them."""
+
+    def __init__(self, model: Any, clip_skip: int):
+        super().__init__(model.cond_stage_model.wrapped.transformer, clip_skip=clip_skip)
+
+    @property
+    def embedding(self) -> nn.Module:
+        """The bare look-up: the host's module around it substitutes embeddings that occur in the text it tokenized itself."""
+        around = super().embedding
+        return getattr(around, "wrapped", around)
+
+    def states(self, ids: Tensor) -> Tensor:
+        out = self.transformer(input_ids=ids, output_hidden_states=self.clip_skip > 1)
+        if self.clip_skip <= 1:
+            return out.last_hidden_state
+        return self.transformer.text_model.final_layer_norm(out.hidden_states[-self.clip_skip])
+
+
+class HostVAE:
+    """The host's VAE as an `Autoencoder`; its own `encode_first_stage` draws a sample, which the cache of latents must not."""
+
+    factor = 8
+
+    def __init__(self, model: Any):
+        self.vae, self.scale, self.place = model.first_stage_model, float(model.scale_factor), stays
+
+    place: Place
+
+    @cached_property
+    def cache_key(self) -> str:
+        """A hash of the encoder, by which cached latents are told apart."""
+        return encoder_hash(self.vae.state_dict(), self.scale)
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (B, 4, h, w) of the scaled latent, fp32. Raises ValueError where half precision overflows."""
+        with self.place():
+            weight = self.vae.quant_conv.weight
+            latent = self.vae.encode(pixels.to(weight.device, weight.dtype))
+            mean, std = latent.mean.float() * self.scale, latent.std.float() * self.scale
+        if weight.dtype == torch.float16 and not torch.isfinite(mean).all():
+            raise ValueError("The VAE gives no numbers in half precision for one of the pictures: start the WebUI with --no-half-vae.")
+        return mean, std
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W), fp32, about [-1, 1]."""
+        with self.place():
+            weight = self.vae.post_quant_conv.weight
+            return self.vae.decode((latents / self.scale).to(weight.device, weight.dtype)).float()
+
+
+def schedule_of(model: Any) -> Schedule:
+    """The noise levels that the model was trained with: a generation may have replaced `alphas_cumprod` by its own (downcast, zero terminal SNR)."""
+    alphas = getattr(model, "alphas_cumprod_original", model.alphas_cumprod).float()
+    before = torch.cat([torch.ones_like(alphas[:1]), alphas[:-1]])
+    return Schedule((1 - alphas / before).clamp(0, 1), alphas, "v" if model.parameterization == "v" else "eps")
+
+
+def refuse(model: Any) -> None:
+    """Raises ValueError, with what to change, for a model or an option of the host that cannot be trained on; touches nothing."""
+    if model is None:
+        raise ValueError("The WebUI has no model loaded: choose an SD1.5 checkpoint at the top of the page.")
+    if hasattr(model, "forge_objects"):
+        raise ValueError("This is Forge, which keeps its model in another way: the Tuner trains in AUTOMATIC1111's WebUI, or on its own page (python3 -m lib_tuner).")
+    if getattr(model, "is_sdxl", False):
+        raise ValueError("The loaded model is SDXL, and the Tuner trains SD1.5: choose an SD1.5 checkpoint at the top of the page.")
+    if getattr(model, "is_sd2", False):
+        raise ValueError("The loaded model is SD2, and the Tuner trains SD1.5: choose an SD1.5 checkpoint at the top of the page.")
+    if not getattr(model, "is_sd1", True) or not hasattr(getattr(model, "cond_stage_model", None), "wrapped"):
+        raise ValueError("The loaded model is none of SD1.5's kind: choose an SD1.5 checkpoint at the top of the page.")
+    if getattr(model, "lowvram", False):
+        raise ValueError("With --medvram or --lowvram the WebUI moves the model about in pieces, which training cannot: start the WebUI without it, and turn gradient checkpointing on.")
+    if model.model.conditioning_key in ("hybrid", "concat"):
+        raise ValueError("The loaded model is an inpainting model (9 input channels), which cannot be trained yet: choose an ordinary SD1.5 checkpoint.")
+    if any("float8" in str(p.dtype) for p in model.parameters()):
+        raise ValueError("The model's weights are kept in fp8, which has too few digits to train on: turn FP8 weight off in Settings > Optimizations.")
+
+
+def checkpoint_hash(model: Any) -> str:
+    """sha256 of the checkpoint's file: the host's own, or computed here where it runs with --no-hashing."""
+    info = model.sd_checkpoint_info
+    if not info.sha256:
+        info.calculate_shorthash()
+    if info.sha256:
+        return info.sha256
+    import hashlib
+
+    digest = hashlib.sha256()
+    with open(info.filename, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

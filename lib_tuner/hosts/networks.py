@@ -1,0 +1,51 @@
+"""The LoRA that the last picture left in the weights: out for the run, and back as it was. Works on the Lora extension's `networks` module.
+
+The extension rewrites weights in place in the first forward after its list has changed, in whatever grad mode that is, and keeps copies to go back
+to (extensions-builtin/Lora/networks.py). Trained weights would be overwritten by such a copy, so none is left behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+_COPIES = ("network_current_names", "network_weights_backup", "network_bias_backup")
+
+
+@contextmanager
+def without_networks(networks: Any, model: Any) -> Iterator[None]:
+    """The checkpoint's own weights; afterwards the same LoRAs as before are in them. `networks`: None where the extension is off."""
+    layers = list(getattr(model, "network_layer_mapping", {}).values())
+    if networks is None or not layers:
+        yield
+        return
+    before, baked = list(networks.loaded_networks), any(getattr(layer, "network_current_names", ()) for layer in layers)
+    copied = [any(getattr(layer, name, None) is not None for name in _COPIES[1:]) for layer in layers]
+    networks.loaded_networks.clear()
+    _apply(networks, layers)
+    _forget(networks, layers)
+    try:
+        yield
+    finally:
+        _forget(networks, layers)
+        networks.loaded_networks[:] = before
+        if baked:
+            _apply(networks, layers)
+        for layer, had in zip(layers, copied):
+            if not had and not baked:
+                for name in _COPIES:
+                    vars(layer).pop(name, None)
+
+
+@torch.no_grad()  # in grad mode the restored biases would become part of a graph
+def _apply(networks: Any, layers: list[Any]) -> None:
+    for layer in layers:
+        networks.network_apply_weights(layer)
+
+
+def _forget(networks: Any, layers: list[Any]) -> None:
+    for layer in layers:
+        networks.network_reset_cached_weight(layer)

@@ -1,0 +1,103 @@
+"""Saved files in the folders where the host looks for them, as links: nothing is copied where the disk can link, and nobody's file is replaced.
+
+A run's final file keeps its name; a save in between is called after the run's folder and its step (`my-cat-002-000500`), which is the only one of that
+name. A file that is there already is replaced only where its content stays in a run's folder; else the new one gets a number.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from ..sd.files import atomic
+
+LEDGER = "published.tuner"  # JSON in the output folder: {published file: the run's file}
+_STEP = re.compile(r"(.+)-(\d{6,})")
+_RUN = re.compile(r"(.+)-\d{3,}")
+
+
+def publish(source: Path, folder: Path, home: Path) -> Path:
+    """Makes `source` a file of the host's `folder`; the same file goes to the same place again. Raises OSError."""
+    ledger = _read(home)
+    folder.mkdir(parents=True, exist_ok=True)
+    source = source.resolve()
+    wanted, number = folder.resolve() / (name_of(source) + source.suffix), 1
+    target = wanted
+    while not _may_take(target, source, ledger):
+        number += 1
+        target = wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
+    _link(source, target)
+    _write(home, {**_alive(ledger), str(target): str(source)})
+    card, shown = source.with_suffix(".json"), target.with_suffix(".json")
+    if card.is_file() and not shown.exists():  # the host writes into it when its user edits it, so it is a copy and is never replaced
+        shutil.copyfile(card, shown)
+    return target
+
+
+def name_of(source: Path) -> str:
+    """What a run's file is called in a prompt."""
+    save, run = _STEP.fullmatch(source.stem), _RUN.fullmatch(source.parent.name)
+    if not save:
+        return source.stem
+    own = run and run[1] == save[1]
+    return f"{source.parent.name}-{save[2] if own else source.stem}"
+
+
+def sweep(home: Path) -> list[Path]:
+    """Takes back the saves in between whose run has them no longer (pruned, deleted, renamed); final files stay. Returns what went."""
+    ledger, gone = _read(home), []
+    for target, source in ledger.items():
+        if not Path(source).is_file() and Path(target).is_file() and _STEP.fullmatch(Path(target).stem):
+            Path(target).unlink()
+            Path(target).with_suffix(".json").unlink(missing_ok=True)
+            gone.append(Path(target))
+    if ledger != _alive(ledger):
+        _write(home, _alive(ledger))
+    return gone
+
+
+def published_as(home: Path) -> dict[Path, Path]:
+    """{a run's file: where the host has it}."""
+    return {Path(source): Path(target) for target, source in _read(home).items()}
+
+
+def _may_take(target: Path, source: Path, ledger: dict[str, str]) -> bool:
+    """Whether what lies at `target` is nothing, an earlier state of this very file, or a run's file whose content stays in that run's folder."""
+    if not target.exists():
+        return True
+    owner = ledger.get(str(target))
+    if owner is None:
+        return target.samefile(source)
+    return owner == str(source) or Path(owner).is_file() and filecmp.cmp(owner, target, shallow=False)
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link, or a copy where the disk or the system makes none; the name always leads to a whole file."""
+    with atomic(target) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
+def _alive(ledger: dict[str, str]) -> dict[str, str]:
+    return {target: source for target, source in ledger.items() if Path(target).is_file() and Path(source).is_file()}
+
+
+def _read(home: Path) -> dict[str, str]:
+    try:
+        values = json.loads((home / LEDGER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # damaged or gone: every file there counts as somebody's, and new ones get numbers
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _write(home: Path, ledger: dict[str, str]) -> None:
+    home.mkdir(parents=True, exist_ok=True)
+    with atomic(home / LEDGER) as temporary:
+        temporary.write_text(json.dumps(ledger, indent=1), encoding="utf-8")

@@ -1,0 +1,43 @@
+"""A saved file read by the host's own readers, and how much of it they take: what they do not know they leave out without a word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..host import LoadReport
+from ..methods.embedding_file import read_embedding
+from ..methods.lora_file import count_host_keys
+from ..sd.files import read_header
+
+
+def read_back(w: Any, path: Path, method: str) -> LoadReport:
+    """How the host reads the file. Raises ValueError where it refuses it."""
+    if method == "textual_inversion":
+        return _embedding(w, path)
+    if w.networks is None:  # the Lora extension is off: by its recorded rules
+        return LoadReport(path, *count_host_keys(path), path.stem)
+    return _lora(w, path)
+
+
+def _lora(w: Any, path: Path) -> LoadReport:
+    total = len({key.partition(".")[0] for key in read_header(path)[0]})
+    try:
+        found = w.networks.load_network(path.stem, w.networks.network.NetworkOnDisk(path.stem, str(path)))
+    except Exception as error:  # whatever the extension raises for a file it does not take
+        raise ValueError(f"{path.name} was saved, but the WebUI's Lora extension refuses it: {error}") from error
+    return LoadReport(path, len(found.modules), total, path.stem)
+
+
+def _embedding(w: Any, path: Path) -> LoadReport:
+    """The database is asked in a copy of its own, so that the embeddings in use stay as they are."""
+    db = w.sd_hijack.model_hijack.embedding_db
+    own = type(db)()
+    own.expected_shape = db.expected_shape if db.expected_shape != -1 else db.get_expected_shape()
+    total = len(read_embedding(path).vectors)
+    try:
+        own.load_from_file(str(path), path.name)
+    except Exception as error:  # as above
+        raise ValueError(f"{path.name} was saved, but the WebUI refuses it: {error}") from error
+    found = next(iter(own.word_embeddings.values()), None)
+    return LoadReport(path, 0 if found is None else int(found.vec.shape[0]), total, path.stem)
