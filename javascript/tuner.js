@@ -4,7 +4,7 @@
 window.tuner = window.tuner || {};
 
 (function (tuner) {
-    const BUSY = 1000, IDLE = 3000, HIDDEN = 15000; // ms between two status calls
+    const BUSY = 1000, IDLE = 3000, HIDDEN = 15000, LOST = 5000; // ms between two status calls; lost: a request while the WebUI starts can kill it
     let timer = null, asking = false, lost = false;
 
     tuner.parts = []; // {mount(root), show(status)}: what other scripts draw into the live root
@@ -62,7 +62,7 @@ window.tuner = window.tuner || {};
     async function call(path, options = {}) {
         const answer = await fetch(tuner.url(path), options);
         const body = await answer.json().catch(() => ({}));
-        if (!answer.ok) throw new Error(body.error || body.detail || tuner.t("The program answered with an error ({0}).", answer.status));
+        if (!answer.ok) throw new Error(tuner.said(body.error || body.detail) || tuner.t("The program answered with an error ({0}).", answer.status));
         return body;
     }
 
@@ -104,7 +104,7 @@ window.tuner = window.tuner || {};
     };
 
     async function ask() {
-        if (asking) return;
+        if (asking || !tuner.root.isConnected) return;
         asking = true;
         const now = tuner.status && tuner.status.now, root = tuner.root;
         let status = null;
@@ -118,9 +118,10 @@ window.tuner = window.tuner || {};
             tuner.say(tuner.t("The program does not answer; trying again…"), true);
         }
         asking = false;
+        if (!root.isConnected) return; // the page is being drawn anew
         if (status && root === tuner.root) take(status); // a root drawn anew meanwhile has asked for nothing yet
         clearTimeout(timer);
-        timer = setTimeout(ask, document.hidden ? HIDDEN : tuner.isGoing() ? BUSY : IDLE);
+        timer = setTimeout(ask, document.hidden ? HIDDEN : lost ? LOST : tuner.isGoing() ? BUSY : IDLE);
     }
 
     tuner.points = [];
@@ -131,9 +132,13 @@ window.tuner = window.tuner || {};
         else if (before && before.id === now.id && now.points_from <= tuner.points.length) tuner.points = tuner.points.slice(0, now.points_from).concat(now.points);
         else tuner.points = now.points;
         tuner.status = status;
+        draw(status);
+    }
+
+    function draw(status) {
         drawHold(status);
         for (const part of tuner.parts) part.show(status);
-        tuner.root.dataset.state = now ? now.state : "empty";
+        tuner.root.dataset.state = status.now ? status.now.state : "empty";
     }
 
     // What holds the queue up is told on every tab: a run that does not start is looked for where it was added.
@@ -144,7 +149,7 @@ window.tuner = window.tuner || {};
         tuner.show(tuner.hold, Boolean((status.held && waiting) || status.trouble));
         const start = tuner.h("button", { type: "button", class: "tuner-button tuner-strong", id: "tuner-queue-start", onclick: tuner.doing(() => tuner.post("do/start")) }, tuner.t("Start the queue"));
         tuner.hold.replaceChildren(...(status.held && waiting ? [tuner.h("span", {}, tuner.t("The queue is on hold; runs that wait: {0}.", waiting)), start] : []),
-            ...(status.trouble ? [tuner.h("span", { class: "tuner-bad-text" }, status.trouble)] : []));
+            ...(status.trouble ? [tuner.h("span", { class: "tuner-bad-text" }, tuner.said(status.trouble))] : []));
     }
 
     // Draws a part anew and puts the focus back where it was: on the element of the same name.
@@ -210,16 +215,27 @@ window.tuner = window.tuner || {};
         tuner.refresh();
     }
 
+    // In another language the live root is drawn anew; what is open stays open, and what was typed stays typed.
+    function again() {
+        const open = tuner.parts.find((part) => !part.element.hidden), kept = tuner.parts.map((part) => part.kept && part.kept()), { status, points } = tuner;
+        mount(tuner.root);
+        Object.assign(tuner, { status, points });
+        if (status) draw(status);
+        tuner.parts.forEach((part, i) => kept[i] && part.restore(kept[i]));
+        if (open) tuner.open(open.name);
+    }
+
     const NEEDED = ["tuner-form", "tuner-tools", "tuner-plan", "tuner-everything", "tuner-order-button", "tuner-check-button"];
 
     // gradio draws the page bit by bit, when it likes, and the WebUI draws it anew on Reload UI
     function look() {
         const root = document.getElementById("tuner-live");
-        if (!root || root === tuner.root || !tuner.form || tuner.parts.length !== 3) return;
+        if (!root || root === tuner.root || !tuner.form || !tuner.language || !tuner.language.ready || tuner.parts.length !== 3) return;
         if (NEEDED.every((id) => document.getElementById(id))) mount(root);
     }
 
     new MutationObserver(look).observe(document.documentElement, { childList: true, subtree: true });
     document.addEventListener("DOMContentLoaded", look);
+    document.addEventListener("tuner-language", () => (tuner.root && tuner.root.isConnected ? again() : look()));
     document.addEventListener("visibilitychange", () => { if (!document.hidden && tuner.root) tuner.refresh(); });
 })(window.tuner);

@@ -251,12 +251,18 @@ def _train_help(method: str | None) -> str:
 
 
 def test(rest: list[str], enter: Enter) -> int:
-    parser = _parser("test", "Install what the tests need on top, and run them.", "[--webui-versions] [arguments of pytest]")
+    parser = _parser("test", "Install what the tests need on top, and run them.", "[--webui-versions | --webui DIR] [arguments of pytest]")
     parser.add_argument("--webui-versions", action="store_true", help="the methods' contract suite under the WebUI's Python 3.10 and packages")
+    parser.add_argument("--webui", metavar="DIR", default="", help="inside the AUTOMATIC1111 WebUI in that folder, and its page in a browser")
+    parser.add_argument("--webui-python", metavar="PYTHON", default="", help="that WebUI's Python, where it has no venv of its own")
     args, rest = parser.parse_known_args(rest)
     if args.webui_versions:
         return _test_webui_versions(rest, enter)
     enter(RUN, UI, TEST)
+    if args.webui:
+        from . import webui_suite
+
+        return webui_suite.main(Path(args.webui), args.webui_python, rest, lambda arguments: _pytest(arguments, []))
     if enter is not stay:  # the page is tested on the WebUI's gradio too, in a process of another environment
         environment.ensure(environment.old_gradio_folder(), (OLD_GRADIO,), lambda: sys.executable)
     return _pytest(rest or ["-n", "2", "--dist", "loadfile"], [])  # all of them: half of the time on two cores

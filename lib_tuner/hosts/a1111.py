@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -114,6 +115,7 @@ class WebUI:
 
     def generate(self, requests: list[GenerateRequest]) -> list[Image.Image]:
         """One picture per request through the host's txt2img, fewer where it is interrupted; what is attached to the model takes part."""
+        self._check_model()
         if self._sd is None:
             with _job(self.w):
                 return previews.draw(self.w, self.w.shared.sd_model, self.cfg, None, requests)
@@ -123,9 +125,8 @@ class WebUI:
             return previews.draw(self.w, self._model, self.cfg, self._sd.text, requests)
 
     def interrupted(self) -> bool:
-        """Whether somebody pressed the host's Interrupt. Raises ValueError where the host has loaded another model under the run."""
-        if self._model is not None and self.w.sd_models.model_data.sd_model is not self._model:
-            raise ValueError("The WebUI loaded another model while this run was going: choose the run's model again and press Resume.")
+        """Whether somebody pressed the host's Interrupt."""
+        self._check_model()
         state = self.w.shared.state
         if not (state.interrupted or getattr(state, "stopping_generation", False)):
             return False
@@ -133,6 +134,11 @@ class WebUI:
             state.interrupted = False
             return False
         return True
+
+    def _check_model(self) -> None:
+        """Raises ValueError where the host has loaded another model under the run."""
+        if self._model is not None and self.w.sd_models.model_data.sd_model is not self._model:
+            raise ValueError("The WebUI loaded another model while this run was going: choose the run's model again and press Resume.")
 
     def _is_reloading(self) -> bool:
         end = time.monotonic() + RELOADING
@@ -208,7 +214,7 @@ class WebUI:
 @contextmanager
 def _job(w: Any) -> Iterator[None]:
     """The host's queue lock, with a job of ours in its progress."""
-    task = w.progress.create_task_id("tuner") if hasattr(w.progress, "create_task_id") else f"task(tuner-{time.time():.0f})"
+    task = f"task(tuner-{uuid.uuid4().hex[:7]})"  # the host's own maker of ids would draw from Python's random numbers
     w.progress.add_task_to_queue(task)
     with ExitStack() as stack:
         stack.callback(w.progress.finish_task, task)

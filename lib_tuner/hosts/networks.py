@@ -11,19 +11,21 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
+PATCHED = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.MultiheadAttention)  # the table names all modules, these alone are rewritten
 _COPIES = ("network_current_names", "network_weights_backup", "network_bias_backup")
 
 
 @contextmanager
 def without_networks(networks: Any, model: Any) -> Iterator[None]:
     """The checkpoint's own weights; afterwards the same LoRAs as before are in them. `networks`: None where the extension is off."""
-    layers = list(getattr(model, "network_layer_mapping", {}).values())
+    layers = [layer for layer in getattr(model, "network_layer_mapping", {}).values() if isinstance(layer, PATCHED)]
     if networks is None or not layers:
         yield
         return
     before, baked = list(networks.loaded_networks), any(getattr(layer, "network_current_names", ()) for layer in layers)
-    copied = [any(getattr(layer, name, None) is not None for name in _COPIES[1:]) for layer in layers]
+    absent = [[name for name in _COPIES if name not in vars(layer)] for layer in layers]
     networks.loaded_networks.clear()
     _apply(networks, layers)
     _forget(networks, layers)
@@ -34,10 +36,9 @@ def without_networks(networks: Any, model: Any) -> Iterator[None]:
         networks.loaded_networks[:] = before
         if baked:
             _apply(networks, layers)
-        for layer, had in zip(layers, copied):
-            if not had and not baked:
-                for name in _COPIES:
-                    vars(layer).pop(name, None)
+        for layer, names in zip(layers, absent):
+            for name in () if baked else names:
+                vars(layer).pop(name, None)
 
 
 @torch.no_grad()  # in grad mode the restored biases would become part of a graph

@@ -19,13 +19,14 @@ from ..settings import TrainConfig
 from .kept import random_state
 
 SAMPLERS = {"ddim": ("DDIM", None), "euler_a": ("Euler a", None), "dpmpp_2m": ("DPM++ 2M", "Karras")}
+_OVERRIDDEN = ("sd_model_checkpoint", "CLIP_stop_at_last_layers")
 _COUNTERS = ("job_count", "job_no", "sampling_step", "sampling_steps", "textinfo", "job", "processing_has_refined_job_count")
 
 
 def draw(w: Any, model: Any, cfg: TrainConfig, text: TextEncoder | None, requests: Iterable[GenerateRequest]) -> list[Image.Image]:
     """One picture per request; fewer where the host is interrupted meanwhile. `text`: whose spliced words are live in the prompts."""
     pictures = []
-    with random_state(), _counters(w.shared.state), _prompt_file(w), _words(w, model, text):
+    with random_state(), _counters(w.shared.state), _prompt_file(w), _options(w.shared.opts), _words(w, model, text):
         for request in requests:
             if w.shared.state.interrupted:
                 break
@@ -46,7 +47,7 @@ def _processing(w: Any, model: Any, cfg: TrainConfig, request: GenerateRequest) 
         sd_model=model, prompt=request.prompt, negative_prompt=request.negative, styles=[s.strip() for s in own.styles.split(",") if s.strip()],
         seed=request.seed, steps=request.steps, cfg_scale=request.cfg, width=request.width, height=request.height, sampler_name=own.sampler or sampler,
         do_not_save_samples=True, do_not_save_grid=True, do_not_reload_embeddings=True,
-        override_settings={"sd_model_checkpoint": model.sd_checkpoint_info.title, "CLIP_stop_at_last_layers": cfg.clip_skip}, **hires,
+        override_settings=dict(zip(_OVERRIDDEN, (model.sd_checkpoint_info.title, cfg.clip_skip))), **hires,
     )  # fmt: skip
     if hasattr(p, "scheduler"):  # since 1.9; before, it was part of the sampler's name
         p.scheduler = own.scheduler or (None if own.sampler else scheduler)
@@ -66,6 +67,17 @@ def _counters(state: Any) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(state, name, value)
+
+
+@contextmanager
+def _options(opts: Any) -> Iterator[None]:
+    """The host puts an overridden option back only where it had been set before: a clip skip that nobody had chosen would stay chosen."""
+    absent = [name for name in _OVERRIDDEN if name not in opts.data]
+    try:
+        yield
+    finally:
+        for name in absent:
+            opts.data.pop(name, None)
 
 
 @contextmanager

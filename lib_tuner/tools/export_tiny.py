@@ -56,7 +56,7 @@ model:
         use_spatial_transformer: true
         transformer_depth: 1
         context_dim: {context}
-        use_checkpoint: false
+        use_checkpoint: true
         legacy: false
     first_stage_config:
       target: ldm.models.autoencoder.AutoencoderKL

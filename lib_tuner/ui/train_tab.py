@@ -74,6 +74,7 @@ class TrainTab:
             self.pace = gr.Dropdown([NONE, *(pace.label for pace in presets.PACES.values())], value=NONE, label="Pace", info="How long it may take.", elem_id="tuner-pace")
         self.advice = plain_html("", elem_id="tuner-advice")
         self.form.essentials()
+        self._draw_beside_samples()
         with gr.Column(elem_id="tuner-everything"):
             self.form.everything()
         self._draw_loading()
@@ -81,6 +82,9 @@ class TrainTab:
             self.plan_button = gr.Button("Show the plan", elem_id="tuner-plan-button", size="lg")
             self.train_button = gr.Button("Train", variant="primary", elem_id="tuner-train-button", size="lg")
         plain_html('<div id="tuner-plan" aria-live="polite"></div>')
+
+    def _draw_beside_samples(self) -> None:
+        """A place below the sample prompts, for a host that has more to offer."""
 
     def _draw_loading(self) -> None:
         with self.form.section("load", "Load and keep settings"):

@@ -32,7 +32,7 @@ FIELDS = {
     "txt2img_scheduler": "webui.scheduler", "txt2img_styles": "webui.styles", "txt2img_hr_upscaler": "webui.hires_upscaler",
     "txt2img_denoising_strength": "webui.hires_denoise", "txt2img_hires_steps": "webui.hires_steps", "txt2img_hr_scale": "webui.hires_scale",
 }  # fmt: skip
-HIRES = "txt2img_hr"  # the box that turns it on
+HIRES = "txt2img_hr-checkbox"  # the box that turns it on
 WANTED = frozenset((*FIELDS, HIRES, "txt2img_gallery", "img2img_gallery"))
 
 
@@ -85,8 +85,7 @@ class WebUITab(TrainTab):
 
     shared: WebUIShared
 
-    def _draw_form(self) -> None:
-        super()._draw_form()
+    def _draw_beside_samples(self) -> None:
         self.from_txt2img = gr.Button("Samples as in txt2img", elem_id="tuner-from-txt2img", size="sm")
 
     def _hidden_fields(self) -> None:

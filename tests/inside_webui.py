@@ -1,0 +1,57 @@
+"""Runs the contract of hosts inside a WebUI's own process, in a thread of its own as a job has it, and writes down what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import platform
+import sys
+import threading
+import time
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+_STARTED: list[str] = []
+FILES = ("test_hosts.py", "test_webui_traps.py")
+
+
+def register(result: str, arguments: list[str], paths: list[str]) -> None:
+    """Called by the throw-away extension at the WebUI's start."""
+    from modules import script_callbacks
+
+    if _STARTED:  # Reload UI runs the extension's script again
+        return
+    _STARTED.append(result)
+    script_callbacks.on_app_started(lambda demo, app: threading.Thread(target=_run, args=(Path(result), arguments, paths), daemon=True).start())
+
+
+def _run(result: Path, arguments: list[str], paths: list[str]) -> None:
+    from modules import sd_models, shared
+
+    while sd_models.model_data.sd_model is None or shared.state.job:  # the model is loaded by another thread
+        time.sleep(0.1)
+    sys.path[:0] = paths  # the host puts its path back after each script
+    text, code = io.StringIO(), 3
+    try:
+        import pytest
+
+        files = [str(TESTS / name) for name in FILES if (TESTS / name).is_file()]
+        with contextlib.redirect_stdout(text):
+            code = int(pytest.main([*files, "-q", "-s", "-p", "no:cacheprovider", "-p", "no:faulthandler", "--rootdir", str(TESTS.parent), *arguments]))
+    except BaseException as error:  # whatever it is, whoever waits has to hear of it
+        text.write(repr(error))
+        raise
+    finally:
+        answer = {"code": code, "text": text.getvalue(), "versions": _versions()}
+        partial = result.with_suffix(".part")
+        partial.write_text(json.dumps(answer), encoding="utf-8")
+        os.replace(partial, result)
+
+
+def _versions() -> dict[str, str]:
+    import gradio
+    import torch
+
+    return {"python": platform.python_version(), "torch": torch.__version__, "gradio": gradio.__version__}

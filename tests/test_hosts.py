@@ -1,0 +1,245 @@
+"""The contract of hosts: however a run ends, the host is as it was and draws what it drew; what is trained works there, and is what was trained."""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from worlds import SIZE, Alone, Inside, World, doubled
+
+from lib_tuner.events import Finished, Sampled, Saved, Started, Stepped
+from lib_tuner.methods import METHODS, settings
+from lib_tuner.methods.lora_file import read_lora
+from lib_tuner.train import Orders, train
+
+REAL = bool(os.environ.get("TUNER_INSIDE_WEBUI"))
+WORLDS = ["webui"] if REAL else ["standalone", "double", "double-half"]
+PROMPT = "a red star on a white background"
+
+
+@pytest.fixture(scope="module", params=WORLDS)
+def world(request, tmp_path_factory) -> Any:
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "webui":
+        yield Inside(folder)
+    elif request.param == "standalone":
+        yield Alone(folder, request.getfixturevalue("checkpoint_file"))
+    else:
+        with doubled(folder, half=request.param == "double-half") as made:
+            yield made
+
+
+@pytest.fixture
+def inside(world) -> Inside:
+    """The WebUI's worlds alone."""
+    return world if world.inside else pytest.skip("of the WebUI alone")
+
+
+@pytest.fixture
+def values(world, data_folder, tmp_path) -> dict[str, Any]:
+    return {
+        "name": "thing", "method": "lora", "output": str(tmp_path / "out"), "data.folder": str(data_folder), "steps": 4, "data.resolution": SIZE,
+        "data.bucket_min": SIZE, "data.bucket_step": 8, "data.batch": 2, "lora.rank": 4, "lora.text_encoder": True, "lora.save_dtype": "fp32",
+        "optim.lr": "1e-3", "sample.prompts": PROMPT, "sample.steps": 4, "sample.cfg": 3.0, "sample.seed": 3, "sample.every": 2, "save_every": 2,
+    }  # fmt: skip
+
+
+WORD = {"method": "textual_inversion", "textual_inversion.vectors": 2, "textual_inversion.init": "red", "optim.lr": "1e-2"}
+
+
+def of_method(values: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    return {**{k: v for k, v in values.items() if not k.startswith("lora.") or change.get("method", "lora") == "lora"}, **change}
+
+
+def run(world: World, values: dict[str, Any], stop=lambda: False, orders=Orders, each=lambda event, host: None) -> list[Any]:
+    """A whole run; `each` is called after every event."""
+    cfg, host, events = settings(values), world.host(values), []
+    with closing(train(cfg, METHODS[cfg.method](cfg), host, stop, orders=orders)) as going:
+        for event in going:
+            events.append(event)
+            host.told(event)
+            each(event, host)
+    return events
+
+
+def difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    return {key: (before.get(key), after.get(key)) for key in {**before, **after} if before.get(key) != after.get(key)}
+
+
+def last(events: list[Any], kind: type) -> Any:
+    return [event for event in events if isinstance(event, kind)][-1]
+
+
+def trained(events: list[Any]) -> dict[Any, Any]:
+    """The tensors of the last saved file."""
+    path = last(events, Saved).paths[0]
+    return {(*key, name): tensor for key, parts in read_lora(path).modules.items() for name, tensor in parts.items()}
+
+
+def same(a: dict[Any, Any], b: dict[Any, Any]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# ---- endings ---------------------------------------------------------------------------------------------------------
+
+
+def _fail(kind: type[BaseException]):
+    def each(event, host):
+        if isinstance(event, Stepped) and event.step == 2:
+            raise kind("on purpose")
+
+    return each
+
+
+def _at_step(number: int, act):
+    return lambda event, host: act(host) if isinstance(event, Stepped) and event.step == number else None
+
+
+ENDINGS = ["done", "error", "out of memory", "closed", "stopped", "interrupted", "nan", "preview"]
+
+
+def end(world: World, values: dict[str, Any], ending: str, monkeypatch) -> None:
+    if ending == "done":
+        assert last(run(world, values), Finished).reason == "done"
+    elif ending == "error":
+        with pytest.raises(RuntimeError, match="on purpose"):
+            run(world, values, each=_fail(RuntimeError))
+    elif ending == "out of memory":
+        from lib_tuner.step import Step
+
+        before = Step.loss
+        monkeypatch.setattr(Step, "loss", lambda self, batch: (before(self, batch), (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("on purpose")))[0])
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            run(world, values)
+    elif ending == "closed":
+        going = train(cfg := settings(values), METHODS[cfg.method](cfg), world.host(values))
+        next(event for event in going if isinstance(event, Stepped))
+        going.close()
+    elif ending == "stopped":
+        steps = []
+        events = run(world, values, stop=lambda: len(steps) > 1, each=lambda event, host: steps.append(1) if isinstance(event, Stepped) else None)
+        assert last(events, Finished).reason == "stopped"
+    elif ending == "interrupted":
+        if not world.inside:
+            pytest.skip("nobody interrupts the standalone host")
+        events = run(world, values, each=_at_step(3, lambda host: host.w.shared.state.interrupt()))
+        assert (last(events, Finished).reason, last(events, Finished).step) == ("stopped", 3) and last(events, Saved).step == 3
+    elif ending == "nan":
+        assert last(run(world, {**values, "optim.lr": "1e30", "optim.clip": 0.0}), Finished).reason in ("nan", "done")
+    else:
+        monkeypatch.setattr(type(world.host(values)), "generate", lambda self, requests: (_ for _ in ()).throw(RuntimeError("on purpose")))
+        with pytest.raises(RuntimeError, match="on purpose"):
+            run(world, values)
+
+
+@pytest.mark.parametrize("method", ["lora", "textual_inversion"])
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_the_host_is_as_it_was_however_a_run_ends(world, values, ending, method, monkeypatch):
+    values = values if method == "lora" else of_method(values, WORD)
+    picture, before = world.picture(), world.snapshot()
+    with monkeypatch.context() as patched:
+        end(world, values, ending, patched)
+    assert difference(before, world.snapshot()) == {}
+    assert np.array_equal(world.picture(), picture)
+
+
+def test_a_run_that_is_refused_touches_nothing(world, values):
+    before = world.snapshot()
+    for change in ({"data.folder": str(Path(values["data.folder"]) / "nothing")}, {"lora.start": "nothing.safetensors"}):
+        with pytest.raises((ValueError, OSError)):
+            run(world, {**values, **change})
+    assert difference(before, world.snapshot()) == {}
+
+
+# ---- what is trained -------------------------------------------------------------------------------------------------
+
+
+def test_previews_do_not_change_what_is_learned(world, values):
+    assert same(trained(run(world, values)), trained(run(world, {**values, "sample.every": 0})))
+
+
+def test_everything_that_should_learn_has_learned(world, values):
+    """A gradient that is eaten on the way leaves `up` at zero, without a word."""
+    ups = {key: tensor for key, tensor in trained(run(world, values)).items() if key[-1] == "lora_up.weight"}
+    silent = [key for key, tensor in ups.items() if not tensor.any()]
+    one_pixel = [key for key in silent if key[1].startswith("middle_block.1.") and ".attn1." in key[1]]  # softmax over one token has no gradient
+    assert len(ups) > 100 and set(silent) <= set(one_pixel)
+
+
+@pytest.mark.parametrize("checkpointing", ["on"])
+def test_gradient_checkpointing_computes_the_same(world, values, checkpointing):
+    plain, saving = trained(run(world, values)), trained(run(world, {**values, "memory.checkpointing": checkpointing}))
+    assert plain.keys() == saving.keys()
+    assert max((plain[key].float() - saving[key].float()).abs().max().item() for key in plain) < (5e-3 if world.half else 1e-5)
+
+
+def test_a_paused_run_between_whose_parts_pictures_are_drawn_is_the_same_run(world, values):
+    whole = run(world, {**values, "name": "whole"})
+    steps: list[int] = []
+    first = run(world, values, stop=lambda: len(steps) > 1, each=lambda event, host: steps.append(1) if isinstance(event, Stepped) else None)
+    world.picture(f"{PROMPT} (blue:1.3)", seed=9)
+    rest = run(world, {**values, "resume": str(last(first, Started).folder)})
+    assert last(rest, Started).start == 2 and last(rest, Finished).reason == "done"
+    assert same(trained(rest), trained(whole))
+
+
+def test_the_saved_file_draws_what_the_live_model_drew(inside, values):
+    """Pixel for pixel in fp32; in half precision the issue's bound, a mean of 2/255, on the double's CPU arithmetic."""
+    for change in ({}, WORD):
+        chosen = of_method(values, {**change, "sample.prompts": f"{PROMPT} thing" if change else PROMPT})
+        events = run(inside, {**chosen, "optim.lr": "2e-2"})
+        live = np.asarray(last(events, Sampled).images[0].convert("RGB")).astype(int)
+        name = last(events, Saved).names[last(events, Saved).paths[0].name]
+        loaded = inside.picture(f"{PROMPT} {name}" if change else f"{PROMPT} <lora:{name}:1>")
+        assert np.abs(live - inside.picture(f"{PROMPT} thin" if change else PROMPT)).max() > 2, "the trained file changes nothing, so nothing was compared"
+        assert np.abs(live - loaded).max() == 0 if not inside.half else np.abs(live - loaded).mean() <= 2
+
+
+def test_a_saved_file_is_read_back_by_the_host(world, values):
+    report = last(run(world, values), Saved).report
+    taken, total = (int(word) for word in report.split() if word.isdigit())
+    assert taken == total > 100
+
+
+# ---- the lock --------------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_waits_for_the_run_and_the_run_for_a_picture(inside, values):
+    going, drawn = threading.Event(), threading.Event()
+    order: list[str] = []
+
+    def draw():
+        going.wait(60)
+        inside.picture()
+        order.append("picture")
+        drawn.set()
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    run(inside, values, each=lambda event, host: going.set() if isinstance(event, Stepped) else None)
+    order.append("run")
+    assert drawn.wait(60)
+    thread.join()
+    assert order in (["run", "picture"], ["picture", "run"])
+    assert inside.w.call_queue.queue_lock.acquire(False)
+    inside.w.call_queue.queue_lock.release()
+
+
+def test_the_hosts_progress_counts_the_steps(inside, values):
+    seen = []
+    run(inside, values, each=lambda event, host: seen.append((host.w.shared.state.job_no, host.w.shared.state.job_count)) if isinstance(event, Stepped) else None)
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_the_preview_is_the_hosts_txt2img(inside, values):
+    """With the untrained method attached, a sample is the picture that the host draws of the same settings."""
+    sample = next(event for event in run(inside, {**values, "steps": 1}) if isinstance(event, Sampled))
+    assert sample.step == 0 and np.array_equal(np.asarray(sample.images[0].convert("RGB")), inside.picture())
+    assert Image.open(sample.paths[0]).size == (SIZE, SIZE)

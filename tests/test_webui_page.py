@@ -1,0 +1,192 @@
+"""The Tuner's tab in a running WebUI, in a real browser: train, use what was trained, pause, send, settings, XYZ plot. `test --webui DIR` starts the WebUI."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import until
+from PIL import Image
+
+URL, DATA = os.environ.get("TUNER_WEBUI_URL", ""), Path(os.environ.get("TUNER_WEBUI_DATA", "."))
+pytestmark = pytest.mark.skipif(not URL, reason="needs a running WebUI: python3 -m lib_tuner test --webui DIR")
+LONG = 180_000  # ms; ends a test that hangs
+
+if URL:
+    from test_page import browser  # noqa: F401
+
+
+def ask(path: str, body: dict | None = None) -> Any:
+    request = urllib.request.Request(f"{URL}/{path}", None if body is None else json.dumps(body).encode(), {"Content-Type": "application/json", "X-Tuner": "test"})
+    with urllib.request.urlopen(request) as answer:
+        return json.load(answer)
+
+
+def picture(prompt: str, **more: Any) -> np.ndarray:
+    body = {"prompt": prompt, "seed": 3, "steps": 4, "width": 64, "height": 64, "cfg_scale": 3, "sampler_name": "DDIM", **more}
+    data = ask("sdapi/v1/txt2img", body)["images"][0]
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")).astype(int)
+
+
+def now() -> dict[str, Any]:
+    return ask("tuner/api/status")["now"] or {}
+
+
+def ended(name: str, state: str = "done") -> dict[str, Any]:
+    found = until(lambda: (n := now()).get("name") == name and n["state"] in ("done", "failed", "stopped", "paused", "nan") and n, LONG / 1000)
+    assert found["state"] == state, found
+    return found
+
+
+class Tab:
+    """The page with the Tuner's tab open."""
+
+    def __init__(self, page: Any):
+        self.page = page
+        self.said: list[str] = []
+        page.on("pageerror", lambda error: self.said.append(str(error)) if "reading 'props'" not in str(error) else None)  # 1.9.4's own, at every picture
+        page.set_default_timeout(LONG)
+        self.enter()
+
+    def enter(self) -> None:
+        self.page.goto(URL)
+        self.open("Tuner")
+        self.page.wait_for_selector("#tuner-live [role=tablist]")
+
+    def open(self, name: str) -> None:
+        self.page.get_by_role("button", name=name, exact=True).first.click()
+
+    def fill(self, key: str, value: Any) -> None:
+        box = self.page.locator(f"#tuner-f-{key.replace('.', '-')}").locator("input, textarea").first
+        box.fill(str(value))
+
+    def train(self, name: str, data: Path, steps: int = 6, **more: Any) -> None:
+        self.page.locator("[data-view=everything]").click()
+        search = self.page.locator(".tuner-search")
+        values = {"name": name, "data.folder": data, "steps": steps, "optim.lr": "2e-2", "data.resolution": 64, "data.batch": 2, "sample.prompts": "a red star on a white background"}
+        rest = {"data.bucket_min": 64, "data.bucket_step": 8, "sample.every": 3, "sample.steps": 4, "sample.cfg": 3, "sample.seed": 3, "save_every": 3, **{k.replace("__", "."): v for k, v in more.items()}}
+        for key, value in values.items():
+            self.fill(key, value)
+        for key, value in rest.items():
+            search.fill(key.replace("_", " ").replace(".", " "))
+            self.fill(key, value)
+        search.fill("")
+        self.page.locator("[data-view=essentials]").click()
+        self.page.locator("#tuner-train-button").click()
+
+
+@pytest.fixture
+def tab(browser) -> Any:  # noqa: F811
+    page = browser.new_page(viewport={"width": 1500, "height": 1100})
+    made = Tab(page)
+    yield made
+    page.close()
+    assert made.said == []
+
+
+def test_a_lora_is_trained_by_a_click_and_used_without_a_restart(tab, data_folder):
+    before = picture("a red star on a white background")
+    tab.train("clicked", data_folder)
+    ended("clicked")
+    row = tab.page.locator(".tuner-file-list li").first
+    row.wait_for()
+    words = row.inner_text().split()
+    taken, total = (int(word) for word in words[words.index("of") - 1 : words.index("of") + 2 : 2])
+    assert taken == total > 100 and "<lora:clicked:0.8>" in row.inner_text()
+    assert np.array_equal(picture("a red star on a white background"), before)
+    folder = Path(now()["folder"])
+    live = np.asarray(Image.open(folder / "samples" / "000006-0.png").convert("RGB")).astype(int)
+    loaded = picture("a red star on a white background <lora:clicked:1>")
+    assert np.abs(live - before).max() > 2 and np.abs(live - loaded).max() == 0
+    row.get_by_role("button", name="Send to txt2img").click()
+    assert tab.page.locator("#txt2img_prompt textarea").input_value() == "<lora:clicked:0.8>"
+    assert tab.page.locator("#txt2img_prompt").is_visible()
+
+
+def test_pictures_are_drawn_while_a_run_is_paused_and_it_goes_on(tab, data_folder):
+    tab.train("resting", data_folder, steps=400, sample__every=0, save_every=0)
+    until(lambda: now().get("name") == "resting" and now().get("step", 0) > 3, LONG / 1000)
+    tab.page.locator("#tuner-pause").click()
+    at = ended("resting", "paused")["step"]
+    picture("a blue star")
+    tab.page.locator("#tuner-resume").click()
+    until(lambda: now()["state"] == "running" and now()["step"] > at, LONG / 1000)
+    assert ask("sdapi/v1/progress?skip_current_image=true")["progress"] > 0
+    ask("sdapi/v1/interrupt", {})  # the host's own button
+    stopped = ended("resting", "stopped")
+    assert stopped["step"] > at and any(file["step"] == stopped["step"] for file in stopped["files"])
+
+
+def test_reload_ui_keeps_the_run(tab, data_folder):
+    tab.train("enduring", data_folder, steps=600, sample__every=0, save_every=0)
+    until(lambda: now().get("name") == "enduring" and now().get("step", 0) > 3, LONG / 1000)
+    at = now()["step"]
+    tab.open("Settings")
+    tab.page.locator("#settings_restart_gradio").click()
+    until(lambda: (DATA.parent / "webui.log").read_text(errors="replace").count("Startup time:") == 2, LONG / 1000)  # a request before that can kill the host
+    until(lambda: now()["state"] == "running" and now()["step"] > at, LONG / 1000)
+    tab.enter()
+    tab.page.locator("#tuner-stop").click()
+    assert ended("enduring", "stopped")["step"] > at
+
+
+def test_a_picture_of_the_gallery_becomes_one_to_learn_from(tab, tmp_path):
+    tab.fill("data.folder", tmp_path / "taken")
+    tab.open("txt2img")
+    tab.page.locator("#txt2img_prompt textarea").fill("a green moon")
+    for name, value in (("width", 64), ("height", 64), ("steps", 2)):
+        tab.page.locator(f"#txt2img_{name} input[type=number]").fill(str(value))
+    tab.page.locator("#txt2img_generate").click()
+    tab.page.locator("#txt2img_gallery img").first.wait_for()
+    tab.page.locator("#tuner-take-txt2img").click()
+    until(lambda: (tmp_path / "taken" / "taken-0001.txt").is_file(), 60)
+    assert (tmp_path / "taken" / "taken-0001.txt").read_text() == "a green moon"
+    assert Image.open(tmp_path / "taken" / "taken-0001.png").size == (64, 64)
+    tab.open("Tuner")
+    tab.page.locator("#tuner-from-txt2img").click()
+    until(lambda: tab.page.locator("#tuner-f-sample-prompts textarea").input_value() == "a green moon", 60)
+    assert tab.page.locator("#tuner-f-sample-width input").input_value() == "64"
+
+
+def test_the_settings_tab_has_the_tuners_section(tab):
+    options = ask("sdapi/v1/options")
+    assert {"tuner_output", "tuner_memory_offload", "tuner_memory_pin", "tuner_save_optimizer", "tuner_settings_text", "tuner_csv_every", "tuner_preset"} <= options.keys()
+    tab.open("Settings")
+    tab.page.locator("#settings").get_by_role("button", name="Tuner", exact=True).click()
+    assert tab.page.locator("#setting_tuner_memory_pin").is_visible()
+
+
+def test_the_xyz_plot_goes_through_the_saves_of_a_run(tab, data_folder):
+    tab.train("plotted", data_folder)
+    ended("plotted")
+    info = next(script for script in ask("sdapi/v1/script-info") if script["name"] == "x/y/z plot" and not script["is_img2img"])
+    choices = info["args"][0]["choices"]
+    ours = [name for name in choices if name.startswith("[Tuner]")]
+    assert ours == ["[Tuner] Run step", "[Tuner] LoRA", "[Tuner] LoRA weight", "[Tuner] Embedding"]
+    saves = [f"plotted-{number} {step}" for number in ("001",) for step in ("3", "end")]
+    values = [choices.index("[Tuner] Run step"), "", saves, choices.index("[Tuner] LoRA weight"), "0, 1", [], 0, "", []]
+    grid = ask("sdapi/v1/txt2img", {
+        "prompt": "a red star on a white background", "seed": 3, "steps": 4, "width": 64, "height": 64, "cfg_scale": 3, "sampler_name": "DDIM",
+        "script_name": "x/y/z plot", "script_args": [*values, False, True, False, True, False, False, False, 0, False],
+    })  # fmt: skip
+    cells = [np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")).astype(int) for data in grid["images"][1:]]
+    plain = picture("a red star on a white background")
+    assert len(cells) == 4 and all(cell.shape == (64, 64, 3) for cell in cells)
+    assert np.array_equal(cells[0], plain) and np.array_equal(cells[1], plain)  # weight 0
+    assert not np.array_equal(cells[2], plain) and not np.array_equal(cells[2], cells[3])  # two steps of one run
+    assert np.array_equal(cells[3], picture("a red star on a white background <lora:plotted:1>"))
+
+
+def test_the_routes_are_part_of_the_hosts_api_page():
+    paths = ask("openapi.json")["paths"]
+    assert {"/tuner/api/status", "/tuner/api/runs", "/tuner/api/do/{action}", "/tuner/api/runs/{run}/files/{name}"} <= paths.keys()
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        ask("tuner/api/runs", {"settings": {"steps": -1}})
