@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import os
 import random
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ from lib_tuner.settings import TrainConfig
 
 FLAGS = ("checkpoint", "use_checkpoint", "padding_mode", "network_current_names")
 SIZE = 64  # px
+REAL = bool(os.environ.get("TUNER_INSIDE_WEBUI"))
+WORLDS = ["webui"] if REAL else ["standalone", "double", "double-half"]
 
 
 def digest(tensor: torch.Tensor) -> str:
@@ -63,7 +66,7 @@ class World:
     def snapshot(self) -> dict[str, Any]:
         raise NotImplementedError
 
-    def picture(self, prompt: str = "a red star on a white background", seed: int = 3) -> np.ndarray:
+    def picture(self, prompt: str = "a red star on a white background", seed: int = 3, steps: int = 4) -> np.ndarray:
         raise NotImplementedError
 
     @staticmethod
@@ -88,8 +91,8 @@ class Alone(World):
         parts = {"unet": model.unet, "text": model.text.transformer, "vae": model.vae.vae}
         return {f"{part}.{key}": value for part, root in parts.items() for key, value in state_of_model(root).items()} | {"random": random_now()}
 
-    def picture(self, prompt: str = "a red star on a white background", seed: int = 3) -> np.ndarray:
-        request = GenerateRequest(prompt, width=SIZE, height=SIZE, steps=4, cfg=3.0, seed=seed)
+    def picture(self, prompt: str = "a red star on a white background", seed: int = 3, steps: int = 4) -> np.ndarray:
+        request = GenerateRequest(prompt, width=SIZE, height=SIZE, steps=steps, cfg=3.0, seed=seed)
         return np.asarray(self._host.generate([request])[0]).astype(int)
 
 
@@ -126,14 +129,14 @@ class Inside(World):
             "forwards": [cls.forward for cls in (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)], "load": torch.load,
         }  # fmt: skip
 
-    def picture(self, prompt: str = "a red star on a white background", seed: int = 3) -> np.ndarray:
+    def picture(self, prompt: str = "a red star on a white background", seed: int = 3, steps: int = 4) -> np.ndarray:
         """As the host's API draws, on a thread's own: under the lock, with extra networks and embeddings read anew."""
         w = self.w
         with w.call_queue.queue_lock:
             w.shared.state.begin(job="scripts_txt2img")
             try:
                 p = w.processing.StableDiffusionProcessingTxt2Img(
-                    sd_model=w.shared.sd_model, prompt=prompt, seed=seed, steps=4, cfg_scale=3.0, width=SIZE, height=SIZE, sampler_name="DDIM",
+                    sd_model=w.shared.sd_model, prompt=prompt, seed=seed, steps=steps, cfg_scale=3.0, width=SIZE, height=SIZE, sampler_name="DDIM",
                     do_not_save_samples=True, do_not_save_grid=True,
                 )  # fmt: skip
                 return np.asarray(w.processing.process_images(p).images[0].convert("RGB")).astype(int)
@@ -159,3 +162,15 @@ def doubled(folder: Path, **how: Any) -> Iterator[Inside]:
             sys.modules.pop("lib_tuner.hosts.a1111", None)
 
 
+
+
+@contextlib.contextmanager
+def world_of(kind: str, folder: Path, checkpoint: Path | None = None) -> Iterator[World]:
+    """The world of one name of WORLDS."""
+    if kind == "webui":
+        yield Inside(folder)
+    elif kind == "standalone":
+        yield Alone(folder, checkpoint)
+    else:
+        with doubled(folder, half=kind == "double-half") as made:
+            yield made
