@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import time
-import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -29,6 +27,7 @@ from ..methods import METHODS
 from ..sd.place import in_ram, stays
 from ..settings import TrainConfig
 from . import ldm, previews
+from .job import interrupted, job
 from .kept import attributes, checkpointing, frozen, random_state
 from .networks import without_networks
 from .plan import ACTIVATIONS, CHECKPOINTED, PARAMETERS, WIDTH
@@ -36,7 +35,6 @@ from .published import publish, sweep
 from .readback import read_back
 
 LOG = logging.getLogger("lib_tuner")
-RELOADING = 0.3  # seconds within which an interruption turns out to be a Reload UI
 
 
 def webui() -> SimpleNamespace:
@@ -68,7 +66,7 @@ class WebUI:
     def exclusive(self) -> Iterator[Components]:
         """The loaded model, frozen and as its file has it; all is put back, however the run ends. Raises ValueError for what cannot be trained on."""
         w = self.w
-        with _job(w), ExitStack() as stack:
+        with job(w), ExitStack() as stack:
             model = w.shared.sd_model
             ldm.refuse(model)
             self._model = model
@@ -117,7 +115,7 @@ class WebUI:
         """One picture per request through the host's txt2img, fewer where it is interrupted; what is attached to the model takes part."""
         self._check_model()
         if self._sd is None:
-            with _job(self.w):
+            with job(self.w):
                 return previews.draw(self.w, self.w.shared.sd_model, self.cfg, None, requests)
         with ExitStack() as stack:
             for part in (self._sd.vae, self._sd.text):
@@ -127,24 +125,12 @@ class WebUI:
     def interrupted(self) -> bool:
         """Whether somebody pressed the host's Interrupt."""
         self._check_model()
-        state = self.w.shared.state
-        if not (state.interrupted or getattr(state, "stopping_generation", False)):
-            return False
-        if self._is_reloading():  # Reload UI interrupts whatever goes, and this need not end
-            state.interrupted = False
-            return False
-        return True
+        return interrupted(self.w.shared)
 
     def _check_model(self) -> None:
         """Raises ValueError where the host has loaded another model under the run."""
         if self._model is not None and self.w.sd_models.model_data.sd_model is not self._model:
             raise ValueError("The WebUI loaded another model while this run was going: choose the run's model again and press Resume.")
-
-    def _is_reloading(self) -> bool:
-        end = time.monotonic() + RELOADING
-        while not (found := _page_ends(self.w.shared)) and time.monotonic() < end:
-            time.sleep(0.01)
-        return found
 
     def told(self, event: Event) -> None:
         """The host's own progress: its API and bar count steps."""
@@ -206,35 +192,6 @@ class WebUI:
     def _tight(self) -> bool:
         """Whether `auto` comes to gradient checkpointing."""
         return self.forecast().note.endswith("gradient checkpointing")
-
-
-# ---- the host's job --------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _job(w: Any) -> Iterator[None]:
-    """The host's queue lock, with a job of ours in its progress."""
-    task = f"task(tuner-{uuid.uuid4().hex[:7]})"  # the host's own maker of ids would draw from Python's random numbers
-    w.progress.add_task_to_queue(task)
-    with ExitStack() as stack:
-        stack.callback(w.progress.finish_task, task)
-        stack.callback(w.progress.pending_tasks.pop, task, None)
-        stack.enter_context(w.call_queue.queue_lock)
-        w.shared.state.begin(job=task)
-        stack.callback(_end, w)
-        w.progress.start_task(task)
-        yield
-
-
-def _end(w: Any) -> None:
-    w.shared.state.end()
-    w.shared.state.interrupted = w.shared.state.skipped = False
-
-
-def _page_ends(shared: Any) -> bool:
-    """Whether the page is being drawn anew (Reload UI) or closed."""
-    server = getattr(getattr(shared, "demo", None), "server", None)
-    return shared.state.server_command == "restart" or bool(getattr(server, "should_exit", False))
 
 
 def _forget_conditions(w: Any) -> None:

@@ -21,6 +21,7 @@ from ..settings import TrainConfig
 from ..ui import webui_page
 from ..web.auth import Guard
 from ..web.routes import PREFIX, make_router
+from .job import JOB
 from .published import published_as, sweep
 
 LOG = logging.getLogger("lib_tuner")
@@ -38,6 +39,7 @@ def register(w: Any, make_host: Callable[[TrainConfig], Host]) -> None:
         "before_ui": lambda: add_axes(w),
         "ui_tabs": lambda: tabs(w, make_host, components),
         "app_started": lambda demo, app: add_routes(w, make_host, app),
+        "on_reload": lambda: _go_on(w.shared.state),
     }
     for event, callback in ours.items():
         _add(w.script_callbacks, event, callback)
@@ -48,7 +50,13 @@ def _add(callbacks: Any, event: str, callback: Callable[..., Any]) -> None:
     try:
         callbacks.add_callback(callbacks.callback_map[f"callbacks_{event}"], callback, category=event, filename=str(SCRIPT))
     except (AttributeError, KeyError, TypeError):  # before 1.9
-        getattr(callbacks, f"on_{event}")(callback)
+        getattr(callbacks, f"on_{event.replace('on_reload', 'before_reload')}")(callback)
+
+
+def _go_on(state: Any) -> None:
+    """Reload UI interrupts whatever goes, but a run need not end for it: where its step was too long to notice, it finds nothing."""
+    if state.job.startswith(JOB):
+        state.interrupted = False
 
 
 # ---- the queue, which outlives a Reload UI ---------------------------------------------------------------------------

@@ -31,11 +31,12 @@ def named(models: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 class Form:
-    """The widgets of all settings. Made inside a `gr.Blocks`; `hidden`: keys that the host decides, `models`: checkpoints to choose from."""
+    """The widgets of all settings. Made inside a `gr.Blocks`; `hidden`: keys that the host decides (`webui.`: all of a section), `models`: checkpoints to choose from."""
 
     def __init__(self, values: Mapping[str, Any], models: Iterable[tuple[str, str]] = (), hidden: Iterable[str] = ()):
         self.start = dict(values)
-        self.hidden = LEFT_OUT | set(hidden)
+        given = set(hidden)
+        self.hidden = LEFT_OUT | {o.key for o in options(TrainConfig) if o.key in given or f"{o.key.partition('.')[0]}." in given}
         # what is chosen by another name than its value: gradio 3.41 has no pairs in its drop-downs
         self.names = {"method": {name: method.label for name, method in METHODS.items()}, "checkpoint": named(models)}
         self.widgets: dict[str, Any] = {}

@@ -38,7 +38,7 @@ class Shared:
     values: dict[str, Any]  # what the form starts with
     models: list[tuple[str, str]] = field(default_factory=list)  # checkpoints to choose from: name, path
     api: str = "tuner/api"  # where the routes are, seen from the page
-    hidden: tuple[str, ...] = ()  # settings that the host decides
+    hidden: tuple[str, ...] = ()  # settings that the host decides, by key or as `section.` all of one
     key: str = ""  # what the routes know the page by
 
     @property
@@ -56,7 +56,7 @@ class TrainTab:
             with gr.Column(scale=5, min_width=320, elem_id="tuner-form"):
                 self._draw_form()
             with gr.Column(scale=7, min_width=320, elem_id="tuner-side"):
-                plain_html(f'<div id="tuner-live" data-api="{escape(shared.api)}" data-key="{escape(shared.key)}"><p class="tuner-wait">Loading…</p></div>', elem_id="tuner-live-root")
+                plain_html(f'<div id="tuner-live" data-api="{escape(shared.api)}" data-key="{escape(shared.key)}" data-filled="{int(not shared.key and not shared.values.get("checkpoint"))}"><p class="tuner-wait">Loading…</p></div>', elem_id="tuner-live-root")
         self._hidden_fields()
         self._listen()
 
