@@ -4,7 +4,7 @@
 (function (tuner) {
     const { h } = tuner;
     const WAIT = 700; // ms after the last key before the form is checked
-    let timer = null, view = "essentials";
+    let timer = null, view = "essentials", marked = {}, told = null; // the last two: what the handlers have answered, as it is shown
     const form = tuner.form = {};
     const byId = (id) => document.getElementById(id);
     const fields = () => byId("tuner-form").querySelectorAll(".tuner-field");
@@ -29,10 +29,13 @@
         });
         root.addEventListener("input", (event) => { if (event.target.closest(".tuner-field")) check(); });
         root.addEventListener("focusout", (event) => { if (event.target.closest(".tuner-field")) check(); });
+        const language = tuner.language.choice();
+        if (language) tools.querySelector(".tuner-tools").append(language);
         show("essentials");
     };
 
     function wait(text) {
+        told = null;
         byId("tuner-plan").replaceChildren(h("p", { class: "tuner-wait" }, text));
     }
 
@@ -57,7 +60,7 @@
         const words = text.toLowerCase().split(/\s+/).filter(Boolean), root = byId("tuner-form");
         root.classList.toggle("tuner-searching", words.length > 0);
         for (const field of fields()) {
-            const said = `${field.textContent} ${field.id.replace("tuner-f-", "").replaceAll("_", " ")}`.toLowerCase();
+            const said = `${field.textContent} ${tuner.language.english(field)} ${field.id.replace("tuner-f-", "").replaceAll("_", " ")}`.toLowerCase();
             field.classList.toggle("tuner-missed", !words.every((word) => said.includes(word)));
         }
         for (const fold of root.querySelectorAll(".tuner-fold")) {
@@ -84,10 +87,7 @@
 
     tuner.reply = function (text) {
         const reply = JSON.parse(text || "{}");
-        mark(reply.problems || {});
-        const plan = byId("tuner-plan");
-        if (reply.plan) plan.replaceChildren(...planOf(reply.plan));
-        else if (reply.general || reply.problems || reply.said || reply.added) plan.replaceChildren(...saidOf(reply));
+        draw(reply);
         if (reply.added) {
             tuner.open("run");
             tuner.refresh();
@@ -98,6 +98,22 @@
         if (reply.recheck) form.replan = false;
     };
 
+    function draw(reply) {
+        marked = reply.problems || {};
+        mark(marked);
+        if (reply.plan || reply.general || reply.problems || reply.said || reply.added) tell(reply);
+    }
+
+    function tell(reply) {
+        told = reply;
+        byId("tuner-plan").replaceChildren(...(reply.plan ? planOf(reply.plan) : saidOf(reply)));
+    }
+
+    document.addEventListener("tuner-language", () => {
+        if (Object.keys(marked).length) mark(marked);
+        if (told) tell(told);
+    });
+
     form.askToDrop = function () {
         const name = byId("tuner-own").querySelector("input").value;
         if (!name || window.confirm(tuner.t("Delete the preset {0}? It cannot be brought back.", name))) byId("tuner-drop-button").click();
@@ -105,7 +121,7 @@
 
     function mark(problems) {
         for (const field of fields()) {
-            const text = problems[field.id] || "", input = field.querySelector("input, textarea, select");
+            const text = tuner.said(problems[field.id]), input = field.querySelector("input, textarea, select");
             let error = byId(`${field.id}-error`);
             if ((error ? error.textContent : "") === text || !input) continue; // said already: it is not read out again at each key
             field.classList.toggle("tuner-bad", Boolean(text));
@@ -129,15 +145,15 @@
     function saidOf(reply) {
         const problems = Object.entries(reply.problems || {}), lines = [];
         if (problems.length) lines.push(h("p", { class: "tuner-bad-text" }, tuner.t("Something has to be put right first:"),
-            h("ul", {}, problems.map(([id, text]) => h("li", {}, h("button", { type: "button", class: "tuner-link", onclick: () => goTo(id) }, labelOf(id)), ` ${text}`)))));
-        for (const text of reply.general || []) lines.push(h("p", { class: "tuner-bad-text" }, text));
-        if (reply.said) lines.push(h("p", {}, reply.said));
+            h("ul", {}, problems.map(([id, text]) => h("li", {}, h("button", { type: "button", class: "tuner-link", onclick: () => goTo(id) }, labelOf(id)), ` ${tuner.said(text)}`)))));
+        for (const text of reply.general || []) lines.push(h("p", { class: "tuner-bad-text" }, tuner.said(text)));
+        if (reply.said) lines.push(h("p", {}, tuner.said(reply.said)));
         if (reply.added) lines.push(h("p", {}, tuner.t("The run is in the queue.")));
         return lines;
     }
 
     function labelOf(id) {
-        const label = byId(id) && byId(id).querySelector("label span, span, label");
+        const field = byId(id), label = field && (field.querySelector("label span") || field.querySelector("span, label"));
         return label ? label.textContent.trim() : id.replace("tuner-f-", "");
     }
 
@@ -151,13 +167,13 @@
     }
 
     function planOf(plan) {
-        const fix = (warning) => warning.fix && h("button", { type: "button", class: "tuner-button", onclick: () => mend(warning.fix) }, warning.fix.label);
+        const fix = (warning) => warning.fix && h("button", { type: "button", class: "tuner-button", onclick: () => mend(warning.fix) }, tuner.said(warning.fix.label));
         return [
             h("h3", {}, tuner.t("What this run will do")),
-            h("ul", { class: "tuner-lines" }, plan.lines.map((line) => h("li", {}, line))),
-            plan.warnings.length ? h("ul", { class: "tuner-warnings" }, plan.warnings.map((warning) => h("li", {}, h("span", {}, warning.text), fix(warning)))) : null,
+            h("ul", { class: "tuner-lines" }, plan.lines.map((line) => h("li", {}, tuner.said(line)))),
+            plan.warnings.length ? h("ul", { class: "tuner-warnings" }, plan.warnings.map((warning) => h("li", {}, h("span", {}, tuner.said(warning.text)), fix(warning)))) : null,
             plan.problems.length ? h("details", {}, h("summary", {}, tuner.t("Notes on single pictures ({0})", plan.problems.length)),
-                h("ul", {}, plan.problems.map((problem) => h("li", {}, problem)))) : null,
+                h("ul", {}, plan.problems.map((problem) => h("li", {}, tuner.said(problem))))) : null,
         ].filter(Boolean);
     }
 

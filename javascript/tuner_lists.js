@@ -35,7 +35,7 @@
         const steps = entry.step ? tuner.t("step {0} of {1}", entry.step, entry.steps) : tuner.t("{0} steps", entry.steps);
         return h("li", { "data-state": entry.state }, h("span", { class: "tuner-entry" }, h("strong", {}, entry.name), ` ${entry.method}, ${steps}`),
             h("span", { class: "tuner-state", "data-state": entry.state }, tuner.stateName(entry.state)), h("span", { class: "tuner-buttons" }, buttons),
-            entry.error ? h("p", { class: "tuner-bad-text" }, entry.error) : null);
+            entry.error ? h("p", { class: "tuner-bad-text" }, tuner.said(entry.error)) : null);
     }
 
     // ---- history ----
@@ -44,7 +44,7 @@
         ["name", "Name", (run) => run.name], ["method", "Method", (run) => run.method], ["data", "Data", (run) => run.data], ["state", "State", (run) => tuner.stateName(run.state)],
         ["step", "Steps", (run) => `${run.step}/${run.steps}`], ["loss", "Loss", (run) => tuner.number(run.loss, 3)],
         ["validation", "Validation loss", (run) => tuner.number(run.validation, 4)], ["best", "Best", (run) => tuner.number(run.best, 4)],
-        ["seconds", "Time", (run) => tuner.duration(run.seconds)], ["started", "Date", (run) => new Date(run.started * 1000).toLocaleString([], { dateStyle: "short", timeStyle: "short" })],
+        ["seconds", "Time", (run) => tuner.duration(run.seconds)], ["started", "Date", (run) => new Date(run.started * 1000).toLocaleString(tuner.language.locale, { dateStyle: "short", timeStyle: "short" })],
     ];
     const history = { name: "history", label: "History", sort: "started", down: true, runs: [] };
 
@@ -53,6 +53,8 @@
         history.detail = h("div", { class: "tuner-detail", hidden: true });
         element.append(history.table, history.detail);
     };
+    history.kept = () => history.chosen;
+    history.restore = tuner.doing((id) => open(id));
     history.show = function (status) {
         const ended = status.queue.map((entry) => `${entry.run}${entry.state}`).join();
         if (ended !== history.ended && !history.table.closest("section").hidden) history.opened();

@@ -95,9 +95,9 @@
             if (run.left !== null && run.left !== undefined && going) said.push(tuner.t("{0} left", tuner.duration(run.left)));
             if (run.seconds) said.push(tuner.duration(run.seconds));
             if (run.memory && going) said.push(run.memory.gpu ? tuner.t("{0} video memory", tuner.bytes(run.memory.gpu)) : run.memory.process ? tuner.t("{0} memory", tuner.bytes(run.memory.process)) : "");
-            if (run.device) said.push(run.device);
+            if (run.device) said.push(tuner.said(run.device));
             tuner.text(this.numbers, said.filter(Boolean).join(" · "));
-            const waiting = going && run.text ? `${run.text}${run.total ? ` ${run.done}/${run.total}` : ""}…` : "";
+            const waiting = going && run.text ? `${tuner.said(run.text)}${run.total ? ` ${run.done}/${run.total}` : ""}…` : "";
             tuner.text(this.wait, waiting);
             tuner.show(this.wait, Boolean(waiting));
         }
@@ -105,7 +105,7 @@
         drawError(run) {
             if (!this.changed("error", [run.error, run.detail])) return;
             tuner.show(this.error, Boolean(run.error));
-            this.error.replaceChildren(h("p", {}, run.error || ""));
+            this.error.replaceChildren(h("p", {}, tuner.said(run.error)));
             if (run.detail) this.error.append(h("details", {}, h("summary", {}, tuner.t("Details")), h("pre", {}, run.detail)));
         }
 
@@ -169,7 +169,7 @@
         drawWarnings(warnings) {
             if (!this.changed("warnings", warnings)) return;
             tuner.show(this.warnings, warnings.length > 0);
-            this.warnings.replaceChildren(h("summary", {}, tuner.t("Notes on this run ({0})", warnings.length)), h("ul", {}, warnings.map((text) => h("li", {}, text))));
+            this.warnings.replaceChildren(h("summary", {}, tuner.t("Notes on this run ({0})", warnings.length)), h("ul", {}, warnings.map((text) => h("li", {}, tuner.said(text)))));
         }
     }
 
@@ -211,7 +211,7 @@
         });
         return h("li", {}, h("span", {}, h("a", { href: url, download: file.name }, file.name), ` ${tuner.bytes(file.bytes)}`),
             h("span", { class: "tuner-use" }, h("code", {}, file.use), copy, toTxt2img(file.use)),
-            h("span", { class: "tuner-small" }, file.report),
+            h("span", { class: "tuner-small" }, tuner.said(file.report)),
             h("span", {}, h("button", { type: "button", class: "tuner-link", onclick: rename }, tuner.t("Rename")), h("button", { type: "button", class: "tuner-link", onclick: remove }, tuner.t("Delete"))));
     }
 
@@ -242,10 +242,16 @@
     const part = { name: "run", label: "Run" };
     part.mount = function (element) {
         part.empty = h("div", { class: "tuner-empty" }, h("p", {}, tuner.t("Nothing has been trained yet.")),
-            h("p", {}, tuner.t("The form is filled in for a first try: press Train, and a small model learns to draw a robot in a few minutes.")));
+            h("p", {}, tuner.root.dataset.filled === "1" ? tuner.t("The form is filled in for a first try: press Train, and a small model learns to draw a robot in a few minutes.")
+                : tuner.t("Name the folder with your pictures, choose a preset, and press Train.")));
         part.box = h("div", { hidden: true });
         element.append(part.empty, part.box);
         part.view = new RunView(part.box, true);
+    };
+    part.kept = () => part.view.edited && part.view.prompt.value;
+    part.restore = function (prompts) {
+        part.view.prompt.value = prompts;
+        part.view.edited = true;
     };
     part.show = function (status) {
         tuner.show(part.empty, !status.now);

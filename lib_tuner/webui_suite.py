@@ -41,7 +41,8 @@ def main(webui: Path, python: str, rest: list[str], pytest) -> int:
         _lay_out(data, python, result, rest)
         with started(webui, python, data) as url:
             inside = _wait_for(result)
-            sys.stderr.write(inside["text"] + "\n")
+            start = ", ".join(f"{what} {seconds:.3f} s" for what, seconds in inside["start"].items())
+            sys.stderr.write(f"{inside['text']}\nInside {inside['versions']}; of the WebUI's start the Tuner took: {start}\n")
             os.environ["TUNER_WEBUI_URL"], os.environ["TUNER_WEBUI_DATA"] = url, str(data)
             outside = pytest([str(ROOT / "tests" / "test_webui_page.py"), "-q"])
     return int(bool(inside["code"] or outside))
@@ -64,7 +65,7 @@ def _lay_out(data: Path, python: str, result: Path, arguments: list[str]) -> Non
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", str(packages), "pytest"], check=True, stdout=sys.stderr)
     (data / "extensions").mkdir()
     (data / "extensions" / "tuner").symlink_to(ROOT, target_is_directory=True)
-    suite = data / "extensions" / "tuner-suite" / "scripts"
+    suite = data / "extensions" / "0-tuner-suite" / "scripts"  # loaded before ours
     suite.mkdir(parents=True)
     paths = [str(ROOT / "tests"), str(ROOT), str(packages)]
     (suite / "suite.py").write_text(SCRIPT.format(paths=paths, result=str(result), arguments=arguments), encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -11,9 +12,11 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 TESTS = Path(__file__).resolve().parent
 _STARTED: list[str] = []
+SECONDS: dict[str, float] = {}  # of the start
 FILES = ("test_hosts.py", "test_webui_traps.py")
 
 
@@ -24,7 +27,32 @@ def register(result: str, arguments: list[str], paths: list[str]) -> None:
     if _STARTED:  # Reload UI runs the extension's script again
         return
     _STARTED.append(result)
+    _time(script_callbacks)
     script_callbacks.on_app_started(lambda demo, app: threading.Thread(target=_run, args=(Path(result), arguments, paths), daemon=True).start())
+
+
+def _time(callbacks: Any) -> None:
+    """Adds up what the Tuner's callbacks take at the start; the extension that calls this is loaded before it."""
+    add = callbacks.add_callback
+
+    def timed(function: Any, *args: Any, **more: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return function(*args, **more)
+        finally:
+            SECONDS["callbacks"] = SECONDS.get("callbacks", 0.0) + time.perf_counter() - began
+
+    def adding(table: Any, function: Any, **more: Any) -> Any:
+        ours = getattr(function, "__module__", "").startswith("lib_tuner")
+        return add(table, functools.partial(timed, function) if ours else function, **more)
+
+    callbacks.add_callback = adding
+
+
+def _start() -> dict[str, float]:
+    from modules import timer
+
+    return {"imports and registration": timer.startup_record["records"].get("load scripts/tuner.py", -1.0), **SECONDS}
 
 
 def _run(result: Path, arguments: list[str], paths: list[str]) -> None:
@@ -33,7 +61,7 @@ def _run(result: Path, arguments: list[str], paths: list[str]) -> None:
     while sd_models.model_data.sd_model is None or shared.state.job:  # the model is loaded by another thread
         time.sleep(0.1)
     sys.path[:0] = paths  # the host puts its path back after each script
-    text, code = io.StringIO(), 3
+    text, code, start = io.StringIO(), 3, _start()
     try:
         import pytest
 
@@ -44,7 +72,7 @@ def _run(result: Path, arguments: list[str], paths: list[str]) -> None:
         text.write(repr(error))
         raise
     finally:
-        answer = {"code": code, "text": text.getvalue(), "versions": _versions()}
+        answer = {"code": code, "text": text.getvalue(), "versions": _versions(), "start": start}
         partial = result.with_suffix(".part")
         partial.write_text(json.dumps(answer), encoding="utf-8")
         os.replace(partial, result)

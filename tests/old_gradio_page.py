@@ -40,9 +40,9 @@ def main(home: Path) -> None:
     assert OLD, gr.__version__
     with closing(page.listen(page.Address(port=0))) as listening, page.running(Jobs(home, Standalone)) as jobs, tempfile.TemporaryDirectory() as empty:
         os.chdir(empty)
-        app = make_app(jobs, [*page.script_files(), page.STYLE])
+        app = make_app(jobs, page.static_files())
         app.add_middleware(BaseHTTPMiddleware, dispatch=with_head)
-        shared = Shared(jobs, Standalone, home, page.own_values(home, ""), page.checkpoints([]))
+        shared = Shared(jobs, Standalone, home, page.own_values(home, ""), page.checkpoints([]), hidden=page.HIDDEN)
         app = gr.mount_gradio_app(app, page.blocks(shared).queue(), path="/")
         print(f"http://127.0.0.1:{listening.getsockname()[1]}/", flush=True)
         with page.ending():

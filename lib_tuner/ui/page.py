@@ -25,8 +25,10 @@ from .train_tab import Shared, TrainTab
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPTS = ROOT / "javascript"
 STYLE = ROOT / "style.css"
+LANGUAGES = ROOT / "localizations"  # tables of the page's words, where the WebUI looks for them too
 TITLE = "Tuner"
 MODELS = ("models/Stable-diffusion", "models")  # folders below the working directory in which checkpoints are looked for
+HIDDEN = ("webui.",)  # the WebUI's own samples
 SMALLEST = 500e6  # bytes; a file below is no full SD1.5
 
 
@@ -61,9 +63,14 @@ def script_files() -> list[Path]:
     return sorted(SCRIPTS.glob("*.js"))
 
 
+def static_files() -> list[Path]:
+    """All that a page asks for under `/tuner/static/`."""
+    return [*script_files(), STYLE, *sorted(LANGUAGES.glob("*.json"))]
+
+
 def application(shared: Shared, login: tuple[str, str] | None = None) -> Any:
     """The whole as an ASGI application: routes, static files, page, and the door in front of it all."""
-    app = make_app(shared.jobs, [*script_files(), STYLE])
+    app = make_app(shared.jobs, static_files())
     return Door(gr.mount_gradio_app(app, blocks(shared), path="/", **mount_options()), login)
 
 
@@ -113,7 +120,7 @@ def serve(hosts: Callable[[TrainConfig], Host], home: Path, address: Address, ch
     if checkpoint and checkpoint not in [path for _, path in models]:
         models.append((Path(checkpoint).name, checkpoint))
     with closing(listen(address)) as listening, running(Jobs(home, hosts)) as jobs:
-        app = application(Shared(jobs, hosts, home, own_values(home, checkpoint), models), address.login)
+        app = application(Shared(jobs, hosts, home, own_values(home, checkpoint), models, hidden=HIDDEN), address.login)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
         url = f"http://{'127.0.0.1' if address.host == '0.0.0.0' else address.host}:{listening.getsockname()[1]}/"
         opened(url)
