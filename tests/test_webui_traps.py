@@ -210,6 +210,17 @@ def test_t20_the_module_tree_and_its_names_stay_as_they_are(world, values, lora)
     assert np.array_equal(world.picture(f"{PROMPT} <lora:{lora}:1>"), other)
 
 
+def test_a_lora_that_was_trained_anew_under_its_name_is_what_the_next_picture_shows(world, values):
+    """The extension reads the new file, and leaves the old one in the weights: name and weight are those of the picture before."""
+    prompt, named = f"{PROMPT} <lora:again:1>", {**values, "name": "again", "optim.lr": "2e-2", "save_every": 0}
+    run(world, named)
+    first = world.picture(prompt)
+    second = run(world, {**named, "seed": 1, "optim.lr": "1e-2"})
+    live = np.asarray(last(second, Sampled).images[0].convert("RGB")).astype(int)
+    assert last(second, Saved).names["again.safetensors"] == "again"
+    assert np.abs(first - live).max() > 2 and np.array_equal(world.picture(prompt), live)
+
+
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -299,10 +310,16 @@ def test_t12_a_model_that_was_exchanged_under_the_run_is_noticed(world, values):
             run(world, values, each=_at_step(2, lambda host: setattr(data, "sd_model", nn.Module())))
     finally:
         data.sd_model = model
+    info = model.sd_checkpoint_info
+    try:
+        with pytest.raises(ValueError, match="loaded another model"):  # the weights of another file in the same object
+            run(world, {**values, "sample.every": 0}, each=_at_step(2, lambda host: setattr(model, "sd_checkpoint_info", type("Info", (), {}))))
+    finally:
+        model.sd_checkpoint_info = info
     host = world.host(values)
     with host.exclusive():
         pass
-    assert host._model is None and host._sd is None  # nothing holds a model that may be another one next time
+    assert host._model is None and host._sd is None and host._checkpoint is None  # nothing holds a model that may be another one next time
 
 
 @pytest.mark.half

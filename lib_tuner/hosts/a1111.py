@@ -29,7 +29,7 @@ from ..settings import TrainConfig
 from . import ldm, previews
 from .job import interrupted, job
 from .kept import attributes, checkpointing, frozen, random_state
-from .networks import without_networks
+from .networks import take_out, without_networks
 from .plan import ACTIVATIONS, CHECKPOINTED, PARAMETERS, WIDTH
 from .published import publish, sweep
 from .readback import read_back
@@ -58,6 +58,7 @@ class WebUI:
         self.cfg, self.w = cfg, webui()
         self._sd: Components | None = None
         self._model: Any = None
+        self._checkpoint: Any = None
         self._published: list[Path] = []
 
     # ---- the model, for the time of the run --------------------------------------------------------------------------
@@ -69,14 +70,14 @@ class WebUI:
         with job(w), ExitStack() as stack:
             model = w.shared.sd_model
             ldm.refuse(model)
-            self._model = model
+            self._model, self._checkpoint = model, model.sd_checkpoint_info
             stack.callback(self._refresh)
             self._quiet(stack, model)
             self._sd = self._components(stack, model)
             try:
                 yield self._sd
             finally:
-                self._sd = self._model = None
+                self._sd = self._model = self._checkpoint = None
 
     def _quiet(self, stack: ExitStack, model: Any) -> None:
         """Takes away what pictures and settings have left in the model; `stack` brings it back."""
@@ -129,7 +130,8 @@ class WebUI:
 
     def _check_model(self) -> None:
         """Raises ValueError where the host has loaded another model under the run."""
-        if self._model is not None and self.w.sd_models.model_data.sd_model is not self._model:
+        now = self.w.sd_models.model_data.sd_model
+        if self._model is not None and (now is not self._model or now.sd_checkpoint_info is not self._checkpoint):  # one object may get another file's weights
             raise ValueError("The WebUI loaded another model while this run was going: choose the run's model again and press Resume.")
 
     def told(self, event: Event) -> None:
@@ -208,6 +210,7 @@ def refresh(w: Any, names: set[str], embeddings: bool) -> None:
         w.sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings(force_reload=True)
     elif w.networks is not None:
         w.networks.list_available_networks()
+        take_out(w.networks, w.sd_models.model_data.sd_model, names)
         for name in names:
             w.networks.networks_in_memory.pop(name, None)
 

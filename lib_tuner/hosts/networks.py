@@ -20,7 +20,7 @@ _COPIES = ("network_current_names", "network_weights_backup", "network_bias_back
 @contextmanager
 def without_networks(networks: Any, model: Any) -> Iterator[None]:
     """The checkpoint's own weights; afterwards the same LoRAs as before are in them. `networks`: None where the extension is off."""
-    layers = [layer for layer in getattr(model, "network_layer_mapping", {}).values() if isinstance(layer, PATCHED)]
+    layers = _layers(model)
     if networks is None or not layers:
         yield
         return
@@ -39,6 +39,18 @@ def without_networks(networks: Any, model: Any) -> Iterator[None]:
         for layer, names in zip(layers, absent):
             for name in () if baked else names:
                 vars(layer).pop(name, None)
+
+
+def take_out(networks: Any, model: Any, names: set[str]) -> None:
+    """Takes these LoRAs out of the weights, if they are there: the extension would not write a new file of an old name over what the old one left."""
+    if names & {net.name for net in networks.loaded_networks}:
+        networks.loaded_networks.clear()
+        _apply(networks, _layers(model))
+
+
+def _layers(model: Any) -> list[nn.Module]:
+    """The layers that the extension rewrites."""
+    return [layer for layer in getattr(model, "network_layer_mapping", {}).values() if isinstance(layer, PATCHED)]
 
 
 @torch.no_grad()  # in grad mode the restored biases would become part of a graph
