@@ -463,3 +463,19 @@ def test_hypernetworks_of_earlier_pictures_take_no_part(world, values):
     finally:
         shared.loaded_hypernetworks = before
     assert same(trained(run(world, values)), learned)
+
+
+def test_every_attention_of_the_host_learns_the_same(world, values):
+    """The host replaces its attention by the one that is chosen in its settings; none need be undone for a run."""
+    hijack, values = world.w.sd_hijack, {**values, "sample.every": 0, "steps": 2}
+    learned, tried = trained(run(world, values)), []
+    try:
+        for optimizer in hijack.optimizers:
+            hijack.apply_optimizations(optimizer.title())
+            tried.append(optimizer.name)
+            other = trained(run(world, values))
+            worst = max((learned[key].float() - other[key].float()).abs().max().item() for key in learned)
+            assert worst < 2e-3, (optimizer.name, worst)
+    finally:
+        hijack.apply_optimizations()
+    assert len(tried) >= 4, tried
