@@ -241,3 +241,27 @@ def test_the_preview_is_the_hosts_txt2img(inside, values):
     sample = next(event for event in run(inside, {**values, "steps": 1}) if isinstance(event, Sampled))
     assert sample.step == 0 and np.array_equal(np.asarray(sample.images[0].convert("RGB")), inside.picture())
     assert Image.open(sample.paths[0]).size == (SIZE, SIZE)
+
+
+def test_previews_take_the_hosts_hires_fix_sampler_and_styles(inside, values):
+    styled = inside.w.shared.prompt_styles.styles
+    made = type("Style", (), {"name": "tuner-test", "prompt": "a blue moon, {prompt}", "negative_prompt": "", "path": None})
+    had, styled["tuner-test"] = "tuner-test" in styled, made
+    try:
+        change = {"webui.hires_scale": 2.0, "webui.hires_upscaler": "Latent", "webui.styles": "tuner-test", "webui.sampler": "Euler", "steps": 1}
+        sample = next(event for event in run(inside, {**values, **change}) if isinstance(event, Sampled))
+    finally:
+        if not had:
+            del styled["tuner-test"]
+    plain = next(event for event in run(inside, {**values, "webui.hires_scale": 2.0, "webui.sampler": "Euler", "steps": 1}) if isinstance(event, Sampled))
+    assert sample.images[0].size == plain.images[0].size == (128, 128) and sample.images[0].tobytes() != plain.images[0].tobytes()
+
+
+def test_every_save_of_a_run_can_be_named_in_a_prompt(inside, values):
+    """What the XYZ plot's Prompt S/R goes through: the word with the step's number is that step's embedding."""
+    events = run(inside, of_method(values, {**WORD, "name": "stepped", "optim.lr": "1.0", "sample.prompts": f"{PROMPT} stepped"}))
+    saves, samples = [e for e in events if isinstance(e, Saved)], {e.step: e for e in events if isinstance(e, Sampled)}
+    assert [save.step for save in saves] == [2, 4]
+    for save in saves:
+        live = np.asarray(samples[save.step].images[0].convert("RGB")).astype(int)
+        assert np.array_equal(inside.picture(f"{PROMPT} {save.names[save.paths[0].name]}"), live)

@@ -15,11 +15,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from modules import (  # noqa: F401
-    call_queue, devices, paths, processing, progress, script_callbacks, sd_hijack, sd_models, sd_unet, shared,
-)  # fmt: skip
-from modules.textual_inversion import textual_inversion
 from PIL import Image
+
+try:
+    from modules import call_queue, devices, paths, processing, progress, script_callbacks, sd_hijack, sd_models, sd_unet, shared
+    from modules.textual_inversion import textual_inversion
+except ImportError as error:  # Forge and other forks have other modules
+    raise ImportError(f"The Tuner trains inside AUTOMATIC1111's WebUI 1.9 or later, and this host is another one ({error}): use the Tuner's own page, python3 -m lib_tuner.") from error
 
 from ..events import Event, Preparing, Started, Stepped
 from ..host import Components, Forecast, GenerateRequest, LoadReport

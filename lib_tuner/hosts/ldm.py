@@ -5,16 +5,14 @@ Axes as in host.py. Sources: host.md's contract, modules/sd_hijack_clip.py and l
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..sd.place import Place, stays
 from ..sd.schedule import Schedule
 from ..sd.text import TextEncoder
-from ..sd.vae import encoder_hash
+from ..sd.vae import Autoencoder
 
 
 class HostText(TextEncoder):
@@ -36,38 +34,18 @@ class HostText(TextEncoder):
         return self.transformer.text_model.final_layer_norm(out.hidden_states[-self.clip_skip])
 
 
-class HostVAE:
-    """The host's VAE as an `Autoencoder`; its own `encode_first_stage` draws a sample, which the cache of latents must not."""
-
-    factor = 8
+class HostVAE(Autoencoder):
+    """The host's VAE; its own `encode_first_stage` draws a sample, which the cache of latents must not."""
 
     def __init__(self, model: Any):
-        self.vae, self.scale, self.place = model.first_stage_model, float(model.scale_factor), stays
+        super().__init__(model.first_stage_model, float(model.scale_factor))
 
-    place: Place
-
-    @cached_property
-    def cache_key(self) -> str:
-        """A hash of the encoder, by which cached latents are told apart."""
-        return encoder_hash(self.vae.state_dict(), self.scale)
-
-    @torch.no_grad()
-    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (B, 4, h, w) of the scaled latent, fp32. Raises ValueError where half precision overflows."""
-        with self.place():
-            weight = self.vae.quant_conv.weight
-            latent = self.vae.encode(pixels.to(weight.device, weight.dtype))
-            mean, std = latent.mean.float() * self.scale, latent.std.float() * self.scale
-        if weight.dtype == torch.float16 and not torch.isfinite(mean).all():
+    def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation. Raises ValueError where half precision overflows."""
+        latent = self.vae.encode(pixels)
+        if latent.mean.dtype == torch.float16 and not torch.isfinite(latent.mean).all():
             raise ValueError("The VAE gives no numbers in half precision for one of the pictures: start the WebUI with --no-half-vae.")
-        return mean, std
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W), fp32, about [-1, 1]."""
-        with self.place():
-            weight = self.vae.post_quant_conv.weight
-            return self.vae.decode((latents / self.scale).to(weight.device, weight.dtype)).float()
+        return latent.mean, latent.std
 
 
 def schedule_of(model: Any) -> Schedule:

@@ -192,8 +192,12 @@ class Autoencoder:
         """Mean and standard deviation (B, 4, h, w) of the scaled latent, fp32 on the VAE's device."""
         with self.place():
             weight = self.vae.quant_conv.weight
-            mean, std = self.vae.encode(pixels.to(weight.device, weight.dtype))
+            mean, std = self.moments(pixels.to(weight.device, weight.dtype))
         return mean.float() * self.scale, std.float() * self.scale
+
+    def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (B, 4, h, w) of the unscaled latent, in the VAE's precision."""
+        return self.vae.encode(pixels)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
