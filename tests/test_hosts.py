@@ -265,3 +265,11 @@ def test_every_save_of_a_run_can_be_named_in_a_prompt(inside, values):
     for save in saves:
         live = np.asarray(samples[save.step].images[0].convert("RGB")).astype(int)
         assert np.array_equal(inside.picture(f"{PROMPT} {save.names[save.paths[0].name]}"), live)
+
+
+@pytest.mark.parametrize("change", [{"checkpoint": "other.safetensors"}, {"memory.precision": "fp16"}, {"memory.device": "cpu"}])
+def test_settings_that_the_host_decides_are_refused_not_ignored(inside, values, change):
+    before = inside.snapshot()
+    with pytest.raises(ValueError, match=f"{next(iter(change))}: inside the WebUI"):
+        run(inside, {**values, **change})
+    assert difference(before, inside.snapshot()) == {}

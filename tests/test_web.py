@@ -159,3 +159,23 @@ def test_a_password_may_hold_a_colon_and_letters_of_any_language():
     for text in ("ann", ":x", "ann:", ""):
         with pytest.raises(ValueError, match="user:password"):
             parse_login(text)
+
+
+def test_a_script_starts_a_run_in_the_programs_own_folder(client, jobs, small_run):
+    flat = {key: value for key, value in small_run.items() if key != "output"}
+    nested = {**{key: value for key, value in flat.items() if not key.startswith("data.")}, "data": {key[5:]: value for key, value in flat.items() if key.startswith("data.")}}
+    answer = client.post("/tuner/api/runs", json={"settings": nested}, headers=OURS)
+    assert answer.status_code == 200 and until(lambda: jobs.status()["queue"][-1]["state"] == "done")
+    assert jobs.folder_of(client.get("/tuner/api/runs").json()[0]["id"]).parent == jobs.home
+    for wrong, words in (({"steps": -1}, "steps: -1"), ({"stepps": 1}, "did you mean steps"), ({"data.folder": ""}, "data.folder: is empty")):
+        refused = client.post("/tuner/api/runs", json={"settings": {**flat, **wrong}}, headers=OURS)
+        assert refused.status_code == 400 and words in refused.json()["error"]
+
+
+def test_what_the_openapi_page_promises_is_what_is_answered(client, done):
+    """Every field of the described answers is there, and none is missing from the description."""
+    page = client.get("/tuner/openapi.json").json()
+    for path, name, pick in (("status", "Status", lambda a: a), ("runs", "RunRow", lambda a: a[0]), (f"runs/{done}", "RunDetails", lambda a: a)):
+        assert pick(client.get(f"/tuner/api/{path}").json()).keys() == page["components"]["schemas"][name]["properties"].keys(), name
+    actions = {parameter["schema"]["enum"][0] for method in page["paths"]["/tuner/api/do/{action}"].values() for parameter in method["parameters"]}
+    assert actions == {"pause"}

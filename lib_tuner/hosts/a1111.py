@@ -23,13 +23,14 @@ try:
 except ImportError as error:  # Forge and other forks have other modules
     raise ImportError(f"The Tuner trains inside AUTOMATIC1111's WebUI 1.9 or later, and this host is another one ({error}): use the Tuner's own page, python3 -m lib_tuner.") from error
 
+from ..config import flat_values
 from ..events import Event, Preparing, Started, Stepped
 from ..host import Components, Forecast, GenerateRequest, LoadReport
 from ..methods import METHODS
 from ..sd.place import in_ram, stays
 from ..settings import TrainConfig
 from . import ldm, previews
-from .job import interrupted, job
+from .job import interrupted, job, refuse_decided
 from .kept import attributes, checkpointing, frozen, random_state
 from .networks import take_out, without_networks
 from .plan import ACTIVATIONS, CHECKPOINTED, PARAMETERS, WIDTH
@@ -69,6 +70,7 @@ class WebUI:
     def exclusive(self) -> Iterator[Components]:
         """The loaded model, frozen and as its file has it; all is put back, however the run ends. Raises ValueError for what cannot be trained on."""
         w = self.w
+        refuse_decided(flat_values(self.cfg))
         with job(w), ExitStack() as stack:
             model = w.shared.sd_model
             ldm.refuse(model)

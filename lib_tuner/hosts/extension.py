@@ -21,12 +21,11 @@ from ..settings import TrainConfig
 from ..ui import webui_page
 from ..web.auth import Guard
 from ..web.routes import PREFIX, make_router
-from .job import JOB
+from .job import DECIDED, JOB
 from .published import published_as, sweep
 
 LOG = logging.getLogger("lib_tuner")
 KEY = secrets.token_urlsafe(24)  # of this process: whoever has the page has it
-HIDDEN = ("checkpoint", "memory.device", "memory.precision", "memory.channels_last")  # the host decides
 SCRIPT = Path(__file__).resolve().parent.parent.parent / "scripts" / "tuner.py"
 
 
@@ -93,7 +92,7 @@ def tabs(w: Any, make_host: Callable[[TrainConfig], Host], components: dict[str,
         home = home_of(w)
         jobs = jobs_of(home, make_host)
         shared = webui_page.WebUIShared(
-            jobs, make_host, home, start_values(w, home), hidden=HIDDEN, key=KEY, api=PREFIX.lstrip("/"), components=components, picture=w.picture,
+            jobs, make_host, home, start_values(w, home), hidden=DECIDED, key=KEY, api=PREFIX.lstrip("/"), components=components, picture=w.picture,
             samplers=[sampler.name for sampler in w.samplers()],
         )  # fmt: skip
         return [(webui_page.tab(shared), "Tuner", "tuner")]

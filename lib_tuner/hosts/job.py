@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from ..config import options
+from ..settings import TrainConfig
+
 JOB = "task(tuner-"  # how the ids of our jobs begin
+DECIDED = ("checkpoint", "memory.device", "memory.precision", "memory.channels_last")  # settings that are the host's own choice
 RELOADING = 0.3  # seconds within which an interruption turns out to be a Reload UI
+
+
+def refuse_decided(values: Mapping[str, Any]) -> None:
+    """Raises ValueError for a setting that would have no effect here: what is trained, where and in which precision is what the host has loaded."""
+    plain = {o.key: o.default for o in options(TrainConfig)}
+    for key in DECIDED:
+        if values[key] != plain[key]:
+            raise ValueError(f"{key}: inside the WebUI this is what the WebUI has loaded and computes in, so {values[key]!r} would have no effect: leave it out.")
 
 
 @contextmanager

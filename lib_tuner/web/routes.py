@@ -16,6 +16,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from PIL import Image
 
 from .. import runs
+from ..config import flatten
 from ..data.pictures import BROKEN
 from ..jobs import Jobs
 from ..methods import settings
@@ -68,8 +69,9 @@ def _add_queue(router: APIRouter, jobs: Jobs) -> None:
     @router.post("/runs", response_model=Added, summary="Start: puts a run at the end of the queue")
     def start(wanted: Wanted) -> Response:
         def add() -> dict[str, str]:
-            refuse(settings(wanted.settings))
-            return {"id": jobs.add(wanted.settings).id}
+            values = {"output": str(jobs.home), **flatten(wanted.settings)}
+            refuse(settings(values))
+            return {"id": jobs.add(values).id}
 
         return _answer(add)
 
