@@ -10,7 +10,6 @@ import hashlib
 import importlib
 import os
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -154,14 +153,8 @@ def doubled(folder: Path, **how: Any) -> Iterator[Inside]:
     """The double of the WebUI's modules, started for as long as this lasts."""
     from webui_double.start import started
 
-    with started(folder, **how) as double:
-        sys.modules.pop("lib_tuner.hosts.a1111", None)  # it holds the modules of the double before
-        try:
-            yield Inside(folder, bool(how.get("half")), double)
-        finally:
-            sys.modules.pop("lib_tuner.hosts.a1111", None)
-
-
+    with started(folder, **how) as double:  # at its end, what was imported on top of it is forgotten with it
+        yield Inside(folder, bool(how.get("half")), double)
 
 
 @contextlib.contextmanager
