@@ -13,6 +13,11 @@
         const tools = byId("tuner-tools");
         if (tools.dataset.mounted) return; // the live root alone was drawn anew
         tools.dataset.mounted = "true";
+        if (tuner.language.host) { // it translates what gradio draws and no attributes of HTML
+            for (const name of ["placeholder", "aria-label"]) {
+                for (const element of tools.querySelectorAll(`[${name}]`)) element.setAttribute(name, tuner.t(element.getAttribute(name)));
+            }
+        }
         for (const button of tools.querySelectorAll("[data-view]")) button.addEventListener("click", () => show(button.dataset.view));
         tools.querySelector(".tuner-view").addEventListener("keydown", (event) => {
             if (!["ArrowLeft", "ArrowRight"].includes(event.key)) return;

@@ -5,7 +5,7 @@
     const WEBUI = window.localization !== undefined;
     const STATIC = new URL(".", (document.currentScript && document.currentScript.src) || new URL("tuner/static/x", location.href));
     const NAMES = { en: "English", zh_CN: "中文" }, TAGS = { en: "en", zh_CN: "zh-CN" }, KEPT = "tuner-language";
-    const language = tuner.language = { ready: WEBUI, now: "", locale: [], choice: () => null, english: (element) => element.textContent };
+    const language = tuner.language = { host: WEBUI, ready: WEBUI, now: "", locale: [], choice: () => null, english: (element) => element.textContent };
     if (WEBUI) return;
 
     // ---- which ----
