@@ -32,15 +32,16 @@ class GenerateRequest:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """How a host read a saved file: `taken` of its `total` modules or vectors are used; `name`: what it is called in a prompt there."""
+    """How a host read a saved file: `taken` of its `total` modules or vectors are used; `name`: what it is called in a prompt there; `note`: what a person should know."""
 
     path: Path
     taken: int
     total: int
     name: str = ""
+    note: str = ""
 
     def __str__(self) -> str:
-        return f"{self.path.name}: {self.taken} of {self.total} parts are taken by the host"
+        return f"{self.path.name}: {self.taken} of {self.total} parts are taken by the host" + (f"; {self.note}" if self.note else "")
 
 
 @dataclass(frozen=True)

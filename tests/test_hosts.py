@@ -273,3 +273,19 @@ def test_settings_that_the_host_decides_are_refused_not_ignored(inside, values, 
     with pytest.raises(ValueError, match=f"{next(iter(change))}: inside the WebUI"):
         run(inside, {**values, **change})
     assert difference(before, inside.snapshot()) == {}
+
+
+def test_a_folder_that_takes_no_file_is_said_and_the_run_goes_on(inside, values, monkeypatch):
+    monkeypatch.setattr(inside.a1111, "publish", lambda *given: (_ for _ in ()).throw(PermissionError(13, "Permission denied", "x")))
+    events = run(inside, values)
+    assert last(events, Finished).reason == "done" and "could not be put into" in last(events, Saved).report and last(events, Saved).paths[0].is_file()
+
+
+def test_a_file_that_the_host_refuses_is_said_and_the_run_goes_on(inside, values, monkeypatch):
+    """One module with parts that the Lora extension does not know, and it takes none of the file."""
+    from lib_tuner.methods import lora
+
+    write = lora.write_lora
+    monkeypatch.setattr(lora, "write_lora", lambda path, modules, *more: write(path, {**modules, next(iter(modules)): {"unheard_of": torch.zeros(1)}}, *more))
+    events = run(inside, values)
+    assert last(events, Finished).reason == "done" and ": 0 of " in last(events, Saved).report and "refuses it" in last(events, Saved).report

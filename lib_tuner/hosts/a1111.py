@@ -10,6 +10,7 @@ import importlib
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,7 @@ from ..config import flat_values
 from ..events import Event, Preparing, Started, Stepped
 from ..host import Components, Forecast, GenerateRequest, LoadReport
 from ..methods import METHODS
+from ..progress import sentence
 from ..sd.place import in_ram, stays
 from ..settings import TrainConfig
 from . import ldm, previews
@@ -162,14 +164,18 @@ class WebUI:
         """Puts a saved file where the host finds it, and reads it as the host does; its lists follow when the run has ended."""
         home = Path(self.cfg.output).expanduser()
         leading = path.suffix == ".safetensors" or not path.with_suffix(".safetensors").is_file()  # an embedding's other forms are the same word
-        target = publish(path, self.output_dir(self.cfg.method), home) if leading else path
+        folder, note = self.output_dir(self.cfg.method), ""
+        try:
+            target = publish(path, folder, home) if leading else path
+        except OSError as error:  # the file itself is saved, so the run goes on
+            target, note = path, f"it could not be put into {folder} ({sentence(error)}): copy it there by hand"
         report = read_back(self.w, target, self.cfg.method)
-        if leading:
+        if target != path:
             sweep(home)
             self._published.append(target)
             if self._sd is None:
                 self._refresh()
-        return report
+        return replace(report, note=note) if note else report
 
     def _refresh(self) -> None:
         """The host's lists, with what was saved."""

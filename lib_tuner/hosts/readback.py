@@ -12,7 +12,7 @@ from ..sd.files import read_header
 
 
 def read_back(w: Any, path: Path, method: str) -> LoadReport:
-    """How the host reads the file. Raises ValueError where it refuses it."""
+    """How the host reads the file; where it refuses it, nothing is taken and the note says why."""
     if method == "textual_inversion":
         return _embedding(w, path)
     if w.networks is None:  # the Lora extension is off: by its recorded rules
@@ -25,7 +25,7 @@ def _lora(w: Any, path: Path) -> LoadReport:
     try:
         found = w.networks.load_network(path.stem, w.networks.network.NetworkOnDisk(path.stem, str(path)))
     except Exception as error:  # whatever the extension raises for a file it does not take
-        raise ValueError(f"{path.name} was saved, but the WebUI's Lora extension refuses it: {error}") from error
+        return LoadReport(path, 0, total, path.stem, f"the WebUI's Lora extension refuses it: {error}")
     return LoadReport(path, len(found.modules), total, path.stem)
 
 
@@ -38,6 +38,6 @@ def _embedding(w: Any, path: Path) -> LoadReport:
     try:
         own.load_from_file(str(path), path.name)
     except Exception as error:  # as above
-        raise ValueError(f"{path.name} was saved, but the WebUI refuses it: {error}") from error
+        return LoadReport(path, 0, total, path.stem, f"the WebUI refuses it: {error}")
     found = next(iter(own.word_embeddings.values()), None)
     return LoadReport(path, 0 if found is None else int(found.vec.shape[0]), total, path.stem)
