@@ -26,8 +26,7 @@ AXES = ["[Tuner] Run step", "[Tuner] LoRA", "[Tuner] LoRA weight", "[Tuner] Embe
 
 
 def starting(folder: Path, **how: Any) -> Any:
-    from webui_double.start import started
-
+    started = pytest.importorskip("webui_double.start").started
     extension.jobs_of.cache_clear()
     return started(folder, extensions={"tuner": ROOT}, page=True, **how)
 
@@ -166,29 +165,29 @@ def test_a_host_that_the_network_reaches_without_a_login_is_refused(flags, open_
 # ---- from other tabs ---------------------------------------------------------------------------------------------------
 
 
-def made_tab(double: Any, home: Path, **more: Any) -> webui_page.WebUITab:
+def made_tab(home: Path, **more: Any) -> webui_page.WebUITab:
     shared = webui_page.WebUIShared(SimpleNamespace(history=lambda: []), None, home, {}, **more)
     with gr.Blocks():
         return webui_page.WebUITab(shared)
 
 
-def test_samples_get_the_settings_of_the_txt2img_tab(double, tmp_path):
+def test_samples_get_the_settings_of_the_txt2img_tab(tmp_path):
     shown = {"txt2img_prompt": "a cat\nin a hat", "txt2img_steps": 7, "txt2img_seed": -1, "txt2img_sampling": "DPM++ SDE", "txt2img_scheduler": "Automatic",
              "txt2img_styles": ["one", "two"], "txt2img_hr_scale": 2.0, webui_page.HIRES: False}  # fmt: skip
     with gr.Blocks():
         components = {name: gr.Textbox() for name in shown}
-    tab = made_tab(double, tmp_path, components=components)
+    tab = made_tab(tmp_path, components=components)
     answer = tab.samples_taken({component: shown[name] for name, component in components.items()})
     got = {key: answer[widget]["value"] for key, widget in tab.form.widgets.items() if widget in answer}
     assert got["sample.prompts"] == "a cat in a hat" and got["sample.steps"] == 7 and got["sample.seed"] == 1
     assert (got["webui.sampler"], got["webui.scheduler"], got["webui.styles"], got["webui.hires_scale"]) == ("DPM++ SDE", "", "one, two", 0.0)
 
 
-def test_a_gallerys_picture_goes_into_the_data_folder(double, tmp_path, monkeypatch):
+def test_a_gallerys_picture_goes_into_the_data_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(gr, "Info", lambda text: None)
     picture = Image.new("RGB", (8, 8))
     picture.info["parameters"] = "a cat\nSteps: 2"
-    tab = made_tab(double, tmp_path, picture=lambda shown: {"first": None, "second": picture}[shown])
+    tab = made_tab(tmp_path, picture=lambda shown: {"first": None, "second": picture}[shown])
     folder, _ = tab.picture_taken(["first", "second"], 1, "")
     assert folder == str(tmp_path / "pictures") and (tmp_path / "pictures" / "taken-0001.txt").read_text() == "a cat"
     assert "no picture" in tab.picture_taken([], 0, "x")[1]

@@ -26,7 +26,8 @@ from lib_tuner.settings import TrainConfig
 FLAGS = ("checkpoint", "use_checkpoint", "padding_mode", "network_current_names")
 SIZE = 64  # px
 REAL = bool(os.environ.get("TUNER_INSIDE_WEBUI"))
-WORLDS = ["webui"] if REAL else ["standalone", "double", "double-half"]
+DOUBLE = (Path(__file__).resolve().parent / "webui_double" / "start.py").is_file()
+WORLDS = ["webui"] if REAL else ["standalone", *["double", "double-half"] * DOUBLE]
 
 
 def digest(tensor: torch.Tensor) -> str:
