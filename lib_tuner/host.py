@@ -52,6 +52,7 @@ class Forecast:
     need: float
     free: float | None
     small: bool = False  # the embedded model, or one of its size
+    checkpointing: bool = False
 
 
 class TextEncoder(Protocol):

@@ -179,11 +179,17 @@ def test_a_resumed_run_shows_its_whole_curve(make, small_run, gate):
     until(lambda: [p[0] for p in jobs.status()["now"]["points"]] == [1, 2, 3, 4, 5])
 
 
-def test_a_stopped_run_is_saved_and_the_next_one_starts(make, small_run, gate):
+def one_waits(make, small_run, gate):
+    """A queue with a run that has done its first step, and a short one behind it."""
     jobs = make(gate.hosts)
-    entry, other = jobs.add(small_run), jobs.add({**small_run, "name": "other", "steps": 1})
+    entries = jobs.add(small_run), jobs.add({**small_run, "name": "other", "steps": 1})
     gate.step(PICTURES + 1)
     at_step(jobs, 1)
+    return jobs, *entries
+
+
+def test_a_stopped_run_is_saved_and_the_next_one_starts(make, small_run, gate):
+    jobs, entry, other = one_waits(make, small_run, gate)
     jobs.stop()
     gate.free()
     until(lambda: other.state == "done")
@@ -310,10 +316,7 @@ def test_a_killed_run_is_not_called_running_in_the_history(make, small_run, gate
 
 
 def test_a_stop_after_a_pause_lets_the_queue_go_on(make, small_run, gate):
-    jobs = make(gate.hosts)
-    first, second = jobs.add(small_run), jobs.add({**small_run, "name": "other", "steps": 1})
-    gate.step(PICTURES + 1)
-    at_step(jobs, 1)
+    jobs, first, second = one_waits(make, small_run, gate)
     jobs.pause()
     jobs.stop()
     gate.free()

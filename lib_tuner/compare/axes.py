@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 NONE = "None"
 _TAG = re.compile(r"<lora:([^:<>]+)(?::([^<>]*))?>")
-_STEP = re.compile(r"(.+)-(\d{6,})")
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from . import ldm, previews
 from .job import interrupted, job, refuse_decided
 from .kept import attributes, checkpointing, frozen, random_state
 from .networks import take_out, without_networks
-from .plan import ACTIVATIONS, CHECKPOINTED, PARAMETERS, WIDTH
+from .plan import CHECKPOINTED, PARAMETERS, WIDTH, activation_bytes
 from .published import publish, sweep
 from .readback import read_back
 
@@ -102,7 +102,7 @@ class WebUI:
         stack.enter_context(attributes(w.shared, loaded_hypernetworks=[]))
         stack.enter_context(attributes(model, alphas_cumprod=model.alphas_cumprod))
         stack.enter_context(frozen(model))
-        stack.enter_context(checkpointing(model.model.diffusion_model.modules(), self.cfg.memory.checkpointing == "on" or self._tight()))
+        stack.enter_context(checkpointing(model.model.diffusion_model.modules(), self.forecast().checkpointing))
 
     def _components(self, stack: ExitStack, model: Any) -> Components:
         unet, device = model.model.diffusion_model, self.w.devices.device
@@ -192,18 +192,17 @@ class WebUI:
         if model is not None:
             unet = model.model.diffusion_model
             width, size = unet.input_blocks[0][0].weight.shape[0], float(sum(p.numel() for p in model.parameters()))
-        cfg = self.cfg
-        activations = ACTIVATIONS / 2 * width / WIDTH * (cfg.data.resolution / 8) ** 2 * cfg.data.batch * dtype.itemsize
+        activations = activation_bytes(self.cfg, width, dtype)
         free = float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
-        tight = cfg.memory.checkpointing == "on" or cfg.memory.checkpointing == "auto" and free is not None and activations > 0.9 * free
+        tight = self._checkpoints(activations, free)
         name = model.sd_checkpoint_info.model_name if model is not None else "the model that is loaded first"
         note = f"{name}, {device}, {str(dtype).removeprefix('torch.')}" + ", gradient checkpointing" * tight
         need = activations * (1 - CHECKPOINTED * tight) + (0 if free is not None else size * dtype.itemsize)  # on a GPU the model is there already
-        return Forecast(note, need, free, width < WIDTH)
+        return Forecast(note, need, free, width < WIDTH, tight)
 
-    def _tight(self) -> bool:
-        """Whether `auto` comes to gradient checkpointing."""
-        return self.forecast().note.endswith("gradient checkpointing")
+    def _checkpoints(self, activations: float, free: float | None) -> bool:
+        """Whether activations are computed anew: as the settings say, and where those leave it open, if they would not fit."""
+        return {"on": True, "off": False, "auto": free is not None and activations > 0.9 * free}[self.cfg.memory.checkpointing]
 
 
 def _forget_conditions(w: Any) -> None:

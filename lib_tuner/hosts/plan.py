@@ -43,7 +43,7 @@ def plan_for(cfg: TrainConfig, checkpoint: Path) -> Plan:
     small = checkpoint.is_file() and checkpoint.stat().st_size < SMALL
     dtype = _dtype(cfg.memory.precision, device, small)
     parameters, width = _size(checkpoint)
-    activations = ACTIVATIONS / 2 * width / WIDTH * (cfg.data.resolution / 8) ** 2 * cfg.data.batch * dtype.itemsize
+    activations = activation_bytes(cfg, width, dtype)
     need, free = activations + parameters * dtype.itemsize, _free_bytes(device)
     tight = not small and free is not None and need > 0.9 * free
     checkpointing = {"on": True, "off": False, "auto": tight}[cfg.memory.checkpointing]
@@ -51,6 +51,11 @@ def plan_for(cfg: TrainConfig, checkpoint: Path) -> Plan:
     channels_last = {"on": True, "off": False, "auto": not small and device.type != "cpu"}[cfg.memory.channels_last]
     note = f"{device}, {str(dtype).removeprefix('torch.')}" + ", gradient checkpointing" * checkpointing + ", channels-last" * channels_last
     return Plan(device, dtype, checkpointing, channels_last, note, need - activations * CHECKPOINTED * checkpointing, free, small)
+
+
+def activation_bytes(cfg: TrainConfig, width: int, dtype: torch.dtype) -> float:
+    """What a forward pass adds without checkpointing, in a UNet whose first level has `width` channels."""
+    return ACTIVATIONS / 2 * width / WIDTH * (cfg.data.resolution / 8) ** 2 * cfg.data.batch * dtype.itemsize
 
 
 def _size(checkpoint: Path) -> tuple[float, int]:

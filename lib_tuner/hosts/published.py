@@ -13,6 +13,7 @@ import re
 import shutil
 from pathlib import Path
 
+from ..runs import step_of
 from ..sd.files import atomic
 
 LEDGER = "published.tuner"  # JSON in the output folder: {published file: the run's file}
@@ -51,7 +52,7 @@ def sweep(home: Path) -> list[Path]:
     """Takes back the saves in between whose run has them no longer (pruned, deleted, renamed); final files stay. Returns what went."""
     ledger, gone = _read(home), []
     for target, source in ledger.items():
-        if not Path(source).is_file() and Path(target).is_file() and _STEP.fullmatch(Path(target).stem):
+        if not Path(source).is_file() and Path(target).is_file() and step_of(Path(target)) is not None:
             Path(target).unlink()
             Path(target).with_suffix(".json").unlink(missing_ok=True)
             gone.append(Path(target))

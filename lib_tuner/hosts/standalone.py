@@ -123,7 +123,7 @@ class Standalone:
 
     def forecast(self) -> Forecast:
         """How this run would go."""
-        return Forecast(self.plan.note, self.plan.need, self.plan.free, self.plan.small)
+        return Forecast(self.plan.note, self.plan.need, self.plan.free, self.plan.small, self.plan.checkpointing)
 
     def told(self, event: Event) -> None:
         """The page and the command line show the run by themselves."""
