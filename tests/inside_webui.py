@@ -56,9 +56,9 @@ def _start() -> dict[str, float]:
 
 
 def _run(result: Path, arguments: list[str], paths: list[str]) -> None:
-    from modules import sd_models, shared
+    from modules import sd_models, shared, timer
 
-    while sd_models.model_data.sd_model is None or shared.state.job:  # the model is loaded by another thread
+    while sd_models.model_data.sd_model is None or shared.state.job or timer.startup_record is None:  # the model is loaded by another thread, before or after the page
         time.sleep(0.1)
     sys.path[:0] = paths  # the host puts its path back after each script
     text, code, start = io.StringIO(), 3, _start()
