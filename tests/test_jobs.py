@@ -28,7 +28,7 @@ class Gate:
     def __init__(self):
         self.turns = threading.Semaphore(0)
         self.open = False
-        self.asked = 0  # how often a run has come to the gate
+        self.asked = self.let = 0  # how often a run has come to the gate, and how often it was or will be let through
 
     def hosts(self, cfg):
         gate = self
@@ -43,7 +43,12 @@ class Gate:
         return Gated(cfg)
 
     def step(self, n: int = 1):
+        self.let += n
         self.turns.release(n)
+
+    def at_step(self, jobs: Jobs, step: int):
+        """Waits until a run has made so many steps and stands at the gate again: before that it would still see what it is told now."""
+        until(lambda: self.asked > self.let and (now := jobs.status()["now"]) and now["step"] == step)
 
     def free(self):
         self.open = True
@@ -73,10 +78,6 @@ def gate():
     gate.free()
 
 
-def at_step(jobs: Jobs, step: int):
-    return until(lambda: (now := jobs.status()["now"]) and now["step"] == step and now)
-
-
 def ended(jobs: Jobs, entry, state: str):
     return until(lambda: jobs.status()["now"] if entry.state == state else None)
 
@@ -85,7 +86,7 @@ def started(jobs: Jobs, gate: Gate, values: dict, step: int):
     """A run that has made so many steps and waits at the gate."""
     entry = jobs.add(values)
     gate.step(PICTURES + step)
-    at_step(jobs, step)
+    gate.at_step(jobs, step)
     return entry
 
 
@@ -140,7 +141,7 @@ def test_a_paused_run_gives_the_model_back_and_resumes_to_the_same_result(make, 
     jobs = make(gate.hosts)
     entry, other = jobs.add(small_run), jobs.add({**small_run, "name": "other"})
     gate.step(PICTURES + 2)
-    at_step(jobs, 2)
+    gate.at_step(jobs, 2)
     jobs.pause()
     assert entry.state == "pausing"
     gate.step()
@@ -184,7 +185,7 @@ def one_waits(make, small_run, gate):
     jobs = make(gate.hosts)
     entries = jobs.add(small_run), jobs.add({**small_run, "name": "other", "steps": 1})
     gate.step(PICTURES + 1)
-    at_step(jobs, 1)
+    gate.at_step(jobs, 1)
     return jobs, *entries
 
 
@@ -200,7 +201,7 @@ def test_saves_samples_and_prompts_as_asked_while_it_runs(make, small_run, gate)
     jobs = make(gate.hosts)
     entry = jobs.add({**small_run, "save_every": 0, "sample.steps": 2})
     gate.step(PICTURES + 1)
-    at_step(jobs, 1)
+    gate.at_step(jobs, 1)
     with pytest.raises(ValueError, match="no sample prompt"):
         jobs.order(sample=True)
     entry.values["sample.every"] = 100
@@ -215,7 +216,7 @@ def test_saves_samples_and_prompts_as_asked_while_it_runs(make, small_run, gate)
     assert settings_of(Path(entry.folder)).sample.prompts == "one\ntwo"
     assert now["prompts"] == "one\ntwo" and until((Path(entry.folder) / "state" / "state-2.safetensors").is_file)
     gate.step()
-    at_step(jobs, 3)
+    gate.at_step(jobs, 3)
     assert len(jobs.status()["now"]["saves"]) == 1  # asked once, done once
     gate.free()
     ended(jobs, entry, "done")
@@ -262,7 +263,7 @@ def test_the_queue_survives_the_program(make, small_run, gate):
     jobs = make(gate.hosts)
     first, second = jobs.add(small_run), jobs.add({**small_run, "name": "other", "steps": 1})
     gate.step(PICTURES + 2)
-    at_step(jobs, 2)
+    gate.at_step(jobs, 2)
     closing = threading.Thread(target=jobs.close)
     closing.start()
     gate.free()
