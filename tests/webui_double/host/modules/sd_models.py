@@ -1,0 +1,220 @@
+"""Checkpoints and the model of now. A checkpoint with the same config is loaded into the object that is there; with another config a new object takes its
+place, and the old one goes to `meta`."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from . import devices, errors, hashes, paths_internal, script_callbacks, sd_hijack, sd_vae, shared
+from .token_merging import merge_tokens
+
+model_path = os.path.join(paths_internal.models_path, "Stable-diffusion")
+DEFAULT_CONFIG = os.path.join(paths_internal.script_path, "configs", "v1-inference.yaml")
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+class CheckpointInfo:
+    """A file, by all the names it may be asked for. Its hash, and with that its title, is not known before it is loaded for the first time."""
+
+    def __init__(self, filename: str):
+        self.filename = os.path.abspath(filename)
+        self.name = os.path.relpath(self.filename, model_path).replace(os.sep, "/")
+        self.name_for_extra = Path(self.name).stem
+        self.model_name = os.path.splitext(self.name)[0].replace("/", "_")
+        self.sha256 = _known_hashes.get(self._state())
+        self.register()
+
+    def _state(self) -> tuple[str, int]:
+        return self.filename, os.stat(self.filename).st_mtime_ns
+
+    @property
+    def shorthash(self) -> str | None:
+        return self.sha256 and self.sha256[:10]
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} [{self.shorthash}]" if self.sha256 else self.name
+
+    @property
+    def ids(self) -> list[str]:
+        return [name for name in (self.title, self.name, self.name_for_extra, self.model_name, self.filename, self.shorthash, self.sha256) if name]
+
+    def register(self) -> None:
+        for table, names in ((checkpoints_list, [self.title]), (checkpoint_aliases, self.ids)):
+            table.update(dict.fromkeys(names, self))
+
+    def calculate_shorthash(self) -> str | None:
+        """None with --no-hashing."""
+        if self.sha256 is None:
+            self.sha256 = hashes.sha256(self.filename, f"checkpoint/{self.name}")
+            if self.sha256:
+                _known_hashes[self._state()] = self.sha256
+                checkpoints_list.pop(self.name, None)
+                self.register()
+        return self.shorthash
+
+
+checkpoints_list: dict[str, CheckpointInfo] = {}  # by title
+checkpoint_aliases: dict[str, CheckpointInfo] = {}  # by any name
+_known_hashes: dict[tuple[str, int], str] = {}
+
+
+def list_models() -> None:
+    """Reads the folders."""
+    for table in (checkpoints_list, checkpoint_aliases):
+        table.clear()
+    found = (path for folder in (model_path, shared.cmd_opts.ckpt_dir) if folder for path in Path(folder).rglob("*"))
+    for path in sorted(found, key=lambda path: str(path).lower()):
+        if path.suffix in (".safetensors", ".ckpt"):
+            CheckpointInfo(str(path))
+
+
+def get_closet_checkpoint_match(wanted: str | None) -> CheckpointInfo | None:
+    """By a name of it, or else the one with the shortest title of those whose title contains the words."""
+    bare = re.sub(r"\s*\[\w+\]$", "", wanted or "")
+    inside = sorted((title for title in checkpoints_list if bare and bare in title), key=len)
+    return checkpoint_aliases.get(wanted) or checkpoint_aliases.get(bare) or next((checkpoints_list[title] for title in inside), None)
+
+
+def select_checkpoint() -> CheckpointInfo:
+    """The one of the settings, or the first. Raises FileNotFoundError where there is none."""
+    chosen = get_closet_checkpoint_match(shared.opts.sd_model_checkpoint) or next(iter(checkpoints_list.values()), None)
+    if chosen is None:
+        raise FileNotFoundError(f"There is no checkpoint in {model_path}.")
+    return chosen
+
+
+def read_state_dict(path: str) -> dict[str, Tensor]:
+    content = load_file(path) if path.endswith(".safetensors") else torch.load(path, map_location="cpu")
+    return content.get("state_dict", content)
+
+
+# ---- the model of now ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Current:
+    """Loads the first model when somebody asks for it; while it is loaded, other threads wait."""
+
+    sd_model: Any = None
+    was_loaded_at_least_once: bool = False
+    _loading: Any = field(default_factory=threading.RLock)  # loading asks for the model itself
+
+    @property
+    def loaded_sd_models(self) -> list[Any]:
+        return [model for model in (self.sd_model,) if model is not None]
+
+    def get_sd_model(self) -> Any:
+        with self._loading:
+            if not self.was_loaded_at_least_once:
+                self.was_loaded_at_least_once = True
+                try:
+                    load_model()
+                except Exception as error:  # whatever is wrong with the file
+                    errors.display(error, "loading the first model")
+        return self.sd_model
+
+    def set_sd_model(self, model: Any) -> None:
+        self.sd_model = model
+
+
+model_data = Current()
+_unwritten: list[None] = []  # as many as there are SkipWritingToConfig
+
+
+@contextmanager
+def SkipWritingToConfig() -> Iterator[None]:  # noqa: N802  a class in the host
+    """Within it a model that is loaded is not written into the settings."""
+    _unwritten.append(None)
+    try:
+        yield
+    finally:
+        _unwritten.pop()
+
+
+def load_model(checkpoint_info: CheckpointInfo | None = None) -> Any:
+    """A new object, in the place of the one of now."""
+    info = checkpoint_info or select_checkpoint()
+    state = read_state_dict(info.filename)
+    model, old, hijack = _built(info, state), model_data.sd_model, sd_hijack.model_hijack
+    if old is not None:
+        hijack.undo_hijack(old)
+        old.to("meta")
+    model_data.sd_model, model_data.was_loaded_at_least_once = model, True
+    _put_weights(model, info, state)
+    hijack.embedding_db.load_textual_inversion_embeddings(force_reload=True)  # another width may be wanted now
+    script_callbacks.model_loaded_callback(model)
+    with torch.no_grad(), devices.autocast():
+        model.cond_stage_model_empty_prompt = model.cond_stage_model([""])
+    return model
+
+
+def reload_model_weights(sd_model: Any = None, info: CheckpointInfo | None = None, forced_reload: bool = False) -> Any:
+    """Another checkpoint, or with `forced_reload` the file of the one that is there. Flags of parameters and modules stay as they are."""
+    info, model = info or select_checkpoint(), sd_model or model_data.sd_model
+    if model is None or model.used_config != config_of(info):
+        return load_model(info)
+    if model.sd_model_checkpoint != info.filename or forced_reload:
+        _put_weights(model, info, read_state_dict(info.filename))
+        script_callbacks.model_loaded_callback(model)
+    return model
+
+
+def config_of(info: CheckpointInfo) -> str:
+    beside = os.path.splitext(info.filename)[0] + ".yaml"
+    return beside if os.path.isfile(beside) else DEFAULT_CONFIG
+
+
+def _built(info: CheckpointInfo, state: dict[str, Tensor]) -> LatentDiffusion:
+    """With the sizes of the file's tensors. Heads are in no shape: a file may name them, else they are SD1.5's."""
+    said: dict[str, str] = {}
+    if info.filename.endswith(".safetensors"):
+        with safe_open(info.filename, "pt") as file:
+            said = file.metadata() or said
+    with torch.random.fork_rng(devices=[]):
+        model = LatentDiffusion({key: value.shape for key, value in state.items()}, int(said.get("tuner_unet_heads", 8)), int(said.get("tuner_text_heads", 12)))
+    for part, dtype in ((model, devices.dtype), (model.model, devices.dtype_unet), (model.first_stage_model, devices.dtype_vae)):
+        part.to(devices.device, dtype)
+    model.requires_grad_(False)
+    model.model.requires_grad_(True)
+    model.used_config, model.lowvram = config_of(info), shared.cmd_opts.lowvram or shared.cmd_opts.medvram
+    model.is_sd1, model.is_sd2, model.is_sdxl = True, False, False
+    return model.eval()
+
+
+def _put_weights(model: Any, info: CheckpointInfo, state: dict[str, Tensor]) -> None:
+    """Into the parameters that are there. Noise levels are the model's own again, and in fp32."""
+    sd_hijack.model_hijack.undo_hijack(model)
+    model.load_state_dict(state, strict=False)
+    model.alphas_cumprod = model.alphas_cumprod_original
+    model.sd_model_hash = info.calculate_shorthash()
+    model.sd_model_checkpoint, model.sd_checkpoint_info = info.filename, info
+    if not _unwritten:
+        shared.opts.data.update(sd_model_checkpoint=info.title, sd_checkpoint_hash=info.sha256)
+    sd_vae.forget()
+    sd_vae.reload_vae_weights(model)
+    sd_hijack.model_hijack.hijack(model)
+
+
+# ---- token merging ---------------------------------------------------------------------------------------------------
+
+
+def apply_token_merging(model: Any, ratio: float) -> None:
+    """From then on, until it is 0 again."""
+    merge_tokens(model.model.diffusion_model, ratio)
+    model.applied_token_merged_ratio = ratio
