@@ -33,7 +33,7 @@ RECORD, SETTINGS, LOSSES = "record.tuner", "settings.toml", "losses.csv"  # JSON
 FILES = (".safetensors", ".pt", ".png", ".ckpt")  # endings of what a person keeps
 MEASURED = 20  # steps from which on their mean says something
 _SAMPLE = re.compile(r"(\d+)-(\d+)\.png")
-_SAVE = re.compile(r"(.+)-(\d{6,})$")
+SAVE = re.compile(r"(.+)-(\d{6,})")  # the stem of a save in between: name and step
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def saved_files(folder: Path) -> list[dict[str, Any]]:
 
 def step_of(path: Path) -> int | None:
     """The step of a save, by its name; None for a final file."""
-    save = _SAVE.fullmatch(path.stem)
+    save = SAVE.fullmatch(path.stem)
     return int(save[2]) if save else None
 
 

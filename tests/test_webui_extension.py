@@ -26,7 +26,8 @@ AXES = ["[Tuner] Run step", "[Tuner] LoRA", "[Tuner] LoRA weight", "[Tuner] Embe
 
 
 def starting(folder: Path, **how: Any) -> Any:
-    started = pytest.importorskip("webui_double.start").started
+    from webui_double.start import started
+
     extension.jobs_of.cache_clear()
     return started(folder, extensions={"tuner": ROOT}, page=True, **how)
 

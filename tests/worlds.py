@@ -26,8 +26,7 @@ from lib_tuner.settings import TrainConfig
 FLAGS = ("checkpoint", "use_checkpoint", "padding_mode", "network_current_names")
 SIZE = 64  # px
 REAL = bool(os.environ.get("TUNER_INSIDE_WEBUI"))
-DOUBLE = (Path(__file__).resolve().parent / "webui_double" / "start.py").is_file()
-WORLDS = ["webui"] if REAL else ["standalone", *["double", "double-half"] * DOUBLE]
+WORLDS = ["webui"] if REAL else ["standalone", "double", "double-half"]
 
 
 def digest(tensor: torch.Tensor) -> str:

@@ -13,11 +13,10 @@ import re
 import shutil
 from pathlib import Path
 
-from ..runs import step_of
+from ..runs import SAVE, step_of
 from ..sd.files import atomic
 
 LEDGER = "published.tuner"  # JSON in the output folder: {published file: the run's file}
-_STEP = re.compile(r"(.+)-(\d{6,})")
 _RUN = re.compile(r"(.+)-\d{3,}")
 
 
@@ -41,7 +40,7 @@ def publish(source: Path, folder: Path, home: Path) -> Path:
 
 def name_of(source: Path) -> str:
     """What a run's file is called in a prompt."""
-    save, run = _STEP.fullmatch(source.stem), _RUN.fullmatch(source.parent.name)
+    save, run = SAVE.fullmatch(source.stem), _RUN.fullmatch(source.parent.name)
     if not save:
         return source.stem
     own = run and run[1] == save[1]

@@ -78,12 +78,6 @@ def _remove(unwanted: Callable[[ScriptCallback], bool]) -> None:
         entries[:] = [entry for entry in entries if not unwanted(entry)]
 
 
-def remove_current_script_callbacks() -> None:
-    """Those of the file that calls this."""
-    script = _caller()
-    _remove(lambda entry: entry.script == script)
-
-
 def remove_callbacks_for_function(callback_func: Callable[..., Any]) -> None:
     _remove(lambda entry: entry.callback == callback_func)
 

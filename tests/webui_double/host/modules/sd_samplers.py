@@ -7,6 +7,7 @@ the model sees in it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -170,9 +171,7 @@ def sample(sampler: SamplerData, scheduler: str | None, steps: int, guess: Guide
             raise Stopped
         return last
 
-    try:
+    with suppress(Stopped):
         for last in sampler.way(watched, x, levels, noise):
             pass
-    except Stopped:
-        pass
     return last / (1 + levels[-1] ** 2) ** 0.5  # timesteps end beside the clean picture, schedules at it

@@ -1,15 +1,25 @@
 """The XYZ plot, as far as its axes: others add theirs to `axis_options` before the page is built."""
 
-from types import SimpleNamespace
+# without postponed annotations: dataclasses would look the module up, and a script is in no list of modules
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from modules import scripts, sd_models, sd_samplers
 
 
-class AxisOption(SimpleNamespace):
+@dataclass
+class AxisOption:
     """`apply` puts one of an axis's values into a wish for a picture."""
 
-    def __init__(self, label, type, apply, format_value=lambda p, option, x: f"{option.label}: {x}", confirm=None, cost=0.0, choices=None, prepare=None):
-        super().__init__(label=label, type=type, apply=apply, format_value=format_value, confirm=confirm, cost=cost, choices=choices, prepare=prepare)
+    label: str
+    type: Callable[[str], Any]
+    apply: Callable[[Any, Any, Any], Any]
+    format_value: Callable[[Any, Any, Any], str] = lambda p, option, x: f"{option.label}: {x}"
+    confirm: Callable[[Any, Any], Any] | None = None
+    cost: float = 0.0
+    choices: Callable[[], list[str]] | None = None
+    prepare: Callable[[Any], Any] | None = None
 
 
 def field(name):
