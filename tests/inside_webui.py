@@ -60,6 +60,8 @@ def _run(result: Path, arguments: list[str], paths: list[str]) -> None:
 
     while sd_models.model_data.sd_model is None or shared.state.job or timer.startup_record is None:  # the model is loaded by another thread, before or after the page
         time.sleep(0.1)
+    with sd_models.model_data.lock:  # the loader has said that it is ready, for which the suite's start waits: from here on the output is taken
+        pass
     sys.path[:0] = paths  # the host puts its path back after each script
     text, code, start = io.StringIO(), 3, _start()
     try:
