@@ -49,6 +49,22 @@ def _lora(rank: int, text: bool, flip: str, dropout: float, **more: Any) -> dict
     return {"lora.rank": rank, "lora.alpha": rank / 2, "lora.text_encoder": text, **common, **{f"lora.{key}": value for key, value in more.items()}}
 
 
+def _families(lora: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A LoRA's values for the other families too, whose ranks mean something else: a LoHa's counts squared, a LoKr's is that of one factor alone."""
+    own = {
+        "locon": {"conv_rank": 8, "conv_alpha": 4.0},
+        "loha": {"rank": 8, "alpha": 4.0},
+        "lokr": {"rank": 8, "alpha": 8.0},
+        "adalora": {"alpha": 12.0, "rank": 8, "first_rank": 12},  # peft's ranks
+    }  # fmt: skip
+    found = {"lora": lora}
+    for kind, values in own.items():
+        taken = {key.replace("lora.", f"{kind}."): value for key, value in lora.items()}
+        chosen = {f"{kind}.{name}": value for name, value in values.items()} if "lora.rank" in lora else {}
+        found[kind] = {**taken, **chosen}
+    return found
+
+
 def _embedding(vectors: int, init: str, template: str, flip: str) -> dict[str, Any]:
     """Starts from a word of the class, as the paper does (2208.01618); without caption dropout, since an empty caption does not train the word."""
     own = {"textual_inversion.vectors": vectors, "textual_inversion.init": init}
@@ -56,7 +72,7 @@ def _embedding(vectors: int, init: str, template: str, flip: str) -> dict[str, A
 
 
 def _goal(name: str, label: str, advice: str, lora: dict[str, Any], embedding: dict[str, Any]) -> Goal:
-    return Goal(name, label, advice, {"lora": lora, "textual_inversion": embedding})
+    return Goal(name, label, advice, {**_families(lora), "textual_inversion": embedding})
 
 
 GOALS: dict[str, Goal] = {goal.name: goal for goal in (
@@ -96,7 +112,7 @@ def _run(steps: int, lr: str, schedule: str, warmup: int, save_every: int, batch
 
 
 def _pace(name: str, label: str, help: str, lora: dict[str, Any], embedding: dict[str, Any]) -> Pace:
-    return Pace(name, label, help, {"lora": lora, "textual_inversion": embedding})
+    return Pace(name, label, help, {**_families(lora), "textual_inversion": embedding})
 
 
 # LoRA: 1e-4 is KO's and TT's rate, half of it for the text encoder DB's; embeddings: 5e-3 is A1's rate, 2e-3 and 1e-3 lie on the way to CL's 5e-4

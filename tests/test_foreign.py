@@ -256,8 +256,10 @@ def test_lycoris_locon_trains_the_convolutions_as_the_rest_unless_told_otherwise
     same(read(tmp_path, head + '["conv_dim=2", "conv_alpha=1"]'), {"lora.conv_rank": 2, "lora.conv_alpha": 1.0})
     same(read(tmp_path, head + '["preset=attn-only"]'), {"lora.conv_rank": 0, "lora.feed_forward": False, "lora.projections": False})
     found = read(tmp_path, head + '["algo=lokr", "factor=8", "dora_wd=True", "preset=mine.toml"]')
-    names = ("algo = lokr", "preset = mine.toml", "factor = 8", "dora_wd = True")
-    assert found.values["method"] == "lora" and found.without == [f"network_args {name}" for name in names]
+    names = ("preset = mine.toml", "dora_wd = True")  # there it is the other axis, and alpha may be any
+    assert (found.values["method"], found.values["lokr.factor"], found.values["lokr.conv_rank"]) == ("lokr", 8, 8) and found.without == [f"network_args {name}" for name in names]
+    found = read(tmp_path, head + '["algo=boft", "factor=8", "rs_lora=True"]')
+    assert (found.values["method"], found.values["lora.rank_stabilized"]) == ("lora", True) and found.without == ["network_args algo = boft", "network_args factor = 8"]
 
 
 def test_a_method_that_we_have_under_lycoris_name_is_chosen(tmp_path):
@@ -315,7 +317,8 @@ def test_the_gui_s_json_becomes_what_it_would_hand_to_the_trainer(tmp_path):
     [
         ({"LoRA_type": "Kohya LoCon"}, {"lora.conv_rank": 16, "lora.conv_alpha": 16.0}, []),
         ({"LoRA_type": "LyCORIS/LoCon", "train_norm": True}, {"lora.conv_rank": 16}, ["train_norm = True"]),
-        ({"LoRA_type": "LyCORIS/LoHa"}, {"method": "lora", "lora.rank": 8}, ["LoRA_type = loha"]),
+        ({"LoRA_type": "LyCORIS/LoHa"}, {"method": "loha", "loha.rank": 8}, []),
+        ({"LoRA_type": "LyCORIS/DyLoRA"}, {"method": "lora", "lora.rank": 8}, ["LoRA_type = dylora"]),
         ({"LoRA_type": "LoRA-FA"}, {"lora.rank": 8}, ["LoRA_type = lora-fa"]),
         ({"text_encoder_lr": 0}, {"optim.lr": "0.0002", "lora.text_encoder": False}, []),
         ({"unet_lr": "0"}, {"optim.lr": "5e-5", "lora.text_encoder": True, "lora.attention": False}, []),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from test_page import Page, browser, clear, expect, server, train  # noqa: F401
 
+from lib_tuner.methods import METHODS
 from lib_tuner.ui import page as ui
 
 TABLE = json.loads((ui.LANGUAGES / "zh_CN.json").read_text(encoding="utf-8"))
@@ -19,6 +20,7 @@ TERMS = set("""
     LoRA LoRA+ Textual Inversion alpha Alpha rank token transformer query key value output UNet IN OUT BASE all up VAE EMA Beta Epsilon Huber SNR Min-SNR min sqrt gamma
     Adam AdamW px txt safetensors ckpt toml json pt png optim CSV CLIP TensorBoard kohya WebUI LoCon SD GPU CPU RAM bf fp cpu cuda mps auto float bfloat
     epoch feed-forward DPM++ SDE Karras v-prediction CFG Channels-last channels-last prediction NAME name filewords kB MB GB Pillow English embedding JSON parquet lora left right text
+    DoRA LoHa LoKr AdaLoRA rsLoRA CP LyCORIS Tucker
 """.split())
 CHOICES = set("adamw lion adafactor prodigy adamw_schedulefree mse huber smooth_l1 snr rex eps ddim euler_a dpmpp_2m fp32 fp16 bf16".split())
 OWN = set("robot my outputs demo data home tmp caption a pink purple red star on navy mint white background fast".split())  # what the form is filled with here
@@ -107,7 +109,7 @@ def test_form_tabs_and_plan_are_chinese(chinese):
 def test_the_other_method_and_a_presets_advice_are_chinese(chinese):
     assert chinese.pick("#tuner-goal", 1) == "角色或人物"
     chinese.sees("#tuner-advice", "标注应当可以改变的内容")
-    chinese.pick("#tuner-f-method", 1)
+    assert chinese.pick("#tuner-f-method", list(METHODS).index("textual_inversion")) == "Textual Inversion"
     chinese.sees("#tuner-f-textual_inversion-vectors", "向量数")
     chinese.unfold()
     assert chinese.english("person") == {}

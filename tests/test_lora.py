@@ -193,8 +193,8 @@ def made(folder, change=lambda tensors: tensors, text=False):
     ("change", "sentence"),
     [
         (lambda t: {k.replace("lora_down.weight", "hada_w1_a").replace("lora_up.weight", "hada_w1_b"): v for k, v in t.items()}
-         | {k.replace("lora_down.weight", "hada_w2_a").replace("lora_up.weight", "hada_w2_b"): v.clone() for k, v in t.items()}, "not a plain LoRA"),
-        (lambda t: t | {next(iter(t)).split(".")[0] + ".dora_scale": torch.ones(96, 1)}, "not a plain LoRA .*dora_scale"),
+         | {k.replace("lora_down.weight", "hada_w2_a").replace("lora_up.weight", "hada_w2_b"): v.clone() for k, v in t.items()}, "is no LoRA"),
+        (lambda t: t | {next(iter(t)).split(".")[0] + ".dora_scale": torch.ones(96, 1)}, "length per output channel"),
         (lambda t: {k: v[:2].contiguous() if "down" in k else v for k, v in t.items()}, "factors of different ranks"),
         (lambda t: {k: v.flatten() for k, v in t.items()}, "factors of different ranks"),
     ],

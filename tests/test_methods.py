@@ -17,7 +17,16 @@ from lib_tuner.settings import TrainConfig
 VARIANTS = {
     "lora": {"method": "lora", "lora.rank": 4, "lora.alpha": 2},
     "lora with text encoder": {"method": "lora", "lora.rank": 4, "lora.text_encoder": True, "optim.text_lr": 5e-5},
-    "locon": {"method": "lora", "lora.rank": 4, "lora.conv_rank": 2},
+    "locon": {"method": "locon", "locon.rank": 4, "locon.conv_rank": 2, "locon.outer": True},
+    "tucker": {"method": "locon", "locon.rank": 4, "locon.conv_rank": 2, "locon.tucker": True},
+    "rslora": {"method": "lora", "lora.rank": 4, "lora.alpha": 2, "lora.rank_stabilized": True},
+    "dora": {"method": "locon", "locon.rank": 4, "locon.alpha": 4, "locon.conv_rank": 2, "locon.conv_alpha": 2, "locon.dora": True},
+    "loha": {"method": "loha", "loha.rank": 3, "loha.conv_rank": 2, "loha.text_encoder": True},
+    "loha as dora": {"method": "loha", "loha.rank": 3, "loha.alpha": 3, "loha.dora": True},
+    "lokr": {"method": "lokr", "lokr.rank": 2, "lokr.conv_rank": 2, "lokr.factor": 4, "lokr.text_encoder": True},
+    "lokr of full matrices": {"method": "lokr", "lokr.full_matrix": True, "lokr.conv_rank": 2},
+    "lokr of low rank": {"method": "lokr", "lokr.rank": 2, "lokr.conv_rank": 1, "lokr.decompose_both": True},
+    "adalora": {"method": "adalora", "adalora.rank": 2, "adalora.first_rank": 3, "adalora.conv_rank": 2, "adalora.text_encoder": True},
     "textual_inversion": {"method": "textual_inversion", "textual_inversion.vectors": 3, "name": "zorb"},
     "two words": {"method": "textual_inversion", "textual_inversion.embeddings": "zorb | 2 | red; blip | 1 | cat"},
 }
@@ -151,7 +160,7 @@ def test_delta_weight_is_what_forward_does(sd, method):
             step(sd, groups, method, lr=0.1, seed=i)
         trained = predict(sd)
         roots = {"unet": sd.unet, "text": sd.text.transformer}
-        deltas = {(part, path): layer.delta_weight().detach() for (part, path), layer in method.layers.items()}
+        deltas = {(part, path): layer.change(roots[part].get_submodule(path).weight).detach() for (part, path), layer in method.layers.items()}
     for (part, path), delta in deltas.items():
         module = roots[part].get_submodule(path)
         assert delta.shape == module.weight.shape
@@ -160,7 +169,7 @@ def test_delta_weight_is_what_forward_does(sd, method):
 
 
 def test_export_read_by_an_independent_reader_gives_the_live_model(sd, method, tmp_path):
-    """LoRA: kohya's formula on the file's raw tensors. Embedding: the raw tensor put into the vocabulary under a new id."""
+    """Adapters: the WebUI's formulas on the file's raw tensors. Embedding: the raw tensor put into the vocabulary under a new id."""
     from safetensors.torch import load_file
 
     with method.attached(sd) as groups:
@@ -168,7 +177,7 @@ def test_export_read_by_an_independent_reader_gives_the_live_model(sd, method, t
             step(sd, groups, method, lr=0.1, seed=i)
         trained = predict(sd)
         files = method.export(tmp_path / method.cfg.name, {}, MADE)
-    if method.kind == "lora":
+    if isinstance(method, LayerMethod):
         merge_by_formula(sd, load_file(files[0]))
         assert torch.allclose(predict(sd), trained, rtol=2e-2, atol=3e-3)  # the file is fp16
     else:
@@ -177,7 +186,7 @@ def test_export_read_by_an_independent_reader_gives_the_live_model(sd, method, t
 
 
 def merge_by_formula(sd, tensors: dict[str, torch.Tensor]) -> None:
-    """W += up @ down * alpha / rank, with names found by kohya's rule of dots to underscores over diffusers' names."""
+    """W += the change, with names found by kohya's rule of dots to underscores over diffusers' names."""
     from lib_tuner.sd.names import kohya_key
 
     modules = {kohya_key(path, "unet"): m for path, m in sd.unet.named_modules() if hasattr(m, "weight") and m.weight.ndim in (2, 4)}
@@ -185,9 +194,36 @@ def merge_by_formula(sd, tensors: dict[str, torch.Tensor]) -> None:
     names = {key.split(".")[0] for key in tensors}
     assert names <= modules.keys()
     for name in names:
-        up, down, alpha = (tensors[f"{name}.{part}"].float() for part in ("lora_up.weight", "lora_down.weight", "alpha"))
         weight = modules[name].weight.data
-        weight += (up.flatten(1) @ down.flatten(1)).reshape(weight.shape) * (alpha / len(down))
+        weight += change_by_formula({key.partition(".")[2]: t.float() for key, t in tensors.items() if key.split(".")[0] == name}, weight)
+
+
+def change_by_formula(t: dict[str, torch.Tensor], weight: torch.Tensor) -> torch.Tensor:
+    """As the WebUI's network_lora.py, network_hada.py, network_lokr.py and network.py read a module's parts (reference: peers.md, 2.2)."""
+    out, c = weight.shape[:2]
+    alpha = float(t["alpha"])
+    if "lora_up.weight" in t:
+        up, down = t["lora_up.weight"].reshape(out, -1), t["lora_down.weight"]
+        if "lora_mid.weight" in t:
+            delta = torch.einsum("nmkl,in,mj->ijkl", t["lora_mid.weight"], up, down.reshape(-1, c))
+        else:
+            delta = up @ down.flatten(1)
+        scale = alpha / len(down)
+    elif "hada_w1_a" in t:
+        delta, scale = (t["hada_w1_a"] @ t["hada_w1_b"]) * (t["hada_w2_a"] @ t["hada_w2_b"]), alpha / len(t["hada_w1_b"])
+    else:
+        whole = [name in t for name in ("lokr_w1", "lokr_w2")]
+        w1, w2 = (t[f"lokr_{w}"] if full else t[f"lokr_{w}_a"] @ t[f"lokr_{w}_b"] for w, full in zip(("w1", "w2"), whole))
+        w2 = w2.reshape(out // len(w1), c // w1.shape[1], *weight.shape[2:])
+        delta = torch.stack([torch.cat([a * w2 for a in row], 1) for row in w1]).flatten(0, 1)  # the Kronecker product, block by block
+        scale = 1.0 if all(whole) else alpha / len(t["lokr_w1_b"] if whole[1] else t["lokr_w2_b"])
+    delta = delta.reshape(weight.shape) * scale
+    if "dora_scale" in t:
+        assert scale == 1
+        merged = weight + delta
+        norm = merged.transpose(0, 1).flatten(1).norm(dim=1).reshape(1, c, *[1] * (weight.ndim - 2))
+        delta = merged * (t["dora_scale"] / norm) - weight
+    return delta
 
 
 def by_hand(sd, caption: str, vectors: dict[str, torch.Tensor]) -> torch.Tensor:

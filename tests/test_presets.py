@@ -15,7 +15,7 @@ from lib_tuner.optim import parse_lr
 from lib_tuner.presets import GOALS, LEFT_OUT, PACES, delete_own, own_presets, preset_values, read_own, save_own
 from lib_tuner.settings import TrainConfig
 
-KINDS = ("lora", "textual_inversion")
+KINDS = tuple(METHODS)
 
 
 def built(values: dict, method: str) -> TrainConfig:
@@ -81,7 +81,7 @@ def test_the_values_handed_out_are_a_copy():
     [
         (("charakter", "", "lora"), "goal: there is no 'charakter'; there are character, style, pose, clothing, object; did you mean character?"),
         (("", "slow", "lora"), "pace: there is no 'slow'; there are fast, balanced, careful"),
-        (("style", "", "nothing"), "method: there are no presets for 'nothing'; there are some for lora, textual_inversion"),
+        (("style", "", "nothing"), "method: there are no presets for 'nothing'; there are some for lora, locon, loha, lokr, adalora, textual_inversion"),
     ],
 )
 def test_unknown_names_are_one_clear_sentence(names, message):

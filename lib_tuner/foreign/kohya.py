@@ -63,7 +63,8 @@ _CHOICES: dict[str, tuple[str, Mapping[str, Any]]] = {
 }
 _NETWORK_ARGS = {
     "conv_dim": ".conv_rank", "conv_alpha": ".conv_alpha", "dropout": ".dropout", "rank_dropout": ".rank_dropout", "module_dropout": ".module_dropout",
-    "loraplus_lr_ratio": ".up_lr_ratio",
+    "loraplus_lr_ratio": ".up_lr_ratio", "use_tucker": ".tucker", "rs_lora": ".rank_stabilized", "factor": ".factor",
+    "full_matrix": ".full_matrix", "decompose_both": ".decompose_both",
 }  # fmt: skip
 # a name there -> ours, and what that package takes by itself where we would not; what is paged is a matter of memory only
 _OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -118,6 +119,7 @@ def _kind(raw: Raw, methods: Mapping[str, Any]) -> str:
     if any(is_on(raw.get(key)) for key in EMBEDDING):
         return "textual_inversion"
     algo = str(arguments(raw.get("network_args")).get("algo")).lower()
+    algo = "lora" if algo == "locon" else algo  # its convolutions have settings of their own there too
     return algo if algo in methods else "lora" if raw.keys() & NETWORK else "dreambooth"
 
 

@@ -116,7 +116,7 @@ class Standalone:
 
     def reload(self, path: Path) -> LoadReport:
         """Reads a saved file back as the WebUI would."""
-        if path.suffix == ".safetensors" and self.cfg.method == "lora":
+        if path.suffix == ".safetensors" and self.cfg.method != "textual_inversion":
             return LoadReport(path, *count_host_keys(path, weight_shapes(self.model)))
         count = len(read_embedding(path, width=self.model.text.embedding.weight.shape[1]).vectors)
         return LoadReport(path, count, count)

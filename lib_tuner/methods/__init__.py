@@ -7,11 +7,14 @@ from typing import Any
 
 from ..config import build, meant, method_name
 from ..settings import TrainConfig
+from .adalora import AdaLoRA
 from .base import Method
-from .lora import LoRA
+from .loha import LoHa
+from .lokr import LoKr
+from .lora import LoCon, LoRA
 from .textual_inversion import TextualInversion
 
-METHODS: dict[str, type[Method]] = {method.kind: method for method in (LoRA, TextualInversion)}
+METHODS: dict[str, type[Method]] = {method.kind: method for method in (LoRA, LoCon, LoHa, LoKr, AdaLoRA, TextualInversion)}
 
 
 def settings(values: Mapping[str, Any]) -> TrainConfig:

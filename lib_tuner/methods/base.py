@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn import functional as F
 
 from ..host import Components
 from ..sd.loss import generator_for
@@ -101,18 +102,69 @@ class Method:
 
 
 class Layer(nn.Module):
-    """What is trained beside one Linear or Conv2d: adds `forward(x)` to its output, the effect of `delta_weight()`."""
+    """What is trained beside one Linear or Conv2d: adds `forward(x)` to its output, the effect of `delta_weight()`.
+
+    With `decompose` it is a DoRA (Liu et al. 2402.09353): the sum of weight and change, brought to learned lengths. There is one length per input channel,
+    since that is the axis which the WebUI reads (its network.py); the paper has one per output channel.
+    """
+
+    magnitude: nn.Parameter | None  # (1, C) or (1, C, 1, 1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_parameter("magnitude", None)
 
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
     def delta_weight(self) -> Tensor:
-        """The change of the module's weight, of its shape, fp32: what `forward` does, and what a host adds to the weight."""
+        """The change of the module's weight, of its shape, fp32: what `forward` does, and what a host adds to the weight; lengths left aside."""
         raise NotImplementedError
+
+    def as_saved(self, dtype: torch.dtype) -> Layer:
+        """A copy of the layer with the factors that a file of that precision has."""
+        made = copy.copy(self)
+        made._parameters = {name: p if p is None else nn.Parameter(p.to(dtype).to(p.dtype), False) for name, p in self._parameters.items()}
+        return made
+
+    def decompose(self, module: nn.Module) -> None:
+        """Makes it a DoRA, with the weight's own lengths."""
+        self.magnitude = nn.Parameter(_lengths(module.weight.detach().float()).cpu())
+
+    def change(self, weight: Tensor) -> Tensor:
+        """All that is added to the module's weight, fp32."""
+        delta = self.delta_weight()
+        return delta if self.magnitude is None else (weight.to(delta) + delta) * self._ratio(weight, delta) - weight.to(delta)
+
+    def effect(self, module: nn.Module, x: Tensor) -> Tensor:
+        """All that is added to the module's output."""
+        if self.magnitude is None:
+            return self(x)
+        with torch.no_grad():
+            delta = self.delta_weight()
+        ratio = self._ratio(module.weight, delta).flatten().to(x.dtype)  # (C,)
+        ratio = ratio[:, None, None] if isinstance(module, nn.Conv2d) else ratio
+        return _without_bias(module, x * (ratio - 1)) + self(x * ratio)
+
+    def _ratio(self, weight: Tensor, delta: Tensor) -> Tensor:
+        """Learned lengths / lengths; the latter count as constants, as in the paper's section 4.3."""
+        return self.magnitude / _lengths(weight.detach().to(delta) + delta.detach()).clamp(min=1e-12)
 
     def tensors(self) -> dict[str, Tensor]:
         """The parts of the saved file, by kohya's names."""
         raise NotImplementedError
+
+
+def _lengths(weight: Tensor) -> Tensor:
+    """Norms of the columns: (D, C, ...) -> (1, C, ...) with ones for what comes behind."""
+    return torch.linalg.vector_norm(weight, dim=[0, *range(2, weight.ndim)], keepdim=True)
+
+
+def _without_bias(module: nn.Module, x: Tensor) -> Tensor:
+    weight = module.weight.to(x.dtype)
+    if isinstance(module, nn.Conv2d):
+        return F.conv2d(x, weight, None, module.stride, module.padding, module.dilation, module.groups)
+    return F.linear(x, weight)
 
 
 class LayerMethod(Method):
@@ -148,7 +200,7 @@ class LayerMethod(Method):
 
     def _hook(self, layer: Layer) -> Callable:
         def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-            return output + layer(args[0]) if self._on else output
+            return output + layer.effect(module, args[0]) if self._on else output
 
         return add
 
@@ -180,7 +232,7 @@ class LayerMethod(Method):
                 for target, layer in self.layers.items():
                     module = self._beside[target]
                     before.append((module, module.weight.to("cpu", copy=True)))
-                    delta = self._rounded(layer).delta_weight()
+                    delta = layer.as_saved(self.saved_dtype).change(module.weight)
                     module.weight.copy_((module.weight.to(delta.dtype) + delta).to(module.weight.dtype))
             with self.disabled():
                 yield
@@ -188,12 +240,6 @@ class LayerMethod(Method):
             with torch.no_grad():
                 for module, weight in before:
                     module.weight.copy_(weight)
-
-    def _rounded(self, layer: Layer) -> Layer:
-        """A copy of the layer with the factors that the file will have."""
-        made = copy.copy(layer)
-        made._parameters = {name: nn.Parameter(p.to(self.saved_dtype).to(p.dtype), False) for name, p in layer._parameters.items()}
-        return made
 
     def train(self, mode: bool = True) -> None:
         for layer in self.layers.values():

@@ -31,6 +31,9 @@ _OPTIMIZERS = {  # as kohya writes them: the class's full name
 }
 
 
+_LYCORIS = {"conv_rank": "conv_dim", "dora": "dora_wd", "tucker": "use_tucker", "rank_stabilized": "rs_lora"}  # kohya's and LyCORIS's names in ss_network_args
+
+
 @dataclass(frozen=True)
 class Made:
     """What is known of a file only when it is saved; times in seconds since 1970."""
@@ -171,10 +174,12 @@ def _network(cfg: TrainConfig, parts: set[str]) -> dict[str, Any]:
     own = dict(flat_values(cfg.settings)) if cfg.settings is not None else {}
     known = {"ss_network_dim": "rank", "ss_network_alpha": "alpha", "ss_network_dropout": "dropout", "ss_scale_weight_norms": "max_norm"}
     found = {key: own.pop(name) or None for key, name in known.items() if name in own}
+    lycoris = cfg.method in ("loha", "lokr") or own.get("dora") or own.get("tucker")  # what kohya trains by its module of that name
+    algo = {"algo": {"locon": "lora"}.get(cfg.method, cfg.method)} if lycoris else {}
     return {
-        "ss_network_module": "networks.lora",
+        "ss_network_module": "lycoris.kohya" if lycoris else "networks.lora",
         **found,
-        "ss_network_args": {name: _local(value) for name, value in own.items()},
+        "ss_network_args": {**algo, **{_LYCORIS.get(name, name): _local(value) for name, value in own.items()}},
         "ss_unet_lr": cfg.optim.lr if "unet" in parts else None,
         "ss_text_encoder_lr": (cfg.optim.text_lr or cfg.optim.lr) if "text" in parts else None,
     }

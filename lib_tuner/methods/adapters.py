@@ -1,0 +1,257 @@
+"""What the families of adapters share: which modules get one and of what rank, dropout, starting from a file, and writing one.
+
+Axes: B samples, L tokens or pixels, r rank, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from ..config import opt
+from ..host import Components
+from ..optim import parse_lr
+from ..sd.loss import generator_for
+from ..sd.names import BLOCKS26, block_name
+from .base import Layer, LayerMethod, Target, parts, weight_shapes
+from .lora_file import LoraFile, check_fits, read_lora, write_lora
+from .metadata import Made, lora_metadata, write_card
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+OUTER = ("input_blocks.0.0", "out.2", "time_embed.0", "time_embed.2")  # in no block of the UNet
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What gets an adapter, and how large it is."""
+
+    rank: int = opt(16, "Rank", "Size of the adapter: more learns more and forgets more.", min=1, max=1024, essential=True)
+    alpha: float = opt(16.0, "Alpha", "The adapter's effect is alpha / rank; often equal to the rank, or 1.", min=0.001, max=4096.0)
+    conv_rank: int = opt(0, "Convolution rank", "Rank on the 3x3 convolutions and time projections (LoCon); 0: none.", min=0, max=1024)
+    conv_alpha: float = opt(1.0, "Convolution alpha", "As alpha, for the convolutions.", min=0.001, max=4096.0)
+    attention: bool = opt(True, "Attention", "Train the attention's query, key, value and output.")
+    feed_forward: bool = opt(True, "Feed-forward", "Train the feed-forward layers.")
+    projections: bool = opt(True, "Projections", "Train the projections into and out of the transformers.")
+    outer: bool = opt(False, "Outer layers", "Train the first and the last convolution and the time embedding too, at the convolutions' rank.")
+    text_encoder: bool = opt(False, "Text encoder", "Train the text encoder too, on its own learning rate.")
+    blocks: str = opt("all", "Blocks", "Which blocks of the UNet: all, or names such as `IN04, IN05, M00, OUT03` (IN00-IN11, M00, OUT00-OUT11).")
+    block_ranks: str = opt("", "Ranks of blocks", "Ranks that differ from the rank, as `M00=4, OUT03=32, BASE=8` (BASE: the text encoder).")
+    module_dropout: float = opt(0.0, "Module dropout", "Probability that a whole layer's adapter is skipped.", min=0.0, max=0.95)
+    dora: bool = opt(False, "DoRA", "Learn the length of the weights apart from their direction (2402.09353), as the WebUI reads it; alpha must be the rank.")
+    start: str = opt("", "Start from", "A LoRA file to go on from; its ranks are taken over.")
+    save_dtype: str = opt("fp16", "Saved precision", "Precision of the saved file.", choices=("fp16", "bf16", "fp32"))
+
+    def check(self) -> None:
+        """Raises ValueError for block names there are not, and for what no file can say."""
+        chosen_blocks(self.blocks)
+        ranks = block_ranks(self.block_ranks)
+        # the WebUI multiplies by alpha / rank after it has brought the weights to their length (its network.py), which is right at 1 alone
+        if self.dora and (self.alpha != self.rank or self.conv_rank and self.conv_alpha != self.conv_rank or set(ranks.values()) - {self.rank}):
+            raise ValueError("dora: alpha must be the rank, conv_alpha the convolutions' rank, and block_ranks empty: the WebUI draws any other wrongly")
+
+
+def chosen_blocks(text: str) -> frozenset[str]:
+    """The blocks that `blocks` names."""
+    names = frozenset(BLOCKS26) if text.strip().lower() in ("", "all") else frozenset(n.strip().upper() for n in text.split(",") if n.strip())
+    if unknown := sorted(names - set(BLOCKS26)):
+        raise ValueError(f"blocks: {unknown[0]!r} is no block; there are BASE, IN00 to IN11, M00 and OUT00 to OUT11, or write all")
+    return names
+
+
+def block_ranks(text: str) -> dict[str, int]:
+    """`M00=4, OUT03=32` as a table."""
+    table = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        name, _, rank = part.partition("=")
+        if name.strip().upper() not in BLOCKS26 or not rank.strip().isdigit() or not 1 <= int(rank) <= 1024:
+            raise ValueError(f"block_ranks: {part!r} is not a block and its rank, such as M00=4")
+        table[name.strip().upper()] = int(rank)
+    return table
+
+
+class Draws:
+    """Random numbers of the current batch: one generator per sample and layer, so that no sample depends on another or on the number of processes."""
+
+    def __init__(self, seed: int):
+        self.seed, self.indices = seed, ()
+
+    def bernoulli(self, keep: float, count: int, shape: tuple[int, ...], name: str) -> Tensor:
+        """(count, *shape) of 0 and 1 / keep; `count` is a multiple of the batch (captions of several chunks)."""
+        each = max(1, count // max(1, len(self.indices)))
+        draws = [torch.rand((each, *shape), generator=generator_for(self.seed, i, name)) for i in self.indices]
+        return (torch.cat(draws)[:count] < keep).float() / keep
+
+
+class Adapter(Layer):
+    """A layer of a family: its factors are its parameters."""
+
+    file_names: Mapping[str, str] = {}  # how the factors are called in a file
+    rank: int
+
+    def __init__(self, module: nn.Module, alpha: float):
+        super().__init__()
+        self.conv = {"stride": module.stride, "padding": module.padding} if isinstance(module, nn.Conv2d) else None
+        self.shape = tuple(module.weight.shape)
+        self.alpha = alpha
+        self.skip = 0.0  # probability of module dropout
+        self.draws: Draws | None = None
+        self.name = ""
+
+    @property
+    def scale(self) -> float:
+        """What the WebUI multiplies the change by."""
+        return self.alpha / self.rank
+
+    def whole(self, y: Tensor) -> Tensor:
+        """Module dropout: each sample with or without the layer; nothing is scaled up, as in kohya's networks/lora.py."""
+        if not (self.training and self.draws and self.skip):
+            return y
+        keep = self.draws.bernoulli(1 - self.skip, len(y), (), f"{self.name}/module") * (1 - self.skip)
+        return y * keep.reshape(len(y), *[1] * (y.ndim - 1)).to(y)
+
+    def apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
+        """`weight`, of the module's shape, applied as the module applies its own, without its bias."""
+        return F.conv2d(x, weight, **self.conv) if self.conv else F.linear(x, weight)
+
+    def _in_file(self, name: str) -> str:
+        return "dora_scale" if name == "magnitude" else self.file_names[name]
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {**{self._in_file(name): p.detach() for name, p in self.named_parameters()}, "alpha": torch.tensor(float(self.alpha))}
+
+    def fill(self, known: Mapping[str, Tensor]) -> None:
+        """Takes a file's factors over, of whatever rank they are, and its alpha."""
+        for name, p in list(self.named_parameters()):
+            value = known[self._in_file(name)]
+            setattr(self, name, nn.Parameter(value.to(p.device, torch.float32).reshape(self.filled_shape(name, p, value))))
+        self.alpha = float(known.get("alpha", self.rank))
+
+    def filled_shape(self, name: str, p: nn.Parameter, value: Tensor) -> tuple[int, ...]:
+        """The shape in which a file's factor is kept here."""
+        return tuple(p.shape)
+
+
+class Adapters(LayerMethod):
+    """An adapter beside each of the chosen modules."""
+
+    settings: AdapterConfig
+
+    def __init__(self, cfg: Any):
+        super().__init__(cfg)
+        self.trains_text = self.settings.text_encoder
+        self._draws = Draws(cfg.seed)
+        self._start: Mapping[Target, Mapping[str, Tensor]] = {}
+
+    def make(self, module: nn.Module, rank: int, alpha: float, generator: Generator) -> Adapter:
+        """A new layer of the family."""
+        raise NotImplementedError
+
+    def of_family(self, factors: set[str]) -> bool:
+        """Whether the factors of a module in a file (without alpha and dora_scale) are the family's."""
+        raise NotImplementedError
+
+    def targets(self, sd: Components) -> Iterable[tuple[Target, nn.Module]]:
+        blocks = chosen_blocks(self.settings.blocks)
+        for part, root in parts(sd).items():
+            for path, module in root.named_modules():
+                known = isinstance(module, (nn.Linear, nn.Conv2d)) and self._rank(part, path, module)
+                if known and (part == "text" or path in OUTER or block_name(path) in blocks):
+                    yield (part, path), module
+
+    def _rank(self, part: str, path: str, module: nn.Module) -> int:
+        """The rank of a module's layer; 0 where it gets none."""
+        s, own = self.settings, block_ranks(self.settings.block_ranks)
+        if self._start:
+            return s.rank if (part, path) in self._start else 0  # the file says which, and in most families of what rank
+        if part == "text":
+            return own.get("BASE", s.rank) if s.text_encoder and ".encoder.layers." in path else 0
+        if path in OUTER:
+            return (s.conv_rank or s.rank) * s.outer
+        rank = own.get(block_name(path), s.rank)
+        if ".transformer_blocks." in path:
+            return rank if (s.feed_forward if ".ff." in path else s.attention) else 0
+        if path.endswith(("proj_in", "proj_out")):
+            return rank if s.projections else 0
+        inner = path.startswith(("input_blocks.", "middle_block.", "output_blocks."))
+        return s.conv_rank if inner else 0
+
+    def new_layer(self, target: Target, module: nn.Module, generator: Generator) -> Adapter:
+        s, known = self.settings, self._start.get(target)
+        path = target[1]
+        small = isinstance(module, nn.Conv2d) and not path.endswith(("proj_in", "proj_out")) or ".emb_layers." in path or path in OUTER
+        layer = self.make(module, self._rank(*target, module), s.conv_alpha if small and s.conv_rank else s.alpha, generator)
+        layer.skip, layer.draws, layer.name = s.module_dropout, self._draws, ":".join(target)
+        if s.dora or known and "dora_scale" in known:
+            layer.decompose(module)
+        if known:
+            layer.fill(known)
+        return layer
+
+    def _read_start(self, sd: Components) -> None:
+        file = read_lora(self.settings.start)
+        for factors in file.modules.values():
+            if not self.of_family(factors.keys() - {"alpha", "dora_scale"}):
+                names = ", ".join(sorted(factors.keys() - {"alpha"})[:3])
+                raise ValueError(f"start: {file.path.name} is no {self.label} (it has {names}), so it cannot be trained on as one.")
+            if "dora_scale" in factors and factors["dora_scale"].shape[0] != 1:
+                raise ValueError(f"start: {file.path.name} is a DoRA with a length per output channel, which the WebUI draws wrongly; only one per input channel goes on.")
+            self.check_factors(file, factors)
+        check_fits(file, weight_shapes(sd))
+        self._start = file.modules
+
+    def check_factors(self, file: LoraFile, factors: Mapping[str, Tensor]) -> None:
+        """Raises ValueError for factors that do not fit each other."""
+
+    def attach(self, sd: Components) -> list[dict[str, Any]]:
+        if self.settings.start:
+            self._read_start(sd)
+        groups = super().attach(sd)
+        self.trains_text = any(part == "text" for part, _ in self.layers)  # those of a file to start from too
+        if self.settings.text_encoder and not self.trains_text:
+            raise ValueError(f"{self.kind}.text_encoder is on, but the file in {self.kind}.start has no layer of the text encoder: turn it off, or start from another file.")
+        return groups
+
+    def groups(self) -> list[dict[str, Any]]:
+        groups = []
+        for part, scale in (("unet", 1.0), ("text", self._text_scale())):
+            layers = [layer for (p, _), layer in self.layers.items() if p == part]
+            groups += [{"params": params, "lr_scale": scale * more} for params, more in self.split(layers)]
+        return [group for group in groups if group["params"]]
+
+    def split(self, layers: list[Adapter]) -> list[tuple[list[nn.Parameter], float]]:
+        """The parameters of layers, by how many times faster than the rest they learn."""
+        return [([p for layer in layers for p in layer.parameters()], 1.0)]
+
+    def _text_scale(self) -> float:
+        optim = self.cfg.optim
+        return optim.text_lr / max(rate for rate, _ in parse_lr(optim.lr)) if optim.text_lr else 1.0
+
+    @property
+    def saved_dtype(self) -> torch.dtype:
+        return DTYPES[self.settings.save_dtype]
+
+    def begin(self, batch: Any) -> None:
+        self._draws.indices = batch.indices
+
+    def saved_modules(self) -> dict[Target, dict[str, Tensor]]:
+        """What the file has of each layer."""
+        return {target: layer.tensors() for target, layer in self.layers.items()}
+
+    def export(self, path: Path, summary: Mapping[str, Any], made: Made) -> list[Path]:
+        modules = self.saved_modules()
+        metadata = lora_metadata(self.cfg, summary, made, modules)
+        file = write_lora(path.with_name(path.name + ".safetensors"), modules, metadata, self.saved_dtype)
+        write_card(file, self.cfg.trigger)
+        return [file]
+
+
+def kaiming(shape: tuple[int, ...], generator: Generator, fan_in: int) -> nn.Parameter:
+    """torch's kaiming_uniform(a = sqrt 5), by which the papers' code, kohya and LyCORIS start: uniform within 1 / sqrt(fan_in)."""
+    return nn.Parameter((torch.rand(shape, generator=generator) * 2 - 1) / math.sqrt(fan_in))
