@@ -212,7 +212,19 @@
         return h("li", {}, h("span", {}, h("a", { href: url, download: file.name }, file.name), ` ${tuner.bytes(file.bytes)}`),
             h("span", { class: "tuner-use" }, h("code", {}, file.use), copy, toTxt2img(file.use)),
             h("span", { class: "tuner-small" }, tuner.said(file.report)),
+            ranksOf(file.ranks),
             h("span", {}, h("button", { type: "button", class: "tuner-link", onclick: rename }, tuner.t("Rename")), h("button", { type: "button", class: "tuner-link", onclick: remove }, tuner.t("Delete"))));
+    }
+
+    // A bar for each block of the model, as high as the ranks of its layers together.
+    function ranksOf(ranks) {
+        const blocks = Object.entries(ranks || {});
+        if (!blocks.length) return null;
+        const most = Math.max(...blocks.map(([, sum]) => sum));
+        const bar = ([block, sum]) => h("div", { title: `${block}: ${sum}` },
+            h("span", {}, String(sum)), h("i", { style: `height: ${Math.max(1, Math.round(sum / most * 48))}px` }), h("b", {}, block));
+        return h("figure", { class: "tuner-ranks" }, h("figcaption", { class: "tuner-small" }, tuner.t("Ranks of each block, all its layers together")),
+            h("div", { class: "tuner-bars" }, blocks.map(bar)));
     }
 
     // In the WebUI: the prompt of the txt2img tab gets what uses the file, and the tab is opened.

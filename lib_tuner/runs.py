@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +25,7 @@ from .config import build, flat_values, read_toml
 from .events import Event, Finished, Saved, Started, Stepped, Validated
 from .live import finite
 from .methods import METHODS, settings
+from .methods.lora_file import ranks_of_blocks
 from .progress import sentence
 from .recorders import read_rows
 from .sd.files import atomic
@@ -213,14 +215,27 @@ def samples(folder: Path) -> list[dict[str, Any]]:
 
 
 def saved_files(folder: Path) -> list[dict[str, Any]]:
-    """What the run made for the user, the final files first: name, bytes, step (None: the final one), how to use it, how the host reads it."""
+    """What the run made for the user, the final files first.
+
+    Each with name, bytes, step (None: the final one), how to use it, how the host reads it, and the ranks of its blocks where they differ.
+    """
     run = known_record(folder)
     files = [path for path in folder.iterdir() if path.suffix in FILES and path.is_file() and not path.name.startswith(".")]
     rows = []
     for path in files:
-        step = step_of(path)
-        rows.append({"name": path.name, "bytes": path.stat().st_size, "step": step, "use": use_text(run, path), "report": run.reports.get(path.name, "")})
+        step, now = step_of(path), path.stat()
+        more = {"use": use_text(run, path), "report": run.reports.get(path.name, ""), "ranks": _ranks(path, now.st_mtime_ns)}
+        rows.append({"name": path.name, "bytes": now.st_size, "step": step, **more})
     return sorted(rows, key=lambda r: (r["step"] is not None, -(r["step"] or 0), r["name"]))
+
+
+@lru_cache(maxsize=512)
+def _ranks(path: Path, written: int) -> dict[str, int]:
+    """`ranks_of_blocks`, read once for each time at which the file was written: a page asks every second."""
+    try:
+        return ranks_of_blocks(path) if path.suffix == ".safetensors" else {}
+    except (OSError, ValueError):  # no file of ours; how it is read is the report's to say
+        return {}
 
 
 def step_of(path: Path) -> int | None:

@@ -69,18 +69,6 @@ class Named(Page):
         self.page.click(f".tuner-language [data-language={language}]")
         self.page.wait_for_function(f"document.documentElement.lang.startsWith('{language[:2]}')")
 
-    def pick(self, field: str, position: int) -> str:
-        """Picks a drop-down's option by its place, and returns what it is called."""
-        self.page.click(f"{field} input")
-        option = self.page.locator(f"{field} ul li, body > ul.options li, ul[role=listbox] li").nth(position)
-        words = option.inner_text().replace("✓", "").strip()
-        option.click()
-        return words
-
-    def unfold(self) -> None:
-        self.click("[data-view=everything]")
-        self.page.evaluate("document.querySelectorAll('.tuner-fold[aria-expanded=false]').forEach((fold) => fold.click())")
-
 
 @pytest.fixture
 def chinese(browser, server) -> Iterator[Named]:  # noqa: F811

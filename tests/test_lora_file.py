@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lib_tuner.methods.lora_file import check_fits, count_host_keys, read_lora, write_lora
+from lib_tuner.methods.lora_file import check_fits, count_host_keys, ranks_of_blocks, read_lora, write_lora
 from lib_tuner.sd.names import kohya_key, text_paths, unet_paths
 
 LINEAR, CONV, TEXT = ("unet", "input_blocks.1.1.proj_in"), ("unet", "input_blocks.1.0.in_layers.2"), ("text", "text_model.encoder.layers.0.mlp.fc1")
@@ -244,3 +244,15 @@ def test_the_old_hash_is_that_of_64_kib_at_1_mib_of_a_file_with_only_the_ss_meta
 def test_the_header_starts_as_the_webui_demands(large):
     data = large.read_bytes()
     assert data[8:10] == b'{"' and json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["ss_output_name"] == "a"
+
+
+# ---- ranks of blocks -------------------------------------------------------------------------------------------------
+
+
+def test_ranks_are_added_up_over_the_layers_of_a_block(tmp_path, modules):
+    file = write_lora(tmp_path / "a.safetensors", {**modules, ("unet", "middle_block.1.proj_in"): pair(8, 6, 7)}, {})
+    assert list(ranks_of_blocks(file).items()) == [("BASE", 4), ("IN01", 4 + 2), ("M00", 7)]
+
+
+def test_equal_ranks_are_no_news(tmp_path):
+    assert ranks_of_blocks(write_lora(tmp_path / "a.safetensors", {LINEAR: pair(8, 6, 4), TEXT: pair(10, 5, 4)}, {})) == {}

@@ -17,6 +17,7 @@ import pytest
 from conftest import until
 
 from lib_tuner import environment
+from lib_tuner.methods import METHODS
 
 playwright = pytest.importorskip("playwright.sync_api")
 expect = playwright.expect
@@ -109,6 +110,18 @@ class Page:
             self.field(key.replace("__", ".")).fill(str(value))
             self.field(key.replace("__", ".")).press("Tab")
 
+    def pick(self, field: str, position: int) -> str:
+        """Picks a drop-down's option by its place, and returns what it is called."""
+        self.page.click(f"{field} input")
+        option = self.page.locator(f"{field} ul li, body > ul.options li, ul[role=listbox] li").nth(position)
+        words = option.inner_text().replace("✓", "").strip()
+        option.click()
+        return words
+
+    def unfold(self) -> None:
+        self.click("[data-view=everything]")
+        self.page.evaluate("document.querySelectorAll('.tuner-fold[aria-expanded=false]').forEach((fold) => fold.click())")
+
     def click(self, selector: str) -> None:
         self.page.click(selector)
 
@@ -181,6 +194,20 @@ def test_one_click_trains_the_demo_to_its_end(page, server):
     page.click(".tuner-file-list li:first-child .tuner-use button")
     page.sees(".tuner-message", "Copied: <lora:robot-a:0.8> robot")
     assert page.page.evaluate("navigator.clipboard.readText()") == "<lora:robot-a:0.8> robot"
+
+
+def test_the_ranks_that_adalora_left_are_a_picture(page):
+    assert page.pick("#tuner-f-method", list(METHODS).index("adalora")) == "AdaLoRA"
+    page.sees("#tuner-f-adalora-rank")
+    page.unfold()
+    train(page, "robot-ranks", adalora__rank=1, adalora__first_rank=2, adalora__share_every=1, sample__every=0)
+    ranks = page.state("done")["files"][0]["ranks"]
+    page.sees(".tuner-ranks figcaption", "Ranks of each block")
+    bars = page.page.locator("#tuner-panel-run .tuner-ranks .tuner-bars > div")
+    assert {block: int(sum) for sum, block in (text.split() for text in bars.all_inner_texts())} == ranks
+    heights = dict(zip(ranks, bars.locator("i").evaluate_all("(all) => all.map((bar) => bar.offsetHeight)")))
+    order = sorted(ranks, key=ranks.get)  # higher ranks are higher bars
+    assert [heights[block] for block in order] == sorted(heights.values()) and heights[order[0]] < heights[order[-1]]
 
 
 def test_pause_gives_the_model_back_and_resume_goes_on(page):

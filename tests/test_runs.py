@@ -110,6 +110,15 @@ def test_a_renamed_file_takes_its_card_along_and_none_is_overwritten(small_run):
     assert [f["name"] for f in runs.saved_files(folder)] == ["thing.safetensors"] and not (folder / "the best.json").exists()
 
 
+def test_a_file_says_the_ranks_of_its_blocks_also_after_it_was_written_anew(small_run):
+    folder = run({**small_run, "steps": 1, "save_every": 0, "lora.block_ranks": "M00=1"})
+    before = runs.saved_files(folder)[0]["ranks"]
+    assert before["M00"] == 12 and before["IN01"] == 24  # twelve layers of a transformer, at ranks 1 and 2
+    run({**small_run, "steps": 1, "save_every": 0, "name": "other"})
+    (folder.parent / "other-001" / "other.safetensors").replace(folder / "thing.safetensors")
+    assert runs.saved_files(folder)[0]["ranks"] == {}
+
+
 def test_no_name_leads_out_of_a_run(small_run, tmp_path):
     folder = run({**small_run, "steps": 1, "save_every": 0})
     (tmp_path / "secret.txt").write_text("x")

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..sd.files import read_tensors, write_tensors
+from ..sd.files import read_header, read_tensors, write_tensors
 from ..sd.kinds import describe, kind_of
-from ..sd.names import kohya_key, module_path
+from ..sd.names import BLOCKS26, block_name, kohya_key, module_path
 
 Module = tuple[str, str]  # (part of the model, path in it): ("unet", "input_blocks.1.1.proj_in")
 _BUNDLE = "bundle_emb"  # embeddings inside a LoRA file, which the WebUI registers with it
@@ -193,6 +193,21 @@ def count_host_keys(path: str | Path, shapes: Mapping[Module, Iterable[int]] | N
     modules = [(_module(key), parts) for key, parts in _grouped(tensors).items()]
     taken = [parts for module, parts in modules if module and _complete(parts) and (shapes is None or module in shapes and _fits(parts, tuple(shapes[module])))]
     return len(taken), len(modules)
+
+
+def ranks_of_blocks(path: str | Path) -> dict[str, int]:
+    """The ranks of a file added up over the layers of each block, in the order of `BLOCKS26`; {} where all layers have the same, or there are none.
+
+    Reads the header alone. Raises ValueError or OSError for a file that cannot be read.
+    """
+    shapes, _ = read_header(path)
+    ranks = {module: shape[0] for key, shape in shapes.items() if key.partition(".")[2] in _RANK_PARTS and (module := _module(key))}
+    if len(set(ranks.values())) < 2:
+        return {}
+    sums: Counter[str] = Counter()
+    for (_, place), rank in ranks.items():
+        sums[block_name(place)] += rank
+    return {block: sums[block] for block in BLOCKS26 if block in sums}
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
