@@ -22,6 +22,14 @@ PROGRAM = "python3 -m lib_tuner"
 Enter = Callable[..., None]  # enter(layer, ...): from here on the command runs in an environment that holds the layers
 
 TOOLS = {  # name -> (module:function taking the arguments, help)
+    "inspect": ("lib_tuner.tools.inspect_file:main", "say what a file is: kind, ranks, training, tags, norms per block (with a picture)"),
+    "merge-lora": ("lib_tuner.tools.merge_lora:main", "write LoRAs into a checkpoint"),
+    "join-loras": ("lib_tuner.tools.join_loras:main", "merge LoRAs with each other, exactly or to a rank"),
+    "scale": ("lib_tuner.tools.scale:main", "make a LoRA, or what a checkpoint learned, weaker or stronger"),
+    "extract": ("lib_tuner.tools.extract:main", "extract a LoRA or LoCon from two checkpoints"),
+    "resize": ("lib_tuner.tools.resize:main", "bring a LoRA to another rank"),
+    "convert": ("lib_tuner.tools.convert:main", "LoRA names (kohya, ldm, diffusers, peft); checkpoint precision, pruning, .ckpt to .safetensors"),
+    "merge-checkpoints": ("lib_tuner.tools.merge_checkpoints:main", "weighted sum, or add a difference"),
     "make-random": ("lib_tuner.tools.make_random:main", "write a full-size SD1.5 checkpoint of random weights (2.1 GB)"),
     "export-tiny": ("lib_tuner.tools.export_tiny:main", "write the embedded small model as files that the WebUI loads"),
 }
@@ -301,7 +309,7 @@ def tool(rest: list[str], enter: Enter) -> int | None:
     name, rest = (rest or ["--help"])[0], rest[1:]
     if name in ("-h", "--help"):
         parser = _parser("tool", "Tools for model files; `tool NAME --help` explains one.", "NAME [...]")
-        parser.epilog = "\n".join(["tools:", *(f"  {known.ljust(14)}{text}" for known, (_, text) in TOOLS.items())])
+        parser.epilog = "\n".join(["tools:", *(f"  {known.ljust(19)}{text}" for known, (_, text) in TOOLS.items())])
         return _say(parser.format_help())
     if name not in TOOLS:
         raise ValueError(f"There is no tool {name!r}{meant(name, TOOLS)} (`{PROGRAM} tool --help` lists all)")

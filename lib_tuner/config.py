@@ -289,6 +289,11 @@ def _toml(value: Any) -> str:
 
 def read_toml(path: str | Path) -> dict[str, Any]:
     """A TOML file as flat settings of the current version. Raises ValueError that says what is wrong, with the line of a syntax error."""
+    return migrate(load_toml(path), str(path))
+
+
+def load_toml(path: str | Path) -> dict[str, Any]:
+    """What a TOML file holds. Raises ValueError as `read_toml`."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")  # Windows editors put a byte order mark first
     except UnicodeDecodeError:
@@ -297,10 +302,9 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
     loads, syntax_error = _toml_reader()
     try:
-        values = loads(text)
+        return loads(text)
     except syntax_error as error:
         raise ValueError(f"{path}: not valid TOML: {error}") from None
-    return migrate(values, str(path))
 
 
 def _toml_reader() -> tuple[Callable[[str], dict[str, Any]], type[ValueError]]:

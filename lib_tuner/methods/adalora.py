@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from ..config import opt
 from .adapters import Adapter, AdapterConfig, Adapters
+from .low_rank import svd_of_product
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,12 @@ class AdaLoRALayer(Adapter):
     def fill(self, known: Mapping[str, Tensor]) -> None:
         """The singular values and vectors of a LoRA's change; ranks beyond the file's begin as new ones."""
         up, down = (known[f"lora_{name}.weight"].float().flatten(1) for name in ("up", "down"))
-        (left, a), (right, b) = torch.linalg.qr(up), torch.linalg.qr(down.t())
-        u, values, v = torch.linalg.svd(a @ b.t())
+        u, values, vh = svd_of_product(up, down)
         n = min(len(values), self.rank)
         factor = float(known.get("alpha", len(down))) / len(down) / self.scale
         with torch.no_grad():
-            self.p[:, :n] = (left @ u)[:, :n]
-            self.q[:n] = (v @ right.t())[:n].reshape(n, *self.shape[1:])
+            self.p[:, :n] = u[:, :n]
+            self.q[:n] = vh[:n].reshape(n, *self.shape[1:])
             self.lam[:n] = values[:n] * factor
 
 

@@ -78,14 +78,14 @@ class LoKrLayer(Adapter):
         """1 where both matrices are whole: the WebUI then ignores alpha (its network_lokr.py)."""
         return 1.0 if self.w1 is not None and self.w2 is not None else super().scale
 
-    def _factors(self) -> tuple[Tensor, Tensor]:
+    def matrices(self) -> tuple[Tensor, Tensor]:
         """w1 (a, c) with the scale, w2 (b, d) or (b, d, k, k)."""
         w1 = self.w1 if self.w1 is not None else self.w1_a @ self.w1_b
         w2 = self.w2 if self.w2 is not None else (self.w2_a @ self.w2_b).reshape(self.shape[0] // self.kron[0], self.shape[1] // self.kron[1], *self.shape[2:])
         return w1 * self.scale, w2
 
     def forward(self, x: Tensor) -> Tensor:
-        w1, w2 = (w.to(x.dtype) for w in self._factors())
+        w1, w2 = (w.to(x.dtype) for w in self.matrices())
         if self.conv:  # x (B, c d, h, w): w2 on each of c groups, then w1 over the groups
             y = F.conv2d(x.unflatten(1, (self.kron[1], -1)).flatten(0, 1), w2, **self.conv).unflatten(0, (len(x), -1))  # (B, c, b, h', w')
             return self.whole(torch.einsum("ac,ncbhw->nabhw", w1, y).flatten(1, 2))
@@ -93,7 +93,7 @@ class LoKrLayer(Adapter):
         return self.whole((w1 @ y).flatten(-2))
 
     def delta_weight(self) -> Tensor:
-        w1, w2 = self._factors()
+        w1, w2 = self.matrices()
         return torch.kron(w1.reshape(*w1.shape, *[1] * (w2.ndim - 2)), w2.contiguous()).reshape(self.shape)
 
     def fill(self, known: Mapping[str, Tensor]) -> None:

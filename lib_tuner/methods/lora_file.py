@@ -167,16 +167,16 @@ def check_fits(lora: LoraFile, shapes: Mapping[Module, Iterable[int]]) -> None:
         if module not in shapes:
             raise ValueError(f"{lora.path.name} trains {module[1]}, which this model does not have.")
         if not _fits(parts, tuple(shapes[module])):
-            sizes = " instead of ".join("x".join(map(str, shape)) for shape in (_layer_shape(parts), tuple(shapes[module])))
+            sizes = " instead of ".join("x".join(map(str, shape)) for shape in (layer_shape(parts), tuple(shapes[module])))
             raise ValueError(f"{lora.path.name} does not fit this model: its {module[1]} is for a layer of {sizes}; use one trained on a model of this width.")
 
 
 def _fits(parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> bool:
-    own = _layer_shape(parts)
+    own = layer_shape(parts)
     return not own or own[:2] == shape[:2] and (own[2:] or (1, 1)) == (shape[2:] or (1, 1))  # a 1x1 convolution is a Linear to the WebUI
 
 
-def _layer_shape(parts: Mapping[str, Tensor]) -> tuple[int, ...]:
+def layer_shape(parts: Mapping[str, Tensor]) -> tuple[int, ...]:
     """The weight's shape that up @ (mid @) down makes; () for other families."""
     if "lora_down.weight" not in parts:
         return ()
@@ -218,10 +218,15 @@ def write_lora(path: str | Path, modules: Mapping[Module, Mapping[str, Tensor]],
 
     Factors become `dtype`; alpha stays float32, since alpha over the rank scales everything. Raises ValueError, OSError.
     """
+    return write_factors(path, {f"{kohya_key(place, part)}.{name}": tensor for (part, place), parts in modules.items() for name, tensor in parts.items()}, metadata, dtype)
+
+
+def write_factors(path: str | Path, factors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype = torch.float16) -> Path:
+    """As `write_lora`, of factors that have their names in the file already."""
     path = Path(path)
     if path.suffix.lower() != ".safetensors":
         raise ValueError(f"{path.name}: a LoRA is written as .safetensors, not as {path.suffix or 'a file without ending'}.")
-    tensors = {f"{kohya_key(place, part)}.{name}": _stored(name, tensor, dtype) for (part, place), parts in modules.items() for name, tensor in parts.items()}
+    tensors = {key: _stored(key.rpartition(".")[2], tensor, dtype) for key, tensor in factors.items()}
     if not tensors:
         raise ValueError(f"{path.name}: there is nothing to save, no module was trained.")
     broken = [key for key, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]

@@ -111,6 +111,11 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return dict(_flat(content["state_dict"] if isinstance(content.get("state_dict"), Mapping) else content)), {}
 
 
+def is_safetensors(path: str | Path) -> bool:
+    """Whether a weights file is a .safetensors, by its first bytes. Raises ValueError or OSError where it is evidently no weights file."""
+    return _container(Path(path)) == "safetensors"
+
+
 def _container(path: Path) -> str:
     """"safetensors" or "pickle"; raises where the file is evidently neither."""
     if path.is_dir():
@@ -176,10 +181,15 @@ def _parts(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Ten
         elif key.startswith(VAE) and key[len(VAE) :].startswith(_VAE_PARTS):
             vae[key[len(VAE) :]] = tensor
         elif key.startswith(TEXT):
-            name = _OLD_TEXT.sub(r"text_model.\1.", key[len(TEXT) :])
+            name = current_name(key)[len(TEXT) :]
             if name.startswith("text_model.") and not name.endswith("position_ids"):
                 text[name] = tensor
     return unet, vae, text
+
+
+def current_name(key: str) -> str:
+    """A checkpoint tensor's name as it is written today: old text encoders lack `text_model.`."""
+    return TEXT + _OLD_TEXT.sub(r"text_model.\1.", key[len(TEXT) :]) if key.startswith(TEXT) else key
 
 
 def _check_parts(path: Path, unet: dict[str, Tensor], vae: dict[str, Tensor], text: dict[str, Tensor]) -> None:
@@ -244,7 +254,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     from safetensors.torch import save_file
 
     path = Path(path)
-    _check_room(path, sum(t.numel() * (dtype.itemsize if dtype and t.is_floating_point() else t.element_size()) for t in tensors.values()))
+    check_room(path, sum(t.numel() * (dtype.itemsize if dtype and t.is_floating_point() else t.element_size()) for t in tensors.values()))
     stored = {key: t.detach().to("cpu", dtype if t.is_floating_point() else None).contiguous() for key, t in tensors.items()}
     with atomic(path) as temporary:
         try:
@@ -254,7 +264,8 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     return path
 
 
-def _check_room(path: Path, needed: int) -> None:
+def check_room(path: Path, needed: int) -> None:
+    """Makes the folder of a file of so many bytes; raises OSError where its disk has too little room."""
     path.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(path.parent).free
     needed += 1 << 20  # a mebibyte for the header

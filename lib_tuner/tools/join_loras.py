@@ -1,0 +1,97 @@
+"""`tool join-loras LORA[:WEIGHT] ... -o FILE`: several LoRAs as one, exact (their ranks side by side) or of a smaller rank (SVD).
+
+`[[lora]]` tables of a `--recipe` say the same as the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..methods.lora_file import LoraFile, Module, write_lora
+from ..methods.low_rank import Keep, factors, svd, svd_of_product
+from . import command
+from .command import Parser, Weighted
+from .deltas import Shape, flat_factors, shape_of
+from .lora_names import read_any
+from .provenance import joined, lora_kind
+from .weights import Told
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes the file named on the command line; returns the exit code. Raises ValueError or OSError, each one sentence."""
+    parser = Parser(
+        "join-loras", "Merge LoRAs with each other: exactly, by joining their ranks, unless --rank, --energy or --ratio ask for fewer.",
+        "cat.safetensors:0.8 style.safetensors:0.5 -o both.safetensors --rank 32",
+    )  # fmt: skip
+    command.add_loras(parser)
+    command.add_keep(parser)
+    command.add_output(parser)
+    command.add_dtype(parser, "fp16")
+    args = parser.parse_args(argv)
+    loras = command.loras_of(args, parser)
+    path = command.output(args, [*(lora.path for lora in loras), *([args.recipe] if args.recipe else [])])
+    done = join(loras, path, command.keep_of(args), command.dtype_of(args), command.Progress("layer"))
+    return command.say([f"{command.size_of(path)}, {done}"])
+
+
+def join(loras: Sequence[Weighted], path: Path, keep: Keep = Keep(), dtype: torch.dtype = torch.float16, told: Told | None = None) -> LoraFile:
+    """Writes a LoRA whose change is the weighted sum of the others'; exact but for rounding where `keep` keeps all. Returns what it holds.
+
+    Raises ValueError where layers are of different sizes, and for DoRAs.
+    """
+    files = [read_any(lora.path) for lora in loras]
+    modules = list(dict.fromkeys(module for file in files for module in file.modules))
+    found = {}
+    for number, module in enumerate(modules):
+        both = [(file, lora.weight(module[0])) for file, lora in zip(files, loras) if module in file.modules]
+        shapes = {shape_of(module, file.modules[module]): file for file, _ in both}
+        if len({(shape[:2], shape[2:] or (1, 1)) for shape in shapes}) > 1:
+            (a, first), (b, second) = list(shapes.items())[:2]
+            sizes = " and ".join("x".join(map(str, shape)) for shape in (a, b))
+            raise ValueError(f"{first.path.name} and {second.path.name} are for models of different widths: {module[1]} is a layer of {sizes}.")
+        pairs = [factors_of(file, module, weight) for file, weight in both]
+        shape = max(shapes, key=len)  # a 1x1 convolution rather than a Linear
+        found[module] = as_lora(*(torch.cat(tensors, dim) for tensors, dim in zip(zip(*pairs), (1, 0))), shape, keep)
+        if told:
+            told(number + 1, len(modules))
+    write_lora(path, found, {**joined(path, files, list(map(str, loras))), **lora_kind(found)}, dtype)
+    return LoraFile(path, found)
+
+
+def factors_of(file: LoraFile, module: Module, weight: float = 1.0) -> tuple[Tensor, Tensor]:
+    """`flat_factors` of a module of a file, times a weight. Raises ValueError, naming the file."""
+    try:
+        up, down = flat_factors(module, file.modules[module])
+    except ValueError as error:
+        raise ValueError(f"{file.path.name} is {error}.") from None
+    return up * weight, down
+
+
+def as_lora(up: Tensor, down: Tensor, shape: Shape, keep: Keep) -> dict[str, Tensor]:
+    """The parts of a layer of change up (D, r) @ down (r, C k k), at alpha = rank; no more ranks than the layer's size allows."""
+    for factor in (up, down):
+        if not factor.isfinite().all():
+            raise ValueError("A factor of the inputs is NaN or infinite; use earlier saves.")
+    if keep != Keep() or up.shape[1] > min(up.shape[0], down.shape[1]):
+        up, down = factors(svd_of_product(up, down), keep)
+    return parts_of(up, down, shape)
+
+
+def parts_of(up: Tensor, down: Tensor, shape: Shape) -> dict[str, Tensor]:
+    """The parts in a file of up (D, r) and down (r, C k k) for a weight of this shape."""
+    rank = len(down)
+    kernel = shape[2:]
+    up = up.reshape(*up.shape, *[1] * len(kernel))
+    return {"lora_up.weight": up, "lora_down.weight": down.reshape(rank, *shape[1:]), "alpha": torch.tensor(float(rank))}
+
+
+def as_lora_of_change(found: Tensor, keep: Keep, clamp: float = 1.0) -> tuple[dict[str, Tensor], float]:
+    """The parts of the nearest layer of lower rank to a change, and the part of the sum of squares that it keeps."""
+    matrix = found.flatten(1)
+    up, down = factors(svd(matrix), keep, clamp)
+    rest = (matrix - up @ down).square().sum() / matrix.square().sum()
+    return parts_of(up, down, tuple(found.shape)), 1 - float(rest)

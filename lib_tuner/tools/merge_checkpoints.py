@@ -1,0 +1,110 @@
+"""`tool merge-checkpoints A B [C] -o FILE`: A + w (B - A), or A + w (B - C)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..sd.kinds import describe
+from . import command
+from .command import Parser
+from .provenance import merged_checkpoint
+from .weights import MODELS, Planned, Told, Weights, drawing, is_part_of_model, kept, stored_as, write_weights
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """a + weight * (b - c); without c: a + weight * (b - a)."""
+
+    a: Path
+    b: Path
+    c: Path | None = None
+    weight: float = 0.5
+    dtype: torch.dtype | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.a, self.b, *([self.c] if self.c else []))
+
+    def __str__(self) -> str:
+        return f"{self.a.stem} + {self.weight:g} x ({self.b.stem} - {(self.c or self.a).stem})"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes the file named on the command line; returns the exit code. Raises ValueError or OSError, each one sentence."""
+    parser = Parser(
+        "merge-checkpoints", "Merge checkpoints: the weighted sum A (1 - w) + B w, or with a third file the difference added, A + w (B - C).",
+        "a.safetensors b.safetensors --weight 0.3 -o ab.safetensors",
+    )  # fmt: skip
+    parser.add_argument("a", type=Path, help="the first checkpoint; what the others lack stays as it is here")
+    parser.add_argument("b", type=Path, help="the second")
+    parser.add_argument("c", type=Path, nargs="?", help="what is taken away from the second")
+    parser.add_argument("--weight", type=command.number, default=0.5, help="w (default 0.5)")
+    command.add_output(parser)
+    command.add_dtype(parser)
+    args = parser.parse_args(argv)
+    recipe = Recipe(args.a, args.b, args.c, args.weight, command.dtype_of(args))
+    path = command.output(args, recipe.files)
+    left = merge(recipe, path, command.Progress("writing tensor"))
+    note = f"; {left} tensors that the others lack are those of {args.a.name}" if left else ""
+    return command.say([f"{command.size_of(path)}, {recipe}{note}"])
+
+
+def merge(recipe: Recipe, path: Path, told: Told | None = None) -> int:
+    """Writes the merge; returns how many of the first file's tensors the others lack. Buffers and whole numbers are the first file's.
+
+    An inpainting checkpoint as the first takes what the others have for the channels they have. Raises ValueError for models of different structure.
+    """
+    files = [Weights(each) for each in recipe.files]
+    a, *others = files
+    for file in files:
+        if file.kind not in MODELS:
+            raise ValueError(f"{file.path.name} is {describe(file.kind)}, not a checkpoint.")
+    _check_kinds(a, others)
+    plan, left = {}, 0
+    for key in drawing(a):
+        plan[key] = kept(a, key, recipe.dtype)
+        names = [file.named(key) for file in others]
+        if not a.dtypes[key].is_floating_point or not is_part_of_model(key):
+            continue
+        if None in names:
+            left += 1
+            continue
+        _check_shapes(a, others, key, names)
+        plan[key] = Planned(a.shapes[key], stored_as(a.dtypes[key], recipe.dtype), _merged(a, others, key, names, recipe.weight))
+    if left == len(plan):
+        raise ValueError(f"{a.path.name} has no tensor in common with {others[0].path.name}.")
+    write_weights(path, plan, merged_checkpoint(path, a.metadata, [str(recipe)]), told)
+    return left
+
+
+def _check_kinds(a: Weights, others: list[Weights]) -> None:
+    for other in others:
+        if other.kind != a.kind and (a.kind, other.kind) != ("sd1-inpainting", "sd1"):
+            more = "; name the inpainting checkpoint first" if other.kind == "sd1-inpainting" else ""
+            raise ValueError(f"{other.path.name} is {describe(other.kind)} and {a.path.name} {describe(a.kind)}: they cannot be merged{more}.")
+
+
+def _check_shapes(a: Weights, others: list[Weights], key: str, names: list[str]) -> None:
+    for other, name in zip(others, names):
+        own, theirs = a.shapes[key], other.shapes[name]
+        if own != theirs and not (key.endswith("input_blocks.0.0.weight") and own[0] == theirs[0] and own[1] == 9 and theirs[1] == 4):
+            sizes = " and ".join("x".join(map(str, shape)) for shape in (own, theirs))
+            raise ValueError(f"{a.path.name} and {other.path.name} are models of different widths ({key} is {sizes}): they cannot be merged.")
+
+
+def _merged(a: Weights, others: list[Weights], key: str, names: list[str], weight: float) -> Callable[[], Tensor]:
+    def make() -> Tensor:
+        first = a.get(key).float()
+        rest = [file.get(name).float() for file, name in zip(others, names)]
+        channels = min(t.shape[1] for t in (first, *rest)) if first.ndim == 4 else None
+        part = first[:, :channels] if channels else first
+        b, c = ((t[:, :channels] if channels else t) for t in (rest[0], rest[1] if len(rest) > 1 else part))
+        found = part * (1 - weight) + b * weight if len(rest) == 1 else part + (b - c) * weight  # at weight 1 exactly the other
+        return torch.cat([found, first[:, channels:]], 1) if channels else found
+
+    return make

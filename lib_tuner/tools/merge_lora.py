@@ -1,0 +1,88 @@
+"""`tool merge-lora CHECKPOINT LORA[:WEIGHT] ... -o FILE`: LoRAs of any family written into a checkpoint's UNet and text encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..methods.lora_file import LoraFile, Module, check_fits
+from ..sd.kinds import describe
+from . import command
+from .command import Parser, Weighted
+from .deltas import Parts, change, shape_of
+from .lora_names import read_any
+from .provenance import merged_checkpoint
+from .weights import Planned, Told, Weights, drawing, kept, path_in, stored_as, write_weights
+
+KINDS = ("sd1", "sd1-inpainting")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes the file named on the command line; returns the exit code. Raises ValueError or OSError, each one sentence."""
+    parser = Parser("merge-lora", "Write LoRAs (LoRA, LoCon, LoHa, LoKr, DoRA) into a checkpoint.", "model.safetensors cat.safetensors:0.8 -o cat-model.safetensors")
+    parser.add_argument("checkpoint", type=Path, help="an SD1.5 checkpoint, inpainting ones too (.safetensors or .ckpt)")
+    command.add_loras(parser)
+    command.add_output(parser)
+    command.add_dtype(parser)
+    args = parser.parse_args(argv)
+    loras = command.loras_of(args, parser)
+    path = command.output(args, [args.checkpoint, *(lora.path for lora in loras), *([args.recipe] if args.recipe else [])])
+    changed = merge(args.checkpoint, loras, path, command.dtype_of(args), command.Progress("writing tensor"))
+    return command.say([f"{command.size_of(path)}, {changed} layers changed by {', '.join(map(str, loras))}"])
+
+
+def merge(checkpoint: Path, loras: Sequence[Weighted], path: Path, dtype: torch.dtype | None = None, told: Told | None = None) -> int:
+    """Writes `checkpoint` with the LoRAs in it: W + Σ weight * change, of W's own precision unless `dtype` says another. Returns how many layers change.
+
+    A DoRA's change is that of the checkpoint's own weights, whatever other LoRAs add, as the WebUI has it.
+    Raises ValueError for files that do not fit each other.
+    """
+    base = model_of(checkpoint)
+    where = {module: key for key in base.shapes if (module := path_in(key))}
+    files = [read_any(lora.path) for lora in loras]
+    for file in files:
+        check_lora(file, {module: base.shapes[key] for module, key in where.items()})
+    plan = {key: kept(base, key, dtype) for key in drawing(base)}
+    own: dict[Module, list[tuple[Parts, float]]] = {}
+    for file, lora in zip(files, loras):
+        for module, parts in file.modules.items():
+            if lora.weight(module[0]):
+                own.setdefault(module, []).append((parts, lora.weight(module[0])))
+    for module, changes in own.items():
+        key = where[module]
+        plan[key] = Planned(base.shapes[key], stored_as(base.dtypes[key], dtype), _merged(base, key, module, changes))
+    write_weights(path, plan, merged_checkpoint(path, base.metadata, [base.path.stem, *map(str, loras)]), told)
+    return len(own)
+
+
+def _merged(base: Weights, key: str, module: Module, changes: list[tuple[Parts, float]]) -> Callable[[], Tensor]:
+    def make() -> Tensor:
+        weight = base.get(key).float()
+        return weight + sum(strength * change(module, parts, weight) for parts, strength in changes)
+
+    return make
+
+
+def model_of(path: Path) -> Weights:
+    """A whole SD1.5 checkpoint. Raises ValueError for what is none."""
+    weights = Weights(path)
+    if weights.kind not in KINDS:
+        raise ValueError(f"{path.name} is {describe(weights.kind)}, not a Stable Diffusion 1.5 checkpoint.")
+    return weights
+
+
+def check_lora(file: LoraFile, shapes: Mapping[Module, tuple[int, ...]]) -> None:
+    """Raises ValueError where a LoRA of any family does not fit the weights' shapes."""
+    first = ("unet", "input_blocks.0.0")
+    shapes = dict(shapes)
+    if first in file.modules and first in shapes and shapes[first][1] == 9:
+        shapes[first] = (shapes[first][0], 4, *shapes[first][2:])  # an inpainting model's first convolution takes the change of its first four channels
+    check_fits(file, shapes)
+    for module, parts in file.modules.items():
+        own, wanted = shape_of(module, parts), shapes[module]
+        if own[:2] != wanted[:2] or (own[2:] or (1, 1)) != (wanted[2:] or (1, 1)):
+            sizes = " instead of ".join("x".join(map(str, shape)) for shape in (own, wanted))
+            raise ValueError(f"{file.path.name} does not fit {module[1]}: it is for a layer of {sizes}; use one trained on a model of this width.")

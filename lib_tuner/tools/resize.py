@@ -1,0 +1,57 @@
+"""`tool resize LORA -o FILE`: a LoRA of another rank; LoHa, LoKr and Tucker forms become plain LoRAs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ..methods.lora_file import LoraFile, write_factors
+from ..methods.low_rank import Keep
+from . import command
+from .command import Parser
+from .deltas import shape_of
+from .join_loras import as_lora, factors_of
+from .lora_names import flat_names, read_any, with_modules
+from .provenance import kept_metadata, lora_kind
+from .weights import Told
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes the file named on the command line; returns the exit code. Raises ValueError or OSError, each one sentence."""
+    parser = Parser(
+        "resize", "Bring a LoRA of any family to another rank: the nearest plain LoRA (SVD). Without --rank, --energy and --ratio the change stays exactly the same.",
+        "cat.safetensors -o cat-8.safetensors --rank 8",
+    )  # fmt: skip
+    parser.add_argument("lora", type=Path, help="the LoRA (.safetensors, .pt, or a folder of peft)")
+    command.add_keep(parser)
+    command.add_output(parser)
+    command.add_dtype(parser, "fp16")
+    args = parser.parse_args(argv)
+    path = command.output(args, [args.lora])
+    before = read_any(args.lora)
+    done, energy = resize(before, path, command.keep_of(args), command.dtype_of(args), command.Progress("layer"))
+    return command.say([f"{command.size_of(path)}, {done}; before: {before}; {energy:.2%} of the change is kept (sum of squares)"])
+
+
+def resize(file: LoraFile, path: Path, keep: Keep, dtype: torch.dtype = torch.float16, told: Told | None = None) -> tuple[LoraFile, float]:
+    """Writes the nearest plain LoRA of the ranks that `keep` leaves; returns it and the part of the sum of squares kept. Raises ValueError for a DoRA."""
+    found, before, after = {}, 0.0, 0.0
+    for number, (module, parts) in enumerate(file.modules.items()):
+        up, down = factors_of(file, module)
+        found[module] = as_lora(up, down, shape_of(module, parts), keep)
+        before += square_sum(up, down)
+        after += square_sum(found[module]["lora_up.weight"].flatten(1), found[module]["lora_down.weight"].flatten(1))
+        if told:
+            told(number + 1, len(file.modules))
+    made = with_modules(file, found)
+    metadata = {**kept_metadata(file.metadata, path, network=False), **lora_kind(found)}
+    write_factors(path, flat_names(made), metadata, dtype)
+    return made, min(1.0, after / before) if before else 1.0
+
+
+def square_sum(up: torch.Tensor, down: torch.Tensor) -> float:
+    """‖up @ down‖², of small matrices alone: the sum of the entries of (upᵀ up) * (down downᵀ)."""
+    up, down = up.double(), down.double()
+    return max(0.0, float(((up.t() @ up) * (down @ down.t())).sum()))
