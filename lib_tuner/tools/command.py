@@ -144,7 +144,7 @@ def _row(path: Path, place: int, row: Mapping[str, Any]) -> Weighted:
     known = ("file", "weight", "unet", "text_encoder")
     for key, value in row.items():
         if key not in known:
-            raise ValueError(f"{path}: lora {place}: there is no {key!r}{meant(key, known)}; it has {', '.join(known)}.")
+            raise ValueError(f"{path}: lora {place}: there is no {key!r}{meant(key, known)} (a table has {', '.join(known)}).")
         if key != "file" and (isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < float("inf")):
             raise ValueError(f"{path}: lora {place}: {key} is {value!r}, not a number.")
     if not isinstance(row.get("file"), str) or not row["file"]:
