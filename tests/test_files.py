@@ -264,6 +264,8 @@ WRONG = [
     ("lora", "a LoRA", {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": (4, 8, 1, 1)}),
     ("lora", "a LoRA", {"unet.down_blocks.0.attentions.0.attn1.to_q.lora_A.weight": (4, 8)}),
     ("lora", "a LoRA", {"down_blocks.0.attn1.processor.to_q_lora.up.weight": (8, 4)}),
+    ("lora", "a LoRA", {"unet.down_blocks.0.attentions.0.attn1.to_q.lora.down.weight": (4, 8)}),
+    ("lora", "a LoRA", {"text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_linear_layer.up.weight": (8, 4)}),
     ("lora", "a LoRA", {"lora_te_x.hada_w1_a": (8, 4)}),
     ("lora", "a LoRA", {"lycoris_x.lokr_w1": (8, 4)}),
     ("controlnet", "a ControlNet", {"control_model.input_hint_block.0.weight": (16, 3, 3, 3), **X4}),

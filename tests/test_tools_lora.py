@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tool_files import CONV, CROSS, FAMILIES, LINEAR, ONE, SHAPES, TEXT, lora, lycoris, modules_of, parts_of, plain, random, run, weights_of
+from tool_files import CONV, CROSS, FAMILIES, LINEAR, ONE, SHAPES, TEXT, lora, lycoris, modules_of, parts_of, plain, random, run, slim, weights_of  # noqa: F401 (slim is a fixture)
 
 from lib_tuner.methods.lora_file import read_lora, write_lora
 from lib_tuner.methods.low_rank import Keep, factors, svd, svd_of_product
@@ -39,23 +39,23 @@ def test_the_change_is_lycoris_s_and_so_is_that_of_the_flat_factors(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_merged_checkpoint_has_the_change_and_nothing_else_moves(tmp_path, checkpoint_file, family, capsys):
+def test_a_merged_checkpoint_has_the_change_and_nothing_else_moves(tmp_path, slim, family, capsys):
     file, out = lora(tmp_path / "a.safetensors", family), tmp_path / "m.safetensors"
-    assert run("merge-lora", checkpoint_file, f"{file}:0.5", "-o", out) == 0
-    before, after = load_file(checkpoint_file), load_file(out)
+    assert run("merge-lora", slim, f"{file}:0.5", "-o", out) == 0
+    before, after = load_file(slim), load_file(out)
     assert before.keys() == after.keys()
     moved = {key for key in before if not torch.equal(before[key], after[key])}
     assert len(moved) == len(SHAPES) and "5 layers changed by a.safetensors x 0.5" in capsys.readouterr().out
-    old, new = weights_of(checkpoint_file), weights_of(out)
+    old, new = weights_of(slim), weights_of(out)
     for module, parts in modules_of(family).items():
         close(new[module] - old[module], 0.5 * lycoris(parts, SHAPES[module]))
 
 
-def test_several_loras_add_up_each_part_with_its_weight(tmp_path, checkpoint_file):
+def test_several_loras_add_up_each_part_with_its_weight(tmp_path, slim):
     a, b = lora(tmp_path / "a.safetensors", seed=1), lora(tmp_path / "b.safetensors", "loha", seed=2)
     (tmp_path / "recipe.toml").write_text('[[lora]]\nfile = "a.safetensors"\nweight = 0.5\ntext_encoder = -2\n\n[[lora]]\nfile = "b.safetensors"\nunet = 0\n', encoding="utf-8")
-    assert run("merge-lora", checkpoint_file, "--recipe", tmp_path / "recipe.toml", "-o", tmp_path / "m.safetensors") == 0
-    old, new = weights_of(checkpoint_file), weights_of(tmp_path / "m.safetensors")
+    assert run("merge-lora", slim, "--recipe", tmp_path / "recipe.toml", "-o", tmp_path / "m.safetensors") == 0
+    old, new = weights_of(slim), weights_of(tmp_path / "m.safetensors")
     first, second = read_lora(a).modules, read_lora(b).modules
     for module, shape in SHAPES.items():
         strength = (0.5, 0.0) if module[0] == "unet" else (-2.0, 1.0)
@@ -63,15 +63,15 @@ def test_several_loras_add_up_each_part_with_its_weight(tmp_path, checkpoint_fil
 
 
 @pytest.mark.parametrize("axis", ["in", "out"])
-def test_a_dora_is_brought_to_its_lengths_along_either_axis(tmp_path, checkpoint_file, axis):
+def test_a_dora_is_brought_to_its_lengths_along_either_axis(tmp_path, slim, axis):
     """W' = m * (W + ΔW) / ‖W + ΔW‖ over all axes but that of the lengths (2402.09353; LyCORIS, modules/base.py)."""
     modules = modules_of()
     for i, (module, shape) in enumerate(SHAPES.items()):
         ones = [1] * (len(shape) - 2)
         modules[module]["dora_scale"] = 1 + random(*((1, shape[1]) if axis == "in" else (shape[0], 1)), *ones, seed=50 + i).abs()
     file = write_lora(tmp_path / "a.safetensors", modules, {}, torch.float32)
-    assert run("merge-lora", checkpoint_file, f"{file}:0.7", "-o", tmp_path / "m.safetensors") == 0
-    old, new = weights_of(checkpoint_file), weights_of(tmp_path / "m.safetensors")
+    assert run("merge-lora", slim, f"{file}:0.7", "-o", tmp_path / "m.safetensors") == 0
+    old, new = weights_of(slim), weights_of(tmp_path / "m.safetensors")
     for module, parts in modules.items():
         whole = (old[module] + plain(parts, SHAPES[module])).numpy().astype(np.float64)
         kept = 1 if axis == "in" else 0
@@ -80,11 +80,11 @@ def test_a_dora_is_brought_to_its_lengths_along_either_axis(tmp_path, checkpoint
         close(new[module], old[module] + 0.7 * (torch.from_numpy(expected).float() - old[module]))
 
 
-def test_a_linear_s_factors_fit_a_convolution_of_one_pixel(tmp_path, checkpoint_file):
+def test_a_linear_s_factors_fit_a_convolution_of_one_pixel(tmp_path, slim):
     parts = {name: tensor.flatten(1) if tensor.ndim else tensor for name, tensor in parts_of("lora", SHAPES[ONE]).items()}
     file = write_lora(tmp_path / "a.safetensors", {ONE: parts}, {}, torch.float32)
-    assert run("merge-lora", checkpoint_file, file, "-o", tmp_path / "m.safetensors") == 0
-    close(weights_of(tmp_path / "m.safetensors")[ONE] - weights_of(checkpoint_file)[ONE], plain(parts, SHAPES[ONE]))
+    assert run("merge-lora", slim, file, "-o", tmp_path / "m.safetensors") == 0
+    close(weights_of(tmp_path / "m.safetensors")[ONE] - weights_of(slim)[ONE], plain(parts, SHAPES[ONE]))
 
 
 # ---- with each other -------------------------------------------------------------------------------------------------
@@ -157,11 +157,11 @@ def test_a_scaled_lora_changes_so_many_times_as_much(tmp_path, family):
     assert {t.dtype for t in load_file(tmp_path / "s.safetensors").values()} == {torch.float32}
 
 
-def test_checkpoints_are_scaled_between_and_beyond(tmp_path, checkpoint_file):
-    assert run("merge-lora", checkpoint_file, lora(tmp_path / "a.safetensors"), "-o", tmp_path / "tuned.safetensors") == 0
+def test_checkpoints_are_scaled_between_and_beyond(tmp_path, slim):
+    assert run("merge-lora", slim, lora(tmp_path / "a.safetensors"), "-o", tmp_path / "tuned.safetensors") == 0
     for alpha in (0.25, 1.5):
-        assert run("scale", checkpoint_file, tmp_path / "tuned.safetensors", "--alpha", alpha, "-o", tmp_path / f"{alpha}.safetensors") == 0
-        old, new = weights_of(checkpoint_file), weights_of(tmp_path / f"{alpha}.safetensors")
+        assert run("scale", slim, tmp_path / "tuned.safetensors", "--alpha", alpha, "-o", tmp_path / f"{alpha}.safetensors") == 0
+        old, new = weights_of(slim), weights_of(tmp_path / f"{alpha}.safetensors")
         for module, parts in modules_of().items():
             close(new[module] - old[module], alpha * plain(parts, SHAPES[module]))
         assert torch.equal(new[("unet", "out.0")], old[("unet", "out.0")])
@@ -230,10 +230,10 @@ def test_resize_keeps_the_energy_that_it_says(tmp_path, capsys):
 # ---- extract ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_was_merged_is_extracted_again(tmp_path, checkpoint_file, capsys):
+def test_what_was_merged_is_extracted_again(tmp_path, slim, capsys):
     file = lora(tmp_path / "a.safetensors", rank=3)
-    assert run("merge-lora", checkpoint_file, file, "-o", tmp_path / "m.safetensors") == 0
-    assert run("extract", checkpoint_file, tmp_path / "m.safetensors", "--rank", 3, "--conv-rank", 3, "-o", tmp_path / "e.safetensors", "--dtype", "fp32") == 0
+    assert run("merge-lora", slim, file, "-o", tmp_path / "m.safetensors") == 0
+    assert run("extract", slim, tmp_path / "m.safetensors", "--rank", 3, "--conv-rank", 3, "-o", tmp_path / "e.safetensors", "--dtype", "fp32") == 0
     found = read_lora(tmp_path / "e.safetensors")
     assert found.modules.keys() == SHAPES.keys() and set(found.ranks.values()) == {3}
     for module, parts in modules_of(rank=3).items():
@@ -244,16 +244,16 @@ def test_what_was_merged_is_extracted_again(tmp_path, checkpoint_file, capsys):
 
 
 @pytest.mark.parametrize("more, left", [((), {LINEAR, CROSS, ONE, TEXT}), (("--conv-rank", 2), set(SHAPES)), (("--no-text",), {LINEAR, CROSS, ONE})])
-def test_which_layers_are_extracted(tmp_path, checkpoint_file, more, left):
-    assert run("merge-lora", checkpoint_file, lora(tmp_path / "a.safetensors", rank=3), "-o", tmp_path / "m.safetensors") == 0
-    assert run("extract", checkpoint_file, tmp_path / "m.safetensors", *more, "-o", tmp_path / "e.safetensors") == 0
+def test_which_layers_are_extracted(tmp_path, slim, more, left):
+    assert run("merge-lora", slim, lora(tmp_path / "a.safetensors", rank=3), "-o", tmp_path / "m.safetensors") == 0
+    assert run("extract", slim, tmp_path / "m.safetensors", *more, "-o", tmp_path / "e.safetensors") == 0
     found = read_lora(tmp_path / "e.safetensors")
     assert found.modules.keys() == left and (CONV not in left or found.ranks[CONV] == 2)
 
 
-def test_an_extraction_of_low_rank_is_numpy_s(tmp_path, checkpoint_file):
-    assert run("merge-lora", checkpoint_file, lora(tmp_path / "a.safetensors", "full"), "-o", tmp_path / "m.safetensors") == 0
-    assert run("extract", checkpoint_file, tmp_path / "m.safetensors", "--rank", 5, "--conv-rank", 7, "-o", tmp_path / "e.safetensors", "--dtype", "fp32") == 0
+def test_an_extraction_of_low_rank_is_numpy_s(tmp_path, slim):
+    assert run("merge-lora", slim, lora(tmp_path / "a.safetensors", "full"), "-o", tmp_path / "m.safetensors") == 0
+    assert run("extract", slim, tmp_path / "m.safetensors", "--rank", 5, "--conv-rank", 7, "-o", tmp_path / "e.safetensors", "--dtype", "fp32") == 0
     found = read_lora(tmp_path / "e.safetensors")
     for module, parts in modules_of("full").items():
         rank = 7 if module == CONV else 5
@@ -273,27 +273,27 @@ def refused(capsys, *argv) -> str:
     return text
 
 
-def test_what_does_not_fit_is_one_sentence(tmp_path, checkpoint_file, capsys):
+def test_what_does_not_fit_is_one_sentence(tmp_path, slim, capsys):
     wide = write_lora(tmp_path / "wide.safetensors", {LINEAR: parts_of("lora", (320, 320))}, {}, torch.float32)
     hada = write_lora(tmp_path / "hada.safetensors", {LINEAR: parts_of("loha", (320, 320))}, {}, torch.float32)
     xl = write_lora(tmp_path / "xl.safetensors", {LINEAR: parts_of("lora", (32, 32))}, {"ss_base_model_version": "sdxl_base_v1-0"}, torch.float32)
     glora = write_lora(tmp_path / "g.safetensors", {LINEAR: {f"{n}.weight": random(4, 4) for n in ("a1", "a2", "b1", "b2")} | {"alpha": torch.tensor(1.0)}}, {})
     small, out = lora(tmp_path / "a.safetensors"), ("-o", tmp_path / "x.safetensors")
     for argv, words in (
-        (("merge-lora", checkpoint_file, wide, *out), "a layer of 320x320 instead of 32x32"),
-        (("merge-lora", checkpoint_file, hada, *out), "hada.safetensors does not fit"),
-        (("merge-lora", checkpoint_file, xl, *out), "is a LoRA for Stable Diffusion XL"),
-        (("merge-lora", checkpoint_file, glora, *out), "g.safetensors is a family of adapters that the tools do not know (a1.weight"),
+        (("merge-lora", slim, wide, *out), "a layer of 320x320 instead of 32x32"),
+        (("merge-lora", slim, hada, *out), "hada.safetensors does not fit"),
+        (("merge-lora", slim, xl, *out), "is a LoRA for Stable Diffusion XL"),
+        (("merge-lora", slim, glora, *out), "g.safetensors is a family of adapters that the tools do not know (a1.weight"),
         (("merge-lora", small, small, *out), "a.safetensors is a LoRA, not a Stable Diffusion 1.5 checkpoint"),
-        (("merge-lora", checkpoint_file, *out), "no LoRA is given"),
-        (("merge-lora", checkpoint_file, tmp_path / "none.safetensors", *out), "does not exist"),
+        (("merge-lora", slim, *out), "no LoRA is given"),
+        (("merge-lora", slim, tmp_path / "none.safetensors", *out), "does not exist"),
         (("join-loras", small, wide, *out), "for models of different widths"),
-        (("resize", checkpoint_file, *out), "is a Stable Diffusion 1 checkpoint, not a LoRA"),
+        (("resize", slim, *out), "is a Stable Diffusion 1 checkpoint, not a LoRA"),
         (("resize", small, "--energy", "1.5", *out), "'1.5' is not a part, above 0 and up to 1"),
         (("resize", small, "--ratio", "0.5", *out), "'0.5' is not a number from 1 up"),
         (("scale", small, small, small, "--alpha", 1, *out), "no more files"),
-        (("extract", checkpoint_file, checkpoint_file, *out), "there is nothing to extract"),
-        (("extract", checkpoint_file, small, *out), "not a Stable Diffusion 1.5 checkpoint"),
+        (("extract", slim, slim, *out), "there is nothing to extract"),
+        (("extract", slim, small, *out), "not a Stable Diffusion 1.5 checkpoint"),
     ):  # fmt: skip
         assert words in refused(capsys, *argv), argv
     assert not (tmp_path / "x.safetensors").exists() and not list(tmp_path.glob(".*"))

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lib_tuner import cli
 from lib_tuner.methods.lora_file import write_lora
-from lib_tuner.sd.files import read_checkpoint
+from lib_tuner.sd.files import read_checkpoint, write_tensors
 
 LINEAR = ("unet", "input_blocks.1.1.transformer_blocks.0.attn1.to_q")  # (32, 32)
 CROSS = ("unet", "output_blocks.4.1.transformer_blocks.0.attn2.to_k")  # (96, 48)
@@ -18,6 +19,18 @@ CONV = ("unet", "input_blocks.4.0.in_layers.2")  # (64, 32, 3, 3)
 TEXT = ("text", "text_model.encoder.layers.1.mlp.fc1")  # (96, 48)
 SHAPES = {LINEAR: (32, 32), CROSS: (96, 48), ONE: (96, 96, 1, 1), CONV: (64, 32, 3, 3), TEXT: (96, 48)}
 FAMILIES = ("lora", "tucker", "loha", "loha tucker", "lokr", "lokr whole", "lokr low", "lokr tucker", "full")
+
+
+_SLIM = ("input_blocks.0.0.", "input_blocks.1.1.transformer_blocks.0.attn1.", "input_blocks.4.0.in_layers.", "middle_block.1.proj_in.", "out.0.",
+         "output_blocks.4.1.transformer_blocks.0.attn2.", "first_stage_model.post_quant_conv.", "encoder.layers.1.", "position_ids")  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def slim(tmp_path_factory: pytest.TempPathFactory, checkpoint_file: Path) -> Path:
+    """A checkpoint of a few layers of the small random model."""
+    path = tmp_path_factory.mktemp("slim") / "small.safetensors"
+    kept = {key: tensor for key, tensor in load_file(checkpoint_file).items() if any(name in key for name in _SLIM)}
+    return write_tensors(path, kept, {"tuner_unet_heads": "4"})
 
 
 def run(*argv: object) -> int:

@@ -41,7 +41,7 @@ class Kind:
 
 
 KINDS = (
-    Kind("lora", "a LoRA", _any(r"lora_(up|down|mid|A|B)\b|^lora_|_lora\.(up|down)\.|\bhada_|\blokr_|^oft_unet_|\bdora_scale$")),
+    Kind("lora", "a LoRA", _any(r"lora_(up|down|mid|A|B)\b|^lora_|lora(_linear_layer)?\.(up|down)\.|\bhada_|\blokr_|^oft_unet_|\bdora_scale$")),
     Kind("controlnet", "a ControlNet", _any(r"^control_model\.|(^|\.)input_hint_block\.|^controlnet_cond_embedding\.")),
     Kind("t2i-adapter", "a T2I-Adapter", _any(r"^(adapter\.)?body\.\d+\.(block1|in_conv|resnets)\.|^style_embedding$")),
     Kind("hypernetwork", "a hypernetwork", _any(r"^\d+\.[01]\.linear\d?\.")),
