@@ -21,6 +21,7 @@ from .settings import TrainConfig
 
 USUAL = {  # learning rates at which a method is usually trained with AdamW on SD1.5 (kohya's, the WebUI's and diffusers' guides)
     "lora": (1e-5, 1e-3), "locon": (1e-5, 1e-3), "loha": (1e-5, 1e-3), "lokr": (1e-5, 1e-3), "adalora": (5e-5, 5e-3), "textual_inversion": (1e-4, 2e-2),
+    "hypernetwork": (1e-6, 1e-4),
 }
 SMALL_MODEL = 20  # the embedded model learns at rates this many times higher
 NARROWEST, NARROWEST_SMALL = 320, 64  # widths of SD1.5's and the embedded model's first level; a rank above cannot add anything

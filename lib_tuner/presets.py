@@ -71,8 +71,16 @@ def _embedding(vectors: int, init: str, template: str, flip: str) -> dict[str, A
     return {**own, "data.template": template, "data.flip": flip, "data.shuffle_tags": True, "data.tag_dropout": 0.1}
 
 
+def _hypernetwork(lora: dict[str, Any]) -> dict[str, Any]:
+    """Of a LoRA's values those that are no method's own. Its networks act at full strength, so a quarter of the rate and twice the steps (A1: 1e-5)."""
+    values = {key: value for key, value in lora.items() if not key.startswith("lora.") and key != "optim.text_lr"}
+    if "steps" in values:
+        return {**values, "steps": 2 * values["steps"], "optim.lr": f"{float(values['optim.lr']) / 4:g}"}
+    return {**values, "hypernetwork.structure": "1, 2, 1", "hypernetwork.activation": "swish"}
+
+
 def _goal(name: str, label: str, advice: str, lora: dict[str, Any], embedding: dict[str, Any]) -> Goal:
-    return Goal(name, label, advice, {**_families(lora), "textual_inversion": embedding})
+    return Goal(name, label, advice, {**_families(lora), "textual_inversion": embedding, "hypernetwork": _hypernetwork(lora)})
 
 
 GOALS: dict[str, Goal] = {goal.name: goal for goal in (
@@ -112,7 +120,7 @@ def _run(steps: int, lr: str, schedule: str, warmup: int, save_every: int, batch
 
 
 def _pace(name: str, label: str, help: str, lora: dict[str, Any], embedding: dict[str, Any]) -> Pace:
-    return Pace(name, label, help, {**_families(lora), "textual_inversion": embedding})
+    return Pace(name, label, help, {**_families(lora), "textual_inversion": embedding, "hypernetwork": _hypernetwork(lora)})
 
 
 # LoRA: 1e-4 is KO's and TT's rate, half of it for the text encoder DB's; embeddings: 5e-3 is A1's rate, 2e-3 and 1e-3 lie on the way to CL's 5e-4

@@ -245,10 +245,12 @@ def step_of(path: Path) -> int | None:
 
 
 def use_text(run: Record, path: Path) -> str:
-    """What a person writes into the prompt to use a file: `<lora:name:0.8> trigger`, or an embedding's name."""
+    """What a person writes into the prompt to use a file: `<lora:name:0.8> trigger`, `<hypernet:name:1> trigger`, or an embedding's name."""
     name = run.names.get(path.name, path.stem)
     if run.method == "textual_inversion":
         return name
+    if run.method == "hypernetwork":
+        return f"<hypernet:{name}:1> {run.words}".strip()
     return f"<lora:{name}:0.8> {run.words}".strip()
 
 

@@ -296,7 +296,7 @@ def _export(run: Run, step: int, name: str) -> Iterator[Event]:
     epoch = step * run.cfg.optim.accumulate // max(1, run.batches.steps_per_epoch)
     made = Made(step, epoch, run.started, time.time(), run.sd.model_hash, run.sd.model_name, schedule_for(run.cfg.loss, run.sd.schedule).prediction)
     paths = run.method.export(run.folder / name, run.batches.summary(), made)
-    beside = [_save_optimizer(run, paths[0])] if run.cfg.save_optimizer else []
+    beside = _save_optimizer(run, paths[0]) if run.cfg.save_optimizer else []
     run.saves.append(paths + beside)
     checkpoint.prune(run.saves, run.cfg.keep_last)
     reports = {path.name: run.host.reload(path) for path in paths}
@@ -304,12 +304,15 @@ def _export(run: Run, step: int, name: str) -> Iterator[Event]:
     yield Saved(step, paths, "; ".join(map(str, reports.values())), names)
 
 
-def _save_optimizer(run: Run, path: Path) -> Path:
+def _save_optimizer(run: Run, path: Path) -> list[Path]:
     """NAME.optim as the WebUI's own trainer keeps it beside an embedding (textual_inversion.py, `save_optimizer_state`), in the form its safe reader takes."""
+    record = run.method.optimizer_record(path, run.state.optimizer, run.sd.model_hash)
+    if record is None:
+        return []
     beside = path.with_name(path.name + ".optim")
     with atomic(beside) as temporary:
-        torch.save({"hash": run.sd.model_hash[:10], "optimizer_state_dict": run.state.optimizer.state_dict()}, temporary, _use_new_zipfile_serialization=False)
-    return beside
+        torch.save(record, temporary, _use_new_zipfile_serialization=False)
+    return [beside]
 
 
 def _save_state(run: Run, step: int) -> None:

@@ -32,6 +32,15 @@ def test_an_embeddings_save_takes_the_place_of_its_word(prompt, after):
     assert with_save(prompt, MOON[1], MOON) == after
 
 
+@pytest.mark.parametrize(("prompt", "after"), [
+    ("a cat <lora:style:1>", "a cat <lora:style:1> <hypernet:style-001-000020:1>"),
+    ("a cat <hypernet:style:0.7> <hypernet:other:1>", "a cat <hypernet:style-001-000020:0.7> <hypernet:other:1>"),
+])  # fmt: skip
+def test_a_hypernetworks_save_takes_the_place_of_its_own_tag(prompt, after):
+    saves = [Save("style", "style-001", None, "hypernetwork"), Save("style-001-000020", "style-001", 20, "hypernetwork")]
+    assert with_save(prompt, saves[1], saves) == after
+
+
 def test_a_lora_is_taken_out_by_none():
     assert with_lora("a cat <lora:cat:1>, nice <lora:style:1>", NONE, ["cat"]) == "a cat , nice <lora:style:1>"
     assert with_word("a cat, moon, nice", NONE, ["moon"]) == "a cat, nice"

@@ -457,11 +457,16 @@ def test_what_the_webui_does_otherwise_is_named(tmp_path):
     assert read(tmp_path, {**WEBUI, "template_file": str(own)}).values["data.template"] == str(own)
 
 
-def test_a_hypernetwork_s_settings_leave_the_method_open(tmp_path):
-    content = {key: value for key, value in WEBUI.items() if key not in ("embedding_name", "num_vectors_per_token")}
-    found = read(tmp_path, {**content, "hypernetwork_name": "hn", "layer_structure": [1, 2, 1], "learn_rate": "1e-5"})
-    same(found, {"method": None, "steps": 3000, "name": "hn", "optim.lr": None})
-    assert {"method = hypernetwork", "layer_structure = [1, 2, 1]", "learn_rate = 1e-5"} <= set(found.without)
+@pytest.mark.parametrize("layers", [[1, 2.0, 1], "[1, 2.0, 1]"])  # in JSON, in the older text
+def test_a_hypernetwork_s_settings_become_ours(tmp_path, layers):
+    content = {key: value for key, value in WEBUI.items() if key not in ("embedding_name", "num_vectors_per_token", "save_embedding_every")}
+    theirs = {"hypernetwork_name": "hn", "layer_structure": layers, "learn_rate": "1e-5", "activation_func": "swish", "weight_init": "XavierNormal",
+              "add_layer_norm": True, "save_hypernetwork_every": 70}  # fmt: skip
+    found = read(tmp_path, {**content, **theirs, "use_dropout": True})
+    same(found, {"method": "hypernetwork", "steps": 3000, "name": "hn", "optim.lr": "1e-5", "hypernetwork.structure": "1, 2.0, 1", "save_every": 70,
+                 "hypernetwork.activation": "swish", "hypernetwork.init": "XavierNormal", "hypernetwork.layer_norm": True})  # fmt: skip
+    assert "use_dropout = True" in found.without and "activation_func" not in str(found.without)
+    assert "activation_func = softmax" in read(tmp_path, {**content, **theirs, "activation_func": "softmax"}).without
 
 
 # ---- what is refused

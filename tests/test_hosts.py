@@ -193,6 +193,7 @@ def family(kind: str, **own: Any) -> dict[str, Any]:
 SAVED = {
     "lora": {}, "word": WORD, "locon": family("locon", conv_rank=2), "tucker": family("locon", conv_rank=2, tucker=True), "loha": family("loha", conv_rank=2),
     "lokr": family("lokr", conv_rank=2), "dora": family("locon", alpha=4.0, conv_rank=2, conv_alpha=2.0, dora=True),
+    "hypernetwork": {"method": "hypernetwork", "hypernetwork.structure": "1, 2, 1", "hypernetwork.activation": "swish", "hypernetwork.layer_norm": True},
 }  # fmt: skip
 
 
@@ -209,7 +210,8 @@ def test_the_saved_file_draws_what_the_live_model_drew(inside, values, change):
     live = np.asarray(last(events, Sampled).images[0].convert("RGB")).astype(int)
     saved = last(events, Saved)
     name = saved.names[saved.paths[0].name]
-    loaded = inside.picture(f"{PROMPT} {name}" if word else f"{PROMPT} <lora:{name}:1>", steps=chosen["sample.steps"])
+    tag = "hypernet" if change == "hypernetwork" else "lora"
+    loaded = inside.picture(f"{PROMPT} {name}" if word else f"{PROMPT} <{tag}:{name}:1>", steps=chosen["sample.steps"])
     assert np.abs(live - inside.picture(f"{PROMPT} thin" if word else PROMPT, steps=chosen["sample.steps"])).max() > 2, "the trained file changes nothing, so nothing was compared"
     assert np.abs(live - loaded).max() == 0 if not inside.half else np.abs(live - loaded).mean() <= 2
     taken, total = (int(count) for count in saved.report.split() if count.isdigit())

@@ -22,6 +22,7 @@ from strings_of_code import sentences
 from lib_tuner import presets
 from lib_tuner.config import options
 from lib_tuner.methods import METHODS
+from lib_tuner.methods.hypernetwork_file import ACTIVATIONS, INITS
 from lib_tuner.settings import TrainConfig
 from lib_tuner.ui import page, webui_page
 from lib_tuner.ui.form import SECTIONS, help_of, label_of
@@ -33,6 +34,7 @@ SAME = frozenset((  # terms that the field writes in English everywhere
 TERMS = frozenset((  # choices that are names: they are in no table
     "adamw", "adamw8bit", "lion", "adafactor", "prodigy", "adamw_schedulefree", "mse", "huber", "smooth_l1", "l1", "snr", "rex", "eps", "v",
     "ddim", "euler_a", "dpmpp_2m", "fp32", "bf16", "fp16", "LoRA", "Textual Inversion", "TensorBoard", "EMA", "LoCon", "LoHa", "LoKr", "AdaLoRA", "DoRA", "rsLoRA",
+    "Hypernetwork", *set(ACTIVATIONS) - {"linear", "sigmoid"}, *INITS,
 ))  # fmt: skip
 GRADIO = ("Loading", "Drop File Here", "- or -", "or", "Click to Upload", "Click to upload or drop files", "File upload")  # gradio's own words
 SYMBOLS = re.compile(r"[^A-Za-z]*")

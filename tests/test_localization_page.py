@@ -21,6 +21,7 @@ TERMS = set("""
     Adam AdamW px txt safetensors ckpt toml json pt png optim CSV CLIP TensorBoard kohya WebUI LoCon SD GPU CPU RAM bf fp cpu cuda mps auto float bfloat
     epoch feed-forward DPM++ SDE Karras v-prediction CFG Channels-last channels-last prediction NAME name filewords kB MB GB Pillow English embedding JSON parquet lora left right text
     DoRA LoHa LoKr AdaLoRA rsLoRA CP LyCORIS Tucker
+    Hypernetwork LayerNorm Normal swish Hardswish linear
 """.split())
 CHOICES = set("adamw lion adafactor prodigy adamw_schedulefree mse huber smooth_l1 snr rex eps ddim euler_a dpmpp_2m fp32 fp16 bf16".split())
 OWN = set("robot my outputs demo data home tmp caption a pink purple red star on navy mint white background fast".split())  # what the form is filled with here

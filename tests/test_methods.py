@@ -28,6 +28,8 @@ VARIANTS = {
     "lokr of low rank": {"method": "lokr", "lokr.rank": 2, "lokr.conv_rank": 1, "lokr.decompose_both": True},
     "adalora": {"method": "adalora", "adalora.rank": 2, "adalora.first_rank": 3, "adalora.conv_rank": 2, "adalora.text_encoder": True},
     "textual_inversion": {"method": "textual_inversion", "textual_inversion.vectors": 3, "name": "zorb"},
+    "hypernetwork": {"method": "hypernetwork", "hypernetwork.structure": "1, 2, 1.5, 1", "hypernetwork.activation": "swish", "hypernetwork.layer_norm": True},
+    "linear hypernetwork": {"method": "hypernetwork", "hypernetwork.init": "XavierUniform"},
     "two words": {"method": "textual_inversion", "textual_inversion.embeddings": "zorb | 2 | red; blip | 1 | cat"},
 }
 MADE = Made(step=2, epoch=0, started=0.0, finished=1.0, model_hash="ab" * 32, model_name="small")
@@ -169,7 +171,7 @@ def test_delta_weight_is_what_forward_does(sd, method):
 
 
 def test_export_read_by_an_independent_reader_gives_the_live_model(sd, method, tmp_path):
-    """Adapters: the WebUI's formulas on the file's raw tensors. Embedding: the raw tensor put into the vocabulary under a new id."""
+    """Adapters and hypernetworks: the WebUI's formulas on the file's raw tensors. Embedding: the raw tensor put into the vocabulary under a new id."""
     from safetensors.torch import load_file
 
     with method.attached(sd) as groups:
@@ -177,7 +179,10 @@ def test_export_read_by_an_independent_reader_gives_the_live_model(sd, method, t
             step(sd, groups, method, lr=0.1, seed=i)
         trained = predict(sd)
         files = method.export(tmp_path / method.cfg.name, {}, MADE)
-    if isinstance(method, LayerMethod):
+    if method.kind == "hypernetwork":
+        put_before_keys_and_values(sd, torch.load(files[0], weights_only=True))
+        assert torch.allclose(predict(sd), trained, rtol=1e-4, atol=1e-5)
+    elif isinstance(method, LayerMethod):
         merge_by_formula(sd, load_file(files[0]))
         assert torch.allclose(predict(sd), trained, rtol=2e-2, atol=3e-3)  # the file is fp16
     else:
@@ -224,6 +229,30 @@ def change_by_formula(t: dict[str, torch.Tensor], weight: torch.Tensor) -> torch
         norm = merged.transpose(0, 1).flatten(1).norm(dim=1).reshape(1, c, *[1] * (weight.ndim - 2))
         delta = merged * (t["dora_scale"] / norm) - weight
     return delta
+
+
+def put_before_keys_and_values(sd, content: dict) -> None:
+    """context_k = x + f_k(x), context_v = x + f_v(x), f by the width of the context (reference: peers.md, 2.4 and 3.2)."""
+    for _, module in sd.unet.named_modules():
+        if hasattr(module, "to_k") and module.to_k.in_features in content:
+            for projection, states in zip((module.to_k, module.to_v), content[module.to_k.in_features]):
+                f, weight = row_of(content, module.to_k.in_features, states), projection.weight
+                projection.forward = lambda x, f=f, weight=weight: torch.nn.functional.linear(x + f(x), weight)
+
+
+def row_of(content: dict, width: int, states: dict) -> torch.nn.Sequential:
+    """A network of a hypernetwork's file out of torch's own modules."""
+    activations = {"swish": torch.nn.Hardswish, "relu": torch.nn.ReLU, "linear": None}
+    sizes, row = [int(width * size) for size in content["layer_structure"]], []
+    for i, size in enumerate(sizes[1:]):
+        row.append(torch.nn.Linear(sizes[i], size))
+        if activations[content["activation_func"]] and (content["activate_output"] or i < len(sizes) - 2):
+            row.append(activations[content["activation_func"]]())
+        row += [torch.nn.LayerNorm(size)] * content["is_layer_norm"]
+        row += [torch.nn.Dropout(p) for p in content["dropout_structure"][i + 1 : i + 2] if p]
+    made = torch.nn.Sequential(*row).requires_grad_(False).eval()
+    made.load_state_dict({key.replace("linear.", "", 1): value for key, value in states.items()})
+    return made
 
 
 def by_hand(sd, caption: str, vectors: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -41,18 +41,18 @@ def with_save(prompt: str, wanted: Save, saves: Iterable[Save], weight: str = "1
     same_run = {save.name for save in saves if save.run == wanted.run} | {wanted.name}
     if wanted.kind == "textual_inversion":
         return with_word(prompt, wanted.name, same_run)
-    return with_lora(prompt, wanted.name, same_run, weight)
+    return with_lora(prompt, wanted.name, same_run, weight, "hypernet" if wanted.kind == "hypernetwork" else "lora")
 
 
-def with_lora(prompt: str, name: str, instead_of: Iterable[str], weight: str = "1") -> str:
-    """The prompt with the LoRA `name` where it had one of `instead_of`, else at its end; NONE takes it out."""
-    others = set(instead_of)
-    found = [tag for tag in _TAG.finditer(prompt) if tag[1] in others]
+def with_lora(prompt: str, name: str, instead_of: Iterable[str], weight: str = "1", word: str = "lora") -> str:
+    """The prompt with the LoRA `name` where it had one of `instead_of`, else at its end; NONE takes it out. `word`: `hypernet` for hypernetworks."""
+    others, tags = set(instead_of), re.compile(_TAG.pattern.replace("lora", word))
+    found = [tag for tag in tags.finditer(prompt) if tag[1] in others]
     if name == NONE:
-        return _TAG.sub(lambda tag: "" if tag[1] in others else tag[0], prompt).strip()
+        return tags.sub(lambda tag: "" if tag[1] in others else tag[0], prompt).strip()
     if not found:
-        return f"{prompt} <lora:{name}:{weight}>"
-    return _TAG.sub(lambda tag: f"<lora:{name}:{tag[2] or '1'}>" if tag[1] in others else tag[0], prompt)
+        return f"{prompt} <{word}:{name}:{weight}>"
+    return tags.sub(lambda tag: f"<{word}:{name}:{tag[2] or '1'}>" if tag[1] in others else tag[0], prompt)
 
 
 def with_weight(prompt: str, weight: float, names: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from ..config import METADATA_KEY, flatten, from_metadata, options, read_toml
 from ..presets import LEFT_OUT
 from ..sd.files import read_header
+from ..sd.pickles import read_pickle
 from ..settings import TrainConfig
 from . import kohya, kohya_forms, webui
 from .draft import Draft
@@ -57,7 +58,7 @@ def _draft(path: Path, methods: Methods) -> tuple[Draft, str]:
     if (head[8:9] == b"{" and head[4:8] == bytes(4)) or path.suffix.lower() == ".safetensors":  # the header's length, then the header
         return _of_header(path, methods), f"metadata of {path.name}"
     if head.startswith((b"PK", b"\x80")) or path.suffix.lower() in (".pt", ".ckpt", ".bin"):
-        raise ValueError(f"{path.name} is a file of weights that tells no settings; choose a .safetensors file, or the file of settings of that run")
+        return _of_torch(path, methods), f"settings in {path.name}"
     text = _text(path)
     if text.lstrip().startswith("{"):
         return _of_values(_json(path, text), path, methods, "JSON")
@@ -140,6 +141,19 @@ def _of_header(path: Path, methods: Methods) -> Draft:
         raise ValueError(f"{path.name} does not tell how it was trained: its metadata holds neither settings of the Tuner nor of kohya's trainer")
     kohya.refuse_other_models(raw, path.name)
     return kohya_forms.of_metadata(raw, methods, trains_text=any(key.startswith(("lora_te", "lycoris_te")) for key in shapes))
+
+
+def _of_torch(path: Path, methods: Methods) -> Draft:
+    """Of what the Tuner saves that way, such as a hypernetwork."""
+    try:
+        content = read_pickle(path)
+    except (OSError, ValueError):  # damaged, or with code in it
+        content = None
+    if not isinstance(content, dict) or not isinstance(content.get(METADATA_KEY), str):
+        raise ValueError(f"{path.name} is a file of weights that tells no settings; choose a .safetensors file, or the file of settings of that run")
+    draft = _of_ours(from_metadata(content), methods)
+    _keep_places_found(draft)
+    return draft
 
 
 def _keep_places_found(draft: Draft) -> None:

@@ -5,6 +5,7 @@ Keys: modules/textual_inversion/saving_settings.py and the parameters of train_e
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ _SAME = {
     "steps": "steps", "batch_size": "data.batch", "gradient_step": "optim.accumulate", "data_root": "data.folder",
     "latent_sampling_method": "data.latent", "shuffle_tags": "data.shuffle_tags", "tag_drop_out": "data.tag_dropout", "use_weight": "data.masks",
     "create_image_every": "sample.every", "save_embedding_every": "save_every", "save_hypernetwork_every": "save_every",
+    "activation_func": ".activation", "weight_init": ".init", "add_layer_norm": ".layer_norm",
     "num_vectors_per_token": ".vectors", "save_image_with_stored_embedding": ".save_png", "preview_prompt": "sample.prompts",
     "preview_negative_prompt": "sample.negative", "preview_steps": "sample.steps", "preview_cfg_scale": "sample.cfg", "preview_seed": "sample.seed",
     "preview_width": "sample.width", "preview_height": "sample.height",
@@ -41,7 +43,7 @@ def of_webui(raw: Mapping[str, Any]) -> Draft:
     kind, name = ("hypernetwork", "hypernetwork_name") if is_on(raw.get("hypernetwork_name")) else ("textual_inversion", "embedding_name")
     draft = Draft(raw, kind)
     draft.put("data.buckets", False, "varsize")
-    for rule in (_size, _rate, _clip, _template):
+    for rule in (_size, _rate, _clip, _template, _networks):
         rule(draft)
     if str(draft.raw.get("preview_seed")) == "-1":
         draft.take("preview_seed")  # a new one each time
@@ -81,6 +83,14 @@ def _schedule(text: str) -> list[str]:
             last = int(until)
             kept.append(f"{rate.strip()}:{last}")
     return kept
+
+
+def _networks(draft: Draft) -> None:
+    """A hypernetwork's, as far as the WebUI writes them down."""
+    layers = draft.take("layer_structure")
+    if layers is not None:
+        text = layers if isinstance(layers, str) else json.dumps(layers)
+        draft.put(".structure", text.strip("[] "), "layer_structure", text)
 
 
 def _clip(draft: Draft) -> None:

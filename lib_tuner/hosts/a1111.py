@@ -20,6 +20,7 @@ from PIL import Image
 
 try:
     from modules import call_queue, devices, paths, processing, progress, script_callbacks, sd_hijack, sd_models, sd_unet, shared
+    from modules.hypernetworks import hypernetwork
     from modules.textual_inversion import textual_inversion
 except ImportError as error:  # Forge and other forks have other modules
     raise ImportError(f"The Tuner trains inside AUTOMATIC1111's WebUI 1.9 or later, and this host is another one ({error}): use the Tuner's own page, python3 -m lib_tuner.") from error
@@ -33,9 +34,9 @@ from ..sd.place import in_ram, stays
 from ..settings import TrainConfig
 from . import ldm, previews
 from .job import interrupted, job, refuse_decided
-from .kept import attributes, checkpointing, frozen, random_state
+from .kept import attributes, checkpointing, frozen, random_state, without_members
 from .networks import take_out, without_networks
-from .plan import CHECKPOINTED, PARAMETERS, WIDTH, activation_bytes
+from .plan import CHECKPOINTED, PARAMETERS, WIDTH, activation_bytes, own_bytes
 from .published import publish, sweep
 from .readback import read_back
 
@@ -50,7 +51,8 @@ def webui() -> SimpleNamespace:
         networks = None
     return SimpleNamespace(
         call_queue=call_queue, devices=devices, paths=paths, processing=processing, progress=progress, sd_hijack=sd_hijack, sd_models=sd_models,
-        sd_unet=sd_unet, shared=shared, textual_inversion=textual_inversion, networks=networks if hasattr(networks, "loaded_networks") else None,
+        sd_unet=sd_unet, shared=shared, textual_inversion=textual_inversion, hypernetwork=hypernetwork,
+        networks=networks if hasattr(networks, "loaded_networks") else None,
     )  # fmt: skip
 
 
@@ -100,6 +102,7 @@ class WebUI:
             w.sd_unet.apply_unet("None")
         stack.enter_context(without_networks(w.networks, model))
         stack.enter_context(attributes(w.shared, loaded_hypernetworks=[]))
+        stack.enter_context(without_members(model.model.diffusion_model, ("hyper_k", "hyper_v")))
         stack.enter_context(attributes(model, alphas_cumprod=model.alphas_cumprod))
         stack.enter_context(frozen(model))
         stack.enter_context(checkpointing(model.model.diffusion_model.modules(), self.forecast().checkpointing))
@@ -181,23 +184,24 @@ class WebUI:
         """The host's lists, with what was saved."""
         made, self._published = self._published, []
         if made:
-            refresh(self.w, {path.stem for path in made}, embeddings=self.cfg.method == "textual_inversion")
+            refresh(self.w, {path.stem for path in made}, self.cfg.method)
 
     def forecast(self) -> Forecast:
         """How this run would go on what the host has loaded."""
         model = self.w.sd_models.model_data.sd_model
         device = torch.device(self.w.devices.device)
         dtype = self.w.devices.dtype_unet if model is not None else self.w.devices.dtype
-        width, size = WIDTH, PARAMETERS
+        width, size, own = WIDTH, PARAMETERS, 0.0
         if model is not None:
             unet = model.model.diffusion_model
             width, size = unet.input_blocks[0][0].weight.shape[0], float(sum(p.numel() for p in model.parameters()))
+            own = own_bytes(self.cfg, {name: tuple(p.shape) for name, p in unet.named_parameters()})
         activations = activation_bytes(self.cfg, width, dtype)
         free = float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
-        tight = self._checkpoints(activations, free)
+        tight = self._checkpoints(activations + own, free)
         name = model.sd_checkpoint_info.model_name if model is not None else "the model that is loaded first"
         note = f"{name}, {device}, {str(dtype).removeprefix('torch.')}" + ", gradient checkpointing" * tight
-        need = activations * (1 - CHECKPOINTED * tight) + (0 if free is not None else size * dtype.itemsize)  # on a GPU the model is there already
+        need = activations * (1 - CHECKPOINTED * tight) + own + (0 if free is not None else size * dtype.itemsize)  # on a GPU the model is there already
         return Forecast(note, need, free, width < WIDTH, tight)
 
     def _checkpoints(self, activations: float, free: float | None) -> bool:
@@ -213,9 +217,11 @@ def _forget_conditions(w: Any) -> None:
                 setattr(cls, name, [None, None])
 
 
-def refresh(w: Any, names: set[str], embeddings: bool) -> None:
+def refresh(w: Any, names: set[str], method: str) -> None:
     """The host reads its folders anew: an embedding that was overwritten in place it would not notice by itself."""
-    if embeddings:
+    if method == "hypernetwork":
+        w.shared.reload_hypernetworks()
+    elif method == "textual_inversion":
         w.sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings(force_reload=True)
     elif w.networks is not None:
         w.networks.list_available_networks()

@@ -149,7 +149,8 @@ def add_axes(w: Any) -> None:
 
 def _axes(w: Any, plot: Any) -> list[Any]:
     def saves(kind: str = "") -> list[axes.Save]:
-        return [save for save in saves_of(home_of(w)) if not kind or (save.kind == "textual_inversion") == (kind == "words")]
+        named = {"textual_inversion": "words", "hypernetwork": "hypernetworks"}
+        return [save for save in saves_of(home_of(w)) if not kind or named.get(save.kind, "lora") == kind]
 
     def names(kind: str) -> list[str]:
         return [save.name for save in saves(kind)]

@@ -52,6 +52,18 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def without_members(root: nn.Module, names: tuple[str, ...]) -> Iterator[None]:
+    """Modules of these names are out of the tree, wherever they hang: the host leaves its hypernetworks in the attentions that they last changed,
+    where what looks for layers to train would meet them."""
+    taken = [(module, name, module._modules.pop(name)) for module in list(root.modules()) for name in names if name in module._modules]
+    try:
+        yield
+    finally:
+        for module, name, member in taken:
+            module._modules.setdefault(name, member)
+
+
+@contextmanager
 def random_state() -> Iterator[None]:
     """The random numbers of torch (all devices) and Python go on afterwards where they were."""
     cpu, python = torch.get_rng_state(), random.getstate()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from ..methods import METHODS
 from ..sd.files import read_header
 from ..settings import TrainConfig
 from ..step import has_bf16
@@ -42,9 +44,9 @@ def plan_for(cfg: TrainConfig, checkpoint: Path) -> Plan:
     device = _device(cfg.memory.device)
     small = checkpoint.is_file() and checkpoint.stat().st_size < SMALL
     dtype = _dtype(cfg.memory.precision, device, small)
-    parameters, width = _size(checkpoint)
+    parameters, width, own = _size(cfg, checkpoint)
     activations = activation_bytes(cfg, width, dtype)
-    need, free = activations + parameters * dtype.itemsize, _free_bytes(device)
+    need, free = activations + parameters * dtype.itemsize + own, _free_bytes(device)
     tight = not small and free is not None and need > 0.9 * free
     checkpointing = {"on": True, "off": False, "auto": tight}[cfg.memory.checkpointing]
     # on CPUs channels-last costs 5 to 30% in fp32 and gives nothing in bf16, and sd.products wants the weights as they lie in the file
@@ -58,13 +60,18 @@ def activation_bytes(cfg: TrainConfig, width: int, dtype: torch.dtype) -> float:
     return ACTIVATIONS / 2 * width / WIDTH * (cfg.data.resolution / 8) ** 2 * cfg.data.batch * dtype.itemsize
 
 
-def _size(checkpoint: Path) -> tuple[float, int]:
-    """Parameters and first width of a checkpoint; those of SD1.5 where its header does not tell."""
+def own_bytes(cfg: TrainConfig, shapes: Mapping[str, tuple[int, ...]]) -> float:
+    """What the method itself takes; `shapes`: of the UNet's tensors by name."""
+    return METHODS[cfg.method](cfg).own_bytes(shapes)
+
+
+def _size(cfg: TrainConfig, checkpoint: Path) -> tuple[float, int, float]:
+    """Parameters and first width of a checkpoint, those of SD1.5 where its header does not tell; and the method's own bytes on it."""
     try:
         shapes, _ = read_header(checkpoint)
-        return float(sum(map(math.prod, shapes.values()))), shapes["model.diffusion_model.input_blocks.0.0.weight"][0]
+        return float(sum(map(math.prod, shapes.values()))), shapes["model.diffusion_model.input_blocks.0.0.weight"][0], own_bytes(cfg, shapes)
     except (OSError, ValueError, KeyError):  # another kind of file; what is wrong with it is said where it is loaded
-        return PARAMETERS, WIDTH
+        return PARAMETERS, WIDTH, own_bytes(cfg, {})
 
 
 def _device(name: str) -> torch.device:

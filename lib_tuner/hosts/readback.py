@@ -7,14 +7,19 @@ from typing import Any
 
 from ..host import LoadReport
 from ..methods.embedding_file import read_embedding
+from ..methods.hypernetwork import attentions
+from ..methods.hypernetwork_file import count_parts
 from ..methods.lora_file import count_host_keys
 from ..sd.files import read_header
+from .kept import attributes
 
 
 def read_back(w: Any, path: Path, method: str) -> LoadReport:
     """How the host reads the file; where it refuses it, nothing is taken and the note says why."""
     if method == "textual_inversion":
         return _embedding(w, path)
+    if method == "hypernetwork":
+        return _hypernetwork(w, path)
     if w.networks is None:  # the Lora extension is off: by its recorded rules
         return LoadReport(path, *count_host_keys(path), path.stem)
     return _lora(w, path)
@@ -27,6 +32,17 @@ def _lora(w: Any, path: Path) -> LoadReport:
     except Exception as error:  # whatever the extension raises for a file it does not take
         return LoadReport(path, 0, total, path.stem, f"the WebUI's Lora extension refuses it: {error}")
     return LoadReport(path, len(found.modules), total, path.stem)
+
+
+def _hypernetwork(w: Any, path: Path) -> LoadReport:
+    """By the host's own loader, which knows a file by its name in the list alone and says what is wrong in its log alone."""
+    total = count_parts(path, set())[1]
+    with attributes(w.shared, hypernetworks={path.stem: str(path)}):
+        found = w.hypernetwork.load_hypernetwork(path.stem)
+    if found is None:
+        return LoadReport(path, 0, total, path.stem, "the WebUI refuses it: its log says why")
+    there = {module.to_k.weight.shape[1] for _, module in attentions(w.shared.sd_model.model.diffusion_model)}
+    return LoadReport(path, 2 * len(found.layers.keys() & there), total, path.stem)
 
 
 def _embedding(w: Any, path: Path) -> LoadReport:

@@ -19,6 +19,8 @@ from ..host import Components, Forecast, GenerateRequest, LoadReport
 from ..methods import METHODS
 from ..methods.base import weight_shapes
 from ..methods.embedding_file import read_embedding
+from ..methods.hypernetwork import attentions
+from ..methods.hypernetwork_file import count_parts
 from ..methods.lora_file import count_host_keys
 from ..sd.loss import generator_for
 from ..sd.model import Model, load_model
@@ -116,6 +118,8 @@ class Standalone:
 
     def reload(self, path: Path) -> LoadReport:
         """Reads a saved file back as the WebUI would."""
+        if self.cfg.method == "hypernetwork":
+            return LoadReport(path, *count_parts(path, {module.to_k.weight.shape[1] for _, module in attentions(self.model.unet)}))
         if path.suffix == ".safetensors" and self.cfg.method != "textual_inversion":
             return LoadReport(path, *count_host_keys(path, weight_shapes(self.model)))
         count = len(read_embedding(path, width=self.model.text.embedding.weight.shape[1]).vectors)

@@ -9,12 +9,13 @@ from ..config import build, meant, method_name
 from ..settings import TrainConfig
 from .adalora import AdaLoRA
 from .base import Method
+from .hypernetwork import Hypernetwork
 from .loha import LoHa
 from .lokr import LoKr
 from .lora import LoCon, LoRA
 from .textual_inversion import TextualInversion
 
-METHODS: dict[str, type[Method]] = {method.kind: method for method in (LoRA, LoCon, LoHa, LoKr, AdaLoRA, TextualInversion)}
+METHODS: dict[str, type[Method]] = {method.kind: method for method in (LoRA, LoCon, LoHa, LoKr, AdaLoRA, TextualInversion, Hypernetwork)}
 
 
 def settings(values: Mapping[str, Any]) -> TrainConfig:

@@ -96,6 +96,14 @@ class Method:
         """
         raise NotImplementedError
 
+    def optimizer_record(self, path: Path, optimizer: Any, model_hash: str) -> dict[str, Any] | None:
+        """What the WebUI's own trainer wants beside the saved file `path` to go on from it; None where it knows no such optimizer."""
+        return {"hash": model_hash[:10], "optimizer_state_dict": optimizer.state_dict()}
+
+    def own_bytes(self, shapes: Mapping[str, tuple[int, ...]]) -> float:
+        """Memory of what is trained, with gradients and an AdamW's averages, where it is worth counting; `shapes`: of the UNet's tensors by name."""
+        return 0.0
+
     def triggers(self) -> str:
         """The word that stands for [name] in templates and sample prompts."""
         return self.cfg.trigger

@@ -58,6 +58,11 @@ def embedding_metadata(cfg: TrainConfig, summary: Summary, made: Made, name: str
     return _as_text({**_run(cfg, summary, made), **_modelspec(cfg, made, "textual-inversion"), **own}) | _settings(cfg)
 
 
+def settings_metadata(cfg: TrainConfig) -> dict[str, str]:
+    """Our settings alone, for a file that has no place for more."""
+    return _settings(cfg)
+
+
 def write_card(path: str | Path, trigger: str, *, weight: float = 0.0, description: str = "", notes: str = "") -> Path:
     """Writes `<name>.json` beside a LoRA file, from which the WebUI's card takes the words and the weight that a click puts into the prompt.
 
