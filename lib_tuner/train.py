@@ -297,6 +297,8 @@ def _export(run: Run, step: int, name: str) -> Iterator[Event]:
     made = Made(step, epoch, run.started, time.time(), run.sd.model_hash, run.sd.model_name, schedule_for(run.cfg.loss, run.sd.schedule).prediction)
     paths = run.method.export(run.folder / name, run.batches.summary(), made)
     beside = _save_optimizer(run, paths[0]) if run.cfg.save_optimizer else []
+    if run.cfg.save_optimizer and not beside:
+        yield Warned(f"The WebUI cannot go on with {run.cfg.optim.name}, so no .optim was written: choose adamw, or turn save_optimizer off.")
     run.saves.append(paths + beside)
     checkpoint.prune(run.saves, run.cfg.keep_last)
     reports = {path.name: run.host.reload(path) for path in paths}

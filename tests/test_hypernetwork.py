@@ -18,7 +18,7 @@ import pytest
 import torch
 from test_methods import MADE, make, predict, row_of
 
-from lib_tuner.events import Finished, Saved, Started, Stepped, Validated
+from lib_tuner.events import Finished, Saved, Started, Stepped, Validated, Warned
 from lib_tuner.foreign import read_settings
 from lib_tuner.hosts.standalone import Standalone
 from lib_tuner.methods import METHODS, settings
@@ -339,7 +339,9 @@ def test_the_optimizer_beside_a_file_is_the_one_that_the_webui_goes_on_with(valu
     optimizer.load_state_dict(beside["optimizer_state_dict"])
     assert optimizer.param_groups[0]["weight_decay"] == 0.25
     assert all(optimizer.state[w]["exp_avg"].shape == w.shape and float(optimizer.state[w]["step"]) == 4 for w in weights)
-    lion = last(run({**values, "steps": 1, "name": "lion", "optim.name": "lion", "save_optimizer": True}), Saved).paths[0]
+    events = run({**values, "steps": 1, "name": "lion", "optim.name": "lion", "save_optimizer": True})
+    lion = last(events, Saved).paths[0]
+    assert "The WebUI cannot go on with lion" in last(events, Warned).text
     assert lion.is_file() and not lion.with_name("lion.pt.optim").exists()  # nothing that torch.optim has
 
 
