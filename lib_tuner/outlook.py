@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from .config import flat_values
 from .data.batches import Batches
 from .host import Forecast
 from .methods import METHODS
@@ -21,7 +22,7 @@ from .settings import TrainConfig
 
 USUAL = {  # learning rates at which a method is usually trained with AdamW on SD1.5 (kohya's, the WebUI's and diffusers' guides)
     "lora": (1e-5, 1e-3), "locon": (1e-5, 1e-3), "loha": (1e-5, 1e-3), "lokr": (1e-5, 1e-3), "adalora": (5e-5, 5e-3), "textual_inversion": (1e-4, 2e-2),
-    "hypernetwork": (1e-6, 1e-4),
+    "pivotal": (1e-5, 1e-3), "hypernetwork": (1e-6, 1e-4),
 }
 SMALL_MODEL = 20  # the embedded model learns at rates this many times higher
 NARROWEST, NARROWEST_SMALL = 320, 64  # widths of SD1.5's and the embedded model's first level; a rank above cannot add anything
@@ -83,7 +84,7 @@ def outlook(cfg: TrainConfig, forecast: Forecast, seconds: float | None = None) 
     refuse(cfg)
     trigger = METHODS[cfg.method](cfg).triggers()
     batches = Batches(cfg.data, SimpleNamespace(vae=SimpleNamespace(factor=8, cache_key="")), cfg.seed, trigger)
-    lines = [_pictures(batches), _buckets(batches), _length(cfg, batches), _time(cfg, seconds), _memory(forecast)]
+    lines = [_pictures(batches), _buckets(batches), _length(cfg, batches), _stages(cfg), _time(cfg, seconds), _memory(forecast)]
     warnings = [w for w in (_captions(batches), _rate(cfg, forecast), _rank(cfg, forecast), _known_word(cfg, trigger, forecast), _no_samples(cfg), _no_room(cfg, forecast)) if w]
     problems = [str(p) for p in batches.problems]
     more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
@@ -116,6 +117,11 @@ def _length(cfg: TrainConfig, batches: Batches) -> str:
     repeats = [item.repeats for item in batches.items if not item.is_class]
     seen = epochs * sum(repeats) / len(repeats)
     return f"{cfg.steps} steps, {per_epoch} per epoch: a picture is seen about {_times(seen)}."
+
+
+def _stages(cfg: TrainConfig) -> str:
+    first = getattr(cfg.settings, "inversion_steps", 0)
+    return f"Up to step {first} the word alone is learned, then the adapter." if first else ""
 
 
 def _time(cfg: TrainConfig, seconds: float | None) -> str:
@@ -156,7 +162,8 @@ def _rate(cfg: TrainConfig, forecast: Forecast) -> Warning_ | None:
 
 def _rank(cfg: TrainConfig, forecast: Forecast) -> Warning_ | None:
     narrowest = NARROWEST_SMALL if forecast.small else NARROWEST
-    high = {name: rank for name in ("rank", "conv_rank") if (rank := getattr(cfg.settings, name, 0)) > narrowest}
+    own = flat_values(cfg.settings)
+    high = {name: rank for name, rank in own.items() if name.rpartition(".")[2] in ("rank", "conv_rank") and rank > narrowest}
     if not high:
         return None
     usual = narrowest // 5 * 2
@@ -168,7 +175,7 @@ def _rank(cfg: TrainConfig, forecast: Forecast) -> Warning_ | None:
 def _known_word(cfg: TrainConfig, trigger: str, forecast: Forecast) -> Warning_ | None:
     """A trigger word of the vocabulary's frequent ones has a meaning already, which training would change."""
     first = next(iter(trigger.split()), "")
-    if cfg.method == "textual_inversion" or forecast.small or not first.isalpha():  # the embedded model knows few words, none of them rare
+    if METHODS[cfg.method].learns_words or forecast.small or not first.isalpha():  # the embedded model knows few words, none of them rare
         return None
     tokens = Tokenizer().encode(first)
     if len(tokens) != 1 or tokens[0] >= KNOWN:
@@ -182,7 +189,7 @@ def _no_samples(cfg: TrainConfig) -> Warning_ | None:
     if cfg.sample.every and cfg.sample.prompts.strip():
         return None
     every = max(1, cfg.steps // 10)
-    prompts = cfg.sample.prompts.strip() or ("a picture of [name]" if cfg.trigger or cfg.method == "textual_inversion" else "")
+    prompts = cfg.sample.prompts.strip() or ("a picture of [name]" if cfg.trigger or METHODS[cfg.method].learns_words else "")
     fix = Fix(f"Draw a sample every {every} steps", {"sample.every": every, "sample.prompts": prompts}) if prompts else None
     return Warning_("No samples are drawn, so nothing shows how far the training is." + ("" if fix else " Write a sample prompt."), fix)
 

@@ -79,8 +79,20 @@ def _hypernetwork(lora: dict[str, Any]) -> dict[str, Any]:
     return {**values, "hypernetwork.structure": "1, 2, 1", "hypernetwork.activation": "swish"}
 
 
+def _pivotal(lora: dict[str, Any], vectors: int, init: str) -> dict[str, Any]:
+    """A LoRA's values, and a word of few vectors, since what it cannot say the adapter can."""
+    return {**{key.replace("lora.", "pivotal.layers."): value for key, value in lora.items()}, "pivotal.words.vectors": vectors, "pivotal.words.init": init}
+
+
+def _inverted(lora: dict[str, Any], steps: int, rate: float) -> dict[str, Any]:
+    """A LoRA's values behind so many steps for the word alone, at an embedding's rate."""
+    return {**lora, "steps": lora["steps"] + steps, "pivotal.inversion_steps": steps, "pivotal.inversion_lr": rate}
+
+
 def _goal(name: str, label: str, advice: str, lora: dict[str, Any], embedding: dict[str, Any]) -> Goal:
-    return Goal(name, label, advice, {**_families(lora), "textual_inversion": embedding, "hypernetwork": _hypernetwork(lora)})
+    word = {key: embedding[f"textual_inversion.{key}"] for key in ("vectors", "init")}
+    pivotal = _pivotal(lora, min(4, word["vectors"]), word["init"])
+    return Goal(name, label, advice, {**_families(lora), "textual_inversion": embedding, "pivotal": pivotal, "hypernetwork": _hypernetwork(lora)})
 
 
 GOALS: dict[str, Goal] = {goal.name: goal for goal in (
@@ -120,7 +132,8 @@ def _run(steps: int, lr: str, schedule: str, warmup: int, save_every: int, batch
 
 
 def _pace(name: str, label: str, help: str, lora: dict[str, Any], embedding: dict[str, Any]) -> Pace:
-    return Pace(name, label, help, {**_families(lora), "textual_inversion": embedding, "hypernetwork": _hypernetwork(lora)})
+    pivotal = _inverted(lora, embedding["steps"] // 4, float(embedding["optim.lr"]))
+    return Pace(name, label, help, {**_families(lora), "textual_inversion": embedding, "pivotal": pivotal, "hypernetwork": _hypernetwork(lora)})
 
 
 # LoRA: 1e-4 is KO's and TT's rate, half of it for the text encoder DB's; embeddings: 5e-3 is A1's rate, 2e-3 and 1e-3 lie on the way to CL's 5e-4

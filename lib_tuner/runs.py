@@ -247,7 +247,7 @@ def step_of(path: Path) -> int | None:
 def use_text(run: Record, path: Path) -> str:
     """What a person writes into the prompt to use a file: `<lora:name:0.8> trigger`, `<hypernet:name:1> trigger`, or an embedding's name."""
     name = run.names.get(path.name, path.stem)
-    if run.method == "textual_inversion":
+    if run.method in METHODS and METHODS[run.method].file_kind(path) == "textual_inversion":
         return name
     if run.method == "hypernetwork":
         return f"<hypernet:{name}:1> {run.words}".strip()

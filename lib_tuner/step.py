@@ -17,7 +17,7 @@ from .data.batches import Batch, Batches
 from .data.cache import TextCache
 from .host import Components
 from .methods.base import Method
-from .optim import EMA, lr_at, set_lr, weights_for_eval
+from .optim import EMA, set_lr, weights_for_eval
 from .sd.loss import diffusion_loss, generator_for, noise_for, timesteps_for
 from .sd.schedule import Schedule
 from .settings import LossConfig, TrainConfig
@@ -73,11 +73,11 @@ class Step:
     rank: int = 0
     world: int = 1
     reduce: Callable[[list[Tensor]], None] | None = None  # sums tensors over all processes, in place
-    _encode: Callable[[list[str]], Tensor] = field(init=False)
+    _cached: TextCache = field(init=False)
 
     def __post_init__(self):
         self.schedule = schedule_for(self.cfg.loss, self.sd.schedule)
-        self._encode = self.sd.text if self.state.method.trains_text else TextCache(self.sd.text)
+        self._cached = TextCache(self.sd.text)
         self.params = [p for group in self.state.optimizer.param_groups for p in group["params"]]
         self._bad = torch.zeros((), dtype=torch.bool, device=self.sd.device)
         self.good: tuple[int, dict[str, Any]] = (0, {})  # updates done, and the method's state then
@@ -85,7 +85,8 @@ class Step:
     def __call__(self, number: int) -> Tensor:
         """Update `number`, counted from 0. Raises NotANumber where the loss or a gradient is none; the weights are then as before."""
         optimizer, method = self.state.optimizer, self.state.method
-        set_lr(optimizer, lr_at(self.cfg.optim, number, self.cfg.steps))
+        method.before_step(number, optimizer)
+        set_lr(optimizer, method.lr_at(number))
         optimizer.zero_grad(set_to_none=True)
         total, count = self._backward(number)
         loss = total / count
@@ -109,9 +110,10 @@ class Step:
             (loss / samples if self.state.scaler is None else self.state.scaler.scale(loss / samples)).backward()
             total = total + loss.detach()
         if self.reduce:
-            for p in self.params:  # a process that got no sample of a small batch still takes part
+            trained = [p for p in self.params if p.requires_grad]
+            for p in trained:  # a process that got no sample of a small batch still takes part
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            self.reduce([total, *(p.grad for p in self.params)])
+            self.reduce([total, *(p.grad for p in trained)])
         return total, samples
 
     def loss(self, batch: Batch) -> Tensor:
@@ -124,8 +126,9 @@ class Step:
         xt, target = self.schedule.add_noise(x0, noise_in, t), self.schedule.target(x0, noise, t)
         mask = None if batch.mask is None else batch.mask.to(device)
         method.begin(batch)
+        encode = self.sd.text if method.trains_text else self._cached  # asked each time: a stage may end in which words were learned
         with self.sd.autocast():
-            pred = self.sd.unet(xt, t, self._encode(batch.captions))
+            pred = self.sd.unet(xt, t, encode(batch.captions))
         each = diffusion_loss(pred.float(), target, t, self.schedule, cfg.loss, mask)  # (B,)
         return (each * batch.weights.to(device)).sum() + len(batch) * method.extra_loss()
 
@@ -161,7 +164,7 @@ class Step:
             fine = ~self._bad
         if not bool(fine):
             raise NotANumber(
-                f"The loss is no longer a number at step {number + 1}, learning rate {lr_at(self.cfg.optim, number, self.cfg.steps):g}: "
+                f"The loss is no longer a number at step {number + 1}, learning rate {self.state.method.lr_at(number):g}: "
                 "lower the learning rate, or train in fp32 or bf16 instead of fp16."
             )
 

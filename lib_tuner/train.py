@@ -20,7 +20,7 @@ from .host import Components, GenerateRequest, Host
 from .methods.base import Method
 from .methods.metadata import Made
 from .metrics import validation_loss
-from .optim import EMA, lr_at, lr_ended, make_optimizer, weights_for_eval
+from .optim import EMA, lr_ended, make_optimizer, weights_for_eval
 from .sd.files import atomic
 from .sd.loss import check_weights
 from .settings import TrainConfig
@@ -112,7 +112,7 @@ def train(cfg: TrainConfig, method: Method, host: Host, stop: Callable[[], bool]
                     method.load_state_dict(step.good[1])
                 break
             done = number + 1
-            yield Stepped(done, loss, lr_at(cfg.optim, number, cfg.steps))
+            yield Stepped(done, loss, method.lr_at(number))
             if done < cfg.steps:
                 yield from _milestones(run, done, asked=orders())
         yield from _end(run, done, reason, orders())

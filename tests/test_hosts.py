@@ -193,6 +193,8 @@ def family(kind: str, **own: Any) -> dict[str, Any]:
 SAVED = {
     "lora": {}, "word": WORD, "locon": family("locon", conv_rank=2), "tucker": family("locon", conv_rank=2, tucker=True), "loha": family("loha", conv_rank=2),
     "lokr": family("lokr", conv_rank=2), "dora": family("locon", alpha=4.0, conv_rank=2, conv_alpha=2.0, dora=True),
+    "pivotal": {"method": "pivotal", "name": "pair", "pivotal.inversion_steps": 1, "pivotal.inversion_lr": 0.1, "pivotal.continue_lr": 0.1, "pivotal.words.vectors": 2,
+                "pivotal.words.init": "red", "pivotal.layers.rank": 4, "pivotal.layers.text_encoder": True, "pivotal.layers.save_dtype": "fp32"},
     "hypernetwork": {"method": "hypernetwork", "hypernetwork.structure": "1, 2, 1", "hypernetwork.activation": "swish", "hypernetwork.layer_norm": True},
 }  # fmt: skip
 
@@ -204,18 +206,35 @@ def test_the_saved_file_draws_what_the_live_model_drew(inside, values, change):
     if change == "dora" and inside.double:
         pytest.skip("the double reads no DoRA")
     word, values = change == "word", of_method(values, SAVED[change])
-    chosen = {**values, "optim.lr": "2e-2", "sample.prompts": f"{PROMPT} thing" if word else PROMPT}
+    prompt = f"{PROMPT} {values['name']}" if change in ("word", "pivotal") else PROMPT
+    chosen = {**values, "optim.lr": "2e-2", "sample.prompts": prompt}
     events = run(inside, chosen)
     assert [event.step for event in events if isinstance(event, Sampled)][-1] == chosen["steps"]
     live = np.asarray(last(events, Sampled).images[0].convert("RGB")).astype(int)
     saved = last(events, Saved)
     name = saved.names[saved.paths[0].name]
     tag = "hypernet" if change == "hypernetwork" else "lora"
-    loaded = inside.picture(f"{PROMPT} {name}" if word else f"{PROMPT} <{tag}:{name}:1>", steps=chosen["sample.steps"])
-    assert np.abs(live - inside.picture(f"{PROMPT} thin" if word else PROMPT, steps=chosen["sample.steps"])).max() > 2, "the trained file changes nothing, so nothing was compared"
+    loaded = inside.picture(f"{PROMPT} {name}" if word else f"{prompt} <{tag}:{name}:1>", steps=chosen["sample.steps"])
+    assert np.abs(live - inside.picture(f"{PROMPT} thin" if word else prompt, steps=chosen["sample.steps"])).max() > 2, "the trained file changes nothing, so nothing was compared"
     assert np.abs(live - loaded).max() == 0 if not inside.half else np.abs(live - loaded).mean() <= 2
     taken, total = (int(count) for count in saved.report.split() if count.isdigit())
     assert taken == total
+
+
+def test_files_apart_and_a_newer_bundle_draw_what_was_learned(inside, values):
+    """The word of an earlier file, still in use by the last picture, is not in the way of the next one's; and adapter and word work apart."""
+    first = of_method(values, {**SAVED["pivotal"], "name": "twice", "optim.lr": "2e-2", "sample.prompts": f"{PROMPT} twice", "save_every": 0})
+    for change in ({}, {"pivotal.inversion_lr": 0.5, "seed": 4}, {"pivotal.save_bundle": "separate", "name": "apart", "sample.prompts": f"{PROMPT} apart"}):
+        events = run(inside, chosen := {**first, **change})
+        live, saved = np.asarray(last(events, Sampled).images[0].convert("RGB")).astype(int), last(events, Saved)
+        counts = [int(count) for count in saved.report.split() if count.isdigit()]
+        assert counts[::2] == counts[1::2] and len(counts) == 2 * len(saved.paths) and len(saved.names) == len(saved.paths)
+        lora, word = saved.names[saved.paths[0].name], saved.names[saved.paths[-1].name]
+        assert (lora, word) == ("apart", "apart") if len(saved.paths) == 2 else lora.startswith("twice")
+        assert np.array_equal(inside.picture(f"{chosen['sample.prompts']} <lora:{lora}:1>", steps=chosen["sample.steps"]), live)
+    inside.picture()
+    hidden = last(run(inside, {**first, "name": "apart", "steps": 2, "sample.every": 0}), Saved).report
+    assert "has an embedding called apart already and uses that one" in hidden and "already" not in saved.report
 
 
 def test_a_saved_file_is_read_back_by_the_host(world, values):

@@ -66,7 +66,7 @@ class WebUI:
         self._sd: Components | None = None
         self._model: Any = None
         self._checkpoint: Any = None
-        self._published: list[Path] = []
+        self._published: list[tuple[Path, str]] = []  # with the kind of file it is
 
     # ---- the model, for the time of the run --------------------------------------------------------------------------
 
@@ -166,16 +166,18 @@ class WebUI:
     def reload(self, path: Path) -> LoadReport:
         """Puts a saved file where the host finds it, and reads it as the host does; its lists follow when the run has ended."""
         home = Path(self.cfg.output).expanduser()
-        leading = path.suffix == ".safetensors" or not path.with_suffix(".safetensors").is_file()  # an embedding's other forms are the same word
-        folder, note = self.output_dir(self.cfg.method), ""
+        method, first = METHODS[self.cfg.method], path.with_suffix(".safetensors")
+        kind, note = method.file_kind(path), ""
+        leading = path == first or not first.is_file() or method.file_kind(first) != kind  # an embedding's other forms are the same word
+        folder = self.output_dir(kind)
         try:
             target = publish(path, folder, home) if leading else path
         except OSError as error:  # the file itself is saved, so the run goes on
             target, note = path, f"it could not be put into {folder} ({sentence(error)}): copy it there by hand"
-        report = read_back(self.w, target, self.cfg.method)
+        report = read_back(self.w, target, kind)
         if target != path:
             sweep(home)
-            self._published.append(target)
+            self._published.append((target, kind))
             if self._sd is None:
                 self._refresh()
         return replace(report, note=note) if note else report
@@ -183,8 +185,8 @@ class WebUI:
     def _refresh(self) -> None:
         """The host's lists, with what was saved."""
         made, self._published = self._published, []
-        if made:
-            refresh(self.w, {path.stem for path in made}, self.cfg.method)
+        for kind in sorted({kind for _, kind in made}):
+            refresh(self.w, {path.stem for path, of in made if of == kind}, kind)
 
     def forecast(self) -> Forecast:
         """How this run would go on what the host has loaded."""

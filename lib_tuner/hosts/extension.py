@@ -16,6 +16,7 @@ from .. import runs
 from ..compare import axes
 from ..host import Host
 from ..jobs import Jobs
+from ..methods import METHODS
 from ..progress import sentence
 from ..settings import TrainConfig
 from ..ui import webui_page
@@ -133,8 +134,8 @@ def saves_of(home: Path) -> list[axes.Save]:
     """All that the host can use by name, by run and step."""
     found = []
     for source, target in published_as(home).items():
-        kind, step = runs.known_record(source.parent).method, runs.step_of(source)
-        found.append(axes.Save(target.stem, source.parent.name, step, kind))
+        method, step = METHODS.get(runs.known_record(source.parent).method), runs.step_of(source)
+        found.append(axes.Save(target.stem, source.parent.name, step, method.file_kind(source) if method else ""))
     return axes.in_order(found)
 
 

@@ -42,9 +42,12 @@ def without_networks(networks: Any, model: Any) -> Iterator[None]:
 
 
 def take_out(networks: Any, model: Any, names: set[str]) -> None:
-    """Takes these LoRAs out of the weights, if they are there: the extension would not write a new file of an old name over what the old one left."""
+    """Takes these LoRAs out of the weights, if they are there: the extension would not write a new file of an old name over what the old one left.
+
+    With them go the words inside their files, which would be in the way of the new files' words.
+    """
     if names & {net.name for net in networks.loaded_networks}:
-        networks.loaded_networks.clear()
+        networks.load_networks([])
         _apply(networks, _layers(model))
 
 

@@ -26,12 +26,19 @@ def read_back(w: Any, path: Path, method: str) -> LoadReport:
 
 
 def _lora(w: Any, path: Path) -> LoadReport:
-    total = len({key.partition(".")[0] for key in read_header(path)[0]})
+    keys = read_header(path)[0]
+    words = {key.split(".")[1] for key in keys if key.startswith("bundle_emb.")}
+    total = len({key.partition(".")[0] for key in keys} - {"bundle_emb"}) + len(words)
     try:
         found = w.networks.load_network(path.stem, w.networks.network.NetworkOnDisk(path.stem, str(path)))
     except Exception as error:  # whatever the extension raises for a file it does not take
         return LoadReport(path, 0, total, path.stem, f"the WebUI's Lora extension refuses it: {error}")
-    return LoadReport(path, len(found.modules), total, path.stem)
+    db = w.sd_hijack.model_hijack.embedding_db
+    width = db.expected_shape if db.expected_shape != -1 else db.get_expected_shape()
+    fitting = [word for word, embedding in getattr(found, "bundle_embeddings", {}).items() if embedding.shape == width]
+    hidden = sorted(word for word in words if getattr(db.word_embeddings.get(word), "filename", None))  # out of the folder
+    note = f"the WebUI has an embedding called {', '.join(hidden)} already and uses that one instead of the word in this file: delete or rename it" if hidden else ""
+    return LoadReport(path, len(found.modules) + len(fitting), total, path.stem, note)
 
 
 def _hypernetwork(w: Any, path: Path) -> LoadReport:

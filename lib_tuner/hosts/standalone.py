@@ -120,7 +120,7 @@ class Standalone:
         """Reads a saved file back as the WebUI would."""
         if self.cfg.method == "hypernetwork":
             return LoadReport(path, *count_parts(path, {module.to_k.weight.shape[1] for _, module in attentions(self.model.unet)}))
-        if path.suffix == ".safetensors" and self.cfg.method != "textual_inversion":
+        if METHODS[self.cfg.method].file_kind(path) != "textual_inversion":
             return LoadReport(path, *count_host_keys(path, weight_shapes(self.model)))
         count = len(read_embedding(path, width=self.model.text.embedding.weight.shape[1]).vectors)
         return LoadReport(path, count, count)

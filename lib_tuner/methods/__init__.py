@@ -13,9 +13,12 @@ from .hypernetwork import Hypernetwork
 from .loha import LoHa
 from .lokr import LoKr
 from .lora import LoCon, LoRA
+from .pivotal import PivotalTuning
 from .textual_inversion import TextualInversion
 
-METHODS: dict[str, type[Method]] = {method.kind: method for method in (LoRA, LoCon, LoHa, LoKr, AdaLoRA, TextualInversion, Hypernetwork)}
+METHODS: dict[str, type[Method]] = {
+    method.kind: method for method in (LoRA, LoCon, LoHa, LoKr, AdaLoRA, TextualInversion, PivotalTuning, Hypernetwork)
+}
 
 
 def settings(values: Mapping[str, Any]) -> TrainConfig:

@@ -17,6 +17,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from ..host import Components
+from ..optim import lr_at
 from ..sd.loss import generator_for
 from ..settings import TrainConfig
 from .metadata import Made
@@ -38,6 +39,7 @@ class Method:
     identity_at_start = True  # attached but untrained, the model is unchanged
     needs_grads = False  # reads .grad in after_step, so gradients may not be freed during the backward pass
     trains_text = False  # the text encoder's states depend on what is trained, so they cannot be cached
+    learns_words = False  # the trigger is a word with vectors of its own
 
     def __init__(self, cfg: TrainConfig):
         self.cfg, self.settings = cfg, cfg.settings
@@ -71,6 +73,13 @@ class Method:
     def train(self, mode: bool = True) -> None:
         """Switches what behaves otherwise in training, such as dropout."""
 
+    def lr_at(self, step: int) -> float:
+        """The learning rate of update `step`, counted from 0; a group's `lr_scale` multiplies it."""
+        return lr_at(self.cfg.optim, step, self.cfg.steps)
+
+    def before_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """The coming update, counted from 0: a method of several stages says here what is trained in it."""
+
     def begin(self, batch: Any) -> None:
         """Hands the coming batch to the hooks."""
 
@@ -103,6 +112,11 @@ class Method:
     def own_bytes(self, shapes: Mapping[str, tuple[int, ...]]) -> float:
         """Memory of what is trained, with gradients and an AdamW's averages, where it is worth counting; `shapes`: of the UNet's tensors by name."""
         return 0.0
+
+    @classmethod
+    def file_kind(cls, path: Path) -> str:
+        """The method whose rules a host follows to read a saved file, where one method saves files of several kinds."""
+        return cls.kind
 
     def triggers(self) -> str:
         """The word that stands for [name] in templates and sample prompts."""

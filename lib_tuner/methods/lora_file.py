@@ -22,6 +22,7 @@ from ..sd.names import BLOCKS26, block_name, kohya_key, module_path
 
 Module = tuple[str, str]  # (part of the model, path in it): ("unet", "input_blocks.1.1.proj_in")
 _BUNDLE = "bundle_emb"  # embeddings inside a LoRA file, which the WebUI registers with it
+_VOCABULARY = ("text", "text_model.embeddings.token_embedding")
 
 # The sets of parts of which the WebUI takes a module when one of them is complete (network_lora.py, network_hada.py, ...).
 _COMPLETE = tuple(
@@ -185,14 +186,17 @@ def layer_shape(parts: Mapping[str, Tensor]) -> tuple[int, ...]:
 
 
 def count_host_keys(path: str | Path, shapes: Mapping[Module, Iterable[int]] | None = None) -> tuple[int, int]:
-    """(modules that the WebUI takes, all modules) of a LoRA file, read back from the disk.
+    """(modules and words that the WebUI takes, all modules and words) of a LoRA file, read back from the disk.
 
-    The WebUI takes a module whose name is a layer's and whose parts are complete; the others it leaves out without a word. `shapes` as in `check_fits`.
+    The WebUI takes a module whose name is a layer's and whose parts are complete, and a word of its text encoder's width; the others it leaves out
+    without a word. `shapes` as in `check_fits`.
     """
     tensors, _ = read_tensors(path)
     modules = [(_module(key), parts) for key, parts in _grouped(tensors).items()]
     taken = [parts for module, parts in modules if module and _complete(parts) and (shapes is None or module in shapes and _fits(parts, tuple(shapes[module])))]
-    return len(taken), len(modules)
+    words, table = _bundled(tensors), (shapes or {}).get(_VOCABULARY)
+    fitting = [name for name, vectors in words.items() if table is None or vectors.shape[1] == tuple(table)[1]]
+    return len(taken) + len(fitting), len(modules) + len(words)
 
 
 def ranks_of_blocks(path: str | Path) -> dict[str, int]:
@@ -213,10 +217,12 @@ def ranks_of_blocks(path: str | Path) -> dict[str, int]:
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def write_lora(path: str | Path, modules: Mapping[Module, Mapping[str, Tensor]], metadata: Mapping[str, str], dtype: torch.dtype = torch.float16) -> Path:
+def write_lora(path: str | Path, modules: Mapping[Module, Mapping[str, Tensor]], metadata: Mapping[str, str], dtype: torch.dtype = torch.float16,
+               embeddings: Mapping[str, Tensor] | None = None) -> Path:
     """Writes a .safetensors file in kohya's spelling, atomically, its hashes in the metadata (`sshs_*`) so that the WebUI need not compute them.
 
-    Factors become `dtype`; alpha stays float32, since alpha over the rank scales everything. Raises ValueError, OSError.
+    Factors become `dtype`; alpha stays float32, since alpha over the rank scales everything. `embeddings`: words with their vectors (n, C) that the WebUI
+    knows as long as the LoRA is in use, kept in float32. Raises ValueError, OSError.
     """
     return write_factors(path, {f"{kohya_key(place, part)}.{name}": tensor for (part, place), parts in modules.items() for name, tensor in parts.items()}, metadata, dtype)
 
@@ -229,6 +235,10 @@ def write_factors(path: str | Path, factors: Mapping[str, Tensor], metadata: Map
     tensors = {key: _stored(key.rpartition(".")[2], tensor, dtype) for key, tensor in factors.items()}
     if not tensors:
         raise ValueError(f"{path.name}: there is nothing to save, no module was trained.")
+    for name, vectors in (embeddings or {}).items():
+        if "." in name:
+            raise ValueError(f"{path.name}: the word {name!r} cannot be put into the file, since the WebUI reads its name up to the first dot; choose one without.")
+        tensors[f"{_BUNDLE}.{name}.string_to_param.*"] = _stored("", vectors, torch.float32)
     broken = [key for key, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
         raise ValueError(f"{path.name} was not saved: NaN or numbers too large for {str(dtype).partition('.')[2]} in {_some(broken)}; use an earlier save.")

@@ -47,15 +47,15 @@ class Made:
     prediction: str = "eps"
 
 
-def lora_metadata(cfg: TrainConfig, summary: Summary, made: Made, modules: Iterable[tuple[str, str]] = ()) -> dict[str, str]:
-    """The metadata of a LoRA file; `modules`: the (part, path) of those trained."""
-    return _as_text({**_run(cfg, summary, made), **_network(cfg, {part for part, _ in modules}), **_modelspec(cfg, made, "lora")}) | _settings(cfg)
+def lora_metadata(cfg: TrainConfig, summary: Summary, made: Made, modules: Iterable[tuple[str, str]] = (), run: TrainConfig | None = None) -> dict[str, str]:
+    """The metadata of a LoRA file; `modules`: the (part, path) of those trained, `run`: the run's settings where `cfg` holds those of its adapter."""
+    return _as_text({**_run(cfg, summary, made), **_network(cfg, {part for part, _ in modules}), **_modelspec(cfg, made, "lora")}) | _settings(run or cfg)
 
 
-def embedding_metadata(cfg: TrainConfig, summary: Summary, made: Made, name: str = "") -> dict[str, str]:
-    """The metadata of an embedding file; `name` is the word it stands for (default: the run's name)."""
+def embedding_metadata(cfg: TrainConfig, summary: Summary, made: Made, name: str = "", run: TrainConfig | None = None) -> dict[str, str]:
+    """The metadata of an embedding file; `name` is the word it stands for (default: the run's name), `run` as above."""
     own = {"modelspec.title": name or cfg.name, "modelspec.trigger_phrase": name or cfg.name, "ss_output_name": name or cfg.name}
-    return _as_text({**_run(cfg, summary, made), **_modelspec(cfg, made, "textual-inversion"), **own}) | _settings(cfg)
+    return _as_text({**_run(cfg, summary, made), **_modelspec(cfg, made, "textual-inversion"), **own}) | _settings(run or cfg)
 
 
 def settings_metadata(cfg: TrainConfig) -> dict[str, str]:

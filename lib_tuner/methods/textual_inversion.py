@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ..config import opt
 from ..host import Components
-from ..optim import lr_at
 from ..sd.loss import generator_for
+from ..settings import TrainConfig
 from .base import Method
 from .embedding_file import Embedding, read_embedding, valid_name, write_embedding, write_embedding_png
 from .metadata import Made, embedding_metadata
@@ -33,6 +33,7 @@ class TextualInversionConfig:
     start: str = opt("", "Start from", "An embedding file of the WebUI to go on from (.pt, .safetensors, or a picture that carries one).")
     embeddings: str = opt("", "Several words", "One a line or separated by `;`: `name | vectors | initial text | file to start from`. Empty: the run's name with the settings above.")
     norm: str = opt("off", "Norm control", "Keep each vector's length, or pull it to the usual length of a word after each step.", choices=("off", "keep", "prior"))
+    norm_target: float = opt(0.0, "Usual length", "The length to which `prior` pulls; 0: that of the model's own words, about 0.4 in SD1.5.", min=0.0, max=100.0)
     save_pt: bool = opt(False, "Also save .pt", "Beside .safetensors, a .pt that WebUI 1.9.4 accepts.")
     save_png: bool = opt(False, "Also save a picture", "Beside .safetensors, a picture that carries the embedding.")
 
@@ -78,7 +79,7 @@ class Word(nn.Module):
         self.name = name
         self.vectors = nn.Parameter(vectors.float().clone())
         self.register_buffer("lengths", vectors.float().norm(dim=1, keepdim=True))  # (n, 1)
-        self.register_buffer("typical", typical)  # the median length of the vocabulary's vectors
+        self.register_buffer("typical", typical)  # the length that `prior` pulls to
 
     @torch.no_grad()
     def control(self, kind: str, lr: float) -> None:
@@ -94,11 +95,12 @@ class TextualInversion(Method):
     """Learns words; the model itself stays as it is."""
 
     Config, kind, label = TextualInversionConfig, "textual_inversion", "Textual Inversion"
-    trains_text = True
+    trains_text = learns_words = True
     settings: TextualInversionConfig
 
     def __init__(self, cfg: Any):
         super().__init__(cfg)
+        self.run: TrainConfig = cfg  # the settings that the files carry
         self.words: list[Word] = []
         self._splices, self._sd = ExitStack(), None
 
@@ -106,10 +108,11 @@ class TextualInversion(Method):
         self._sd = sd
         table = sd.text.embedding.weight.detach()  # (V, C)
         typical = table[:: max(1, len(table) // 4096)].float().norm(dim=1).median()
+        usual = torch.full_like(typical, self.settings.norm_target) if self.settings.norm_target else typical
         for number, wanted in enumerate(wanted_words(self.settings, self.cfg.name)):
             valid_name(wanted.name)
             vectors = self._initial(wanted, sd, table, typical, number)
-            self.words.append(Word(wanted.name, vectors, typical).to(table.device))
+            self.words.append(Word(wanted.name, vectors, usual).to(table.device))
         self._splice()
         return [{"params": [word.vectors], "weight_decay": 0.0} for word in self.words]
 
@@ -145,7 +148,7 @@ class TextualInversion(Method):
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         for word in self.words:
-            word.control(self.settings.norm, lr_at(self.cfg.optim, step - 1, self.cfg.steps))
+            word.control(self.settings.norm, self.lr_at(step - 1))
 
     def state_dict(self) -> dict[str, Any]:
         return {word.name: {k: v.detach().clone() for k, v in word.state_dict().items()} for word in self.words}
@@ -158,14 +161,18 @@ class TextualInversion(Method):
                 raise ValueError(f"The saved run learned {word.name} with {saved[0]} vectors; resume with as many.")
             word.load_state_dict(state[word.name])
 
+    def endings(self, word: Word) -> tuple[str, ...]:
+        """Those of a word's weights files."""
+        return (".safetensors", *[".pt"] * self.settings.save_pt)
+
     def export(self, path: Path, summary: Mapping[str, Any], made: Made) -> list[Path]:
         files = []
         for word in self.words:
             # the WebUI takes the file's stem for the word, so each word's final file has to be called like it
             base = path.with_name(path.name.replace(self.cfg.name, word.name, 1))
             embedding = Embedding(word.name, word.vectors.detach().cpu().float(), made.step, made.model_hash, made.model_name)
-            metadata = embedding_metadata(self.cfg, summary, made, word.name)
-            for ending in (".safetensors", *[".pt"] * self.settings.save_pt):
+            metadata = embedding_metadata(self.cfg, summary, made, word.name, self.run)
+            for ending in self.endings(word):
                 files.append(write_embedding(base.with_name(base.name + ending), embedding, metadata if ending == ".safetensors" else None))
             if self.settings.save_png:
                 files.append(write_embedding_png(base.with_name(base.name + ".png"), embedding, card(embedding)))

@@ -14,7 +14,7 @@ from ..methods import METHODS
 from ..settings import TrainConfig
 from .compat import plain_html
 
-LINES = {"sample.prompts": 3, "sample.negative": 1, "textual_inversion.embeddings": 2}  # of fields that hold more than one
+LINES = {"sample.prompts": 3, "sample.negative": 1, "textual_inversion.embeddings": 2, "pivotal.words.embeddings": 2}  # of fields that hold more than one
 OWN = "own"  # where the method's own essentials stand
 ROWS = (("checkpoint", "method"), ("name", "trigger"), ("data.folder",), ("steps", "optim.lr"), (OWN,), ("data.resolution", "data.batch"), ("sample.prompts",))
 ESSENTIALS = frozenset(key for row in ROWS for key in row)
