@@ -473,17 +473,20 @@ def test_hypernetworks_of_earlier_pictures_take_no_part(world, values):
 
 
 def test_what_a_hypernetwork_leaves_in_the_model_is_not_trained(world, values):
-    """The host hangs its networks into the attentions that they change, where they look like layers of the model."""
+    """Where no optimisation of attention is on, the host hangs its networks into the attentions that they change: they look like layers of the model."""
     learned = trained(run(world, values))
     own = {"method": "hypernetwork", "name": "left", "sample.every": 0, "save_every": 0, "steps": 2}
     saved = last(run(world, of_method(values, own)), Saved)
-    world.picture(f"{PROMPT} <hypernet:{saved.names['left.pt']}:1>")
     try:
+        world.w.sd_hijack.apply_optimizations("None")
+        world.picture(f"{PROMPT} <hypernet:{saved.names['left.pt']}:1>")
+        world.w.sd_hijack.apply_optimizations()
         assert [path for path, _ in unet_of(world).named_modules() if path.endswith(".hyper_k")], "the trap is not there"
         before = world.snapshot()
         assert same(trained(run(world, values)), learned)
         assert difference(before, world.snapshot()) == {}
     finally:
+        world.w.sd_hijack.apply_optimizations()
         for module in list(unet_of(world).modules()):
             for part in ("hyper_k", "hyper_v"):
                 module._modules.pop(part, None)

@@ -53,8 +53,8 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_members(root: nn.Module, names: tuple[str, ...]) -> Iterator[None]:
-    """Modules of these names are out of the tree, wherever they hang: the host leaves its hypernetworks in the attentions that they last changed,
-    where what looks for layers to train would meet them."""
+    """Modules of these names are out of the tree, wherever they hang: the host may leave its hypernetworks in the attentions that they last
+    changed, where what looks for layers to train would meet them."""
     taken = [(module, name, module._modules.pop(name)) for module in list(root.modules()) for name in names if name in module._modules]
     try:
         yield
