@@ -224,7 +224,13 @@ def write_lora(path: str | Path, modules: Mapping[Module, Mapping[str, Tensor]],
     Factors become `dtype`; alpha stays float32, since alpha over the rank scales everything. `embeddings`: words with their vectors (n, C) that the WebUI
     knows as long as the LoRA is in use, kept in float32. Raises ValueError, OSError.
     """
-    return write_factors(path, {f"{kohya_key(place, part)}.{name}": tensor for (part, place), parts in modules.items() for name, tensor in parts.items()}, metadata, dtype)
+    path, words = Path(path), {}
+    factors = {f"{kohya_key(place, part)}.{name}": tensor for (part, place), parts in modules.items() for name, tensor in parts.items()}
+    for name, vectors in (embeddings or {}).items():
+        if "." in name:
+            raise ValueError(f"{path.name}: the word {name!r} cannot be put into the file, since the WebUI reads its name up to the first dot; choose one without.")
+        words[f"{_BUNDLE}.{name}.string_to_param.*"] = vectors
+    return write_factors(path, {**factors, **words} if factors else {}, metadata, dtype)
 
 
 def write_factors(path: str | Path, factors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype = torch.float16) -> Path:
@@ -235,10 +241,6 @@ def write_factors(path: str | Path, factors: Mapping[str, Tensor], metadata: Map
     tensors = {key: _stored(key.rpartition(".")[2], tensor, dtype) for key, tensor in factors.items()}
     if not tensors:
         raise ValueError(f"{path.name}: there is nothing to save, no module was trained.")
-    for name, vectors in (embeddings or {}).items():
-        if "." in name:
-            raise ValueError(f"{path.name}: the word {name!r} cannot be put into the file, since the WebUI reads its name up to the first dot; choose one without.")
-        tensors[f"{_BUNDLE}.{name}.string_to_param.*"] = _stored("", vectors, torch.float32)
     broken = [key for key, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
         raise ValueError(f"{path.name} was not saved: NaN or numbers too large for {str(dtype).partition('.')[2]} in {_some(broken)}; use an earlier save.")
@@ -246,7 +248,7 @@ def write_factors(path: str | Path, factors: Mapping[str, Tensor], metadata: Map
 
 
 def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    kind = (torch.float32 if name == "alpha" else dtype) if tensor.is_floating_point() else tensor.dtype
+    kind = (torch.float32 if name in ("alpha", "*") else dtype) if tensor.is_floating_point() else tensor.dtype
     return tensor.detach().to("cpu", kind, copy=True).contiguous()  # a copy: modules may share one alpha, which safetensors refuses
 
 
