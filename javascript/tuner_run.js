@@ -210,7 +210,7 @@
             if (window.confirm(tuner.t("Delete {0}? It cannot be brought back.", file.name))) await tuner.post(`runs/${folder}/delete-file`, { name: file.name }).then(again);
         });
         return h("li", {}, h("span", {}, h("a", { href: url, download: file.name }, file.name), ` ${tuner.bytes(file.bytes)}`),
-            h("span", { class: "tuner-use" }, h("code", {}, file.use), copy, toTxt2img(file.use)),
+            file.use ? h("span", { class: "tuner-use" }, h("code", {}, file.use), copy, toTxt2img(file.use)) : h("span", { class: "tuner-use" }),
             h("span", { class: "tuner-small" }, tuner.said(file.report)),
             ranksOf(file.ranks),
             h("span", {}, h("button", { type: "button", class: "tuner-link", onclick: rename }, tuner.t("Rename")), h("button", { type: "button", class: "tuner-link", onclick: remove }, tuner.t("Delete"))));

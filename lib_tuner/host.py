@@ -89,6 +89,7 @@ class Components:
     model_name: str = ""
     device: Any = "cpu"
     dtype: Any = None  # of the UNet's weights
+    checkpointing: bool = False  # the host computes the UNet's activations twice, so what is trained beside it does too
 
 
 class Host(Protocol):

@@ -23,6 +23,7 @@ from .settings import TrainConfig
 USUAL = {  # learning rates at which a method is usually trained with AdamW on SD1.5 (kohya's, the WebUI's and diffusers' guides)
     "lora": (1e-5, 1e-3), "locon": (1e-5, 1e-3), "loha": (1e-5, 1e-3), "lokr": (1e-5, 1e-3), "adalora": (5e-5, 5e-3), "textual_inversion": (1e-4, 2e-2),
     "pivotal": (1e-5, 1e-3), "hypernetwork": (1e-6, 1e-4),
+    "t2i_adapter": (1e-6, 1e-4), "controlnet": (1e-6, 1e-4),
 }
 SMALL_MODEL = 20  # the embedded model learns at rates this many times higher
 NARROWEST, NARROWEST_SMALL = 320, 64  # widths of SD1.5's and the embedded model's first level; a rank above cannot add anything
@@ -82,10 +83,11 @@ def _model_there(cfg: TrainConfig) -> None:
 def outlook(cfg: TrainConfig, forecast: Forecast, seconds: float | None = None) -> Outlook:
     """The plan of the settings. `seconds` per step where a run of the same kind was measured. Raises ValueError for data that cannot be trained on."""
     refuse(cfg)
-    trigger = METHODS[cfg.method](cfg).triggers()
-    batches = Batches(cfg.data, SimpleNamespace(vae=SimpleNamespace(factor=8, cache_key="")), cfg.seed, trigger)
+    method = METHODS[cfg.method](cfg)
+    trigger = method.triggers()
+    batches = Batches(cfg.data, SimpleNamespace(vae=SimpleNamespace(factor=8, cache_key="")), cfg.seed, trigger, hints=method.hints)
     lines = [_pictures(batches), _buckets(batches), _length(cfg, batches), _stages(cfg), _time(cfg, seconds), _memory(forecast)]
-    warnings = [w for w in (_captions(batches), _rate(cfg, forecast), _rank(cfg, forecast), _known_word(cfg, trigger, forecast), _no_samples(cfg), _no_room(cfg, forecast)) if w]
+    warnings = [w for w in (_captions(batches), _rate(cfg, forecast), _rank(cfg, forecast), _known_word(cfg, trigger, forecast), _timesteps(cfg), _no_samples(cfg), _no_room(cfg, forecast)) if w]
     problems = [str(p) for p in batches.problems]
     more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
     return Outlook([line for line in lines if line], warnings, problems[:SHOWN] + more)
@@ -183,6 +185,13 @@ def _known_word(cfg: TrainConfig, trigger: str, forecast: Forecast) -> Warning_ 
     rare = f"{first[:2]}x{first[2:]}q"
     changed = {"trigger": trigger.replace(first, rare, 1), "sample.prompts": re.sub(rf"\b{re.escape(first)}\b", rare, cfg.sample.prompts)}
     return Warning_(f"The trigger word “{first}” is one that the model knows already: what it means changes with the training.", Fix(f"Use “{rare}” instead", changed))
+
+
+def _timesteps(cfg: TrainConfig) -> Warning_ | None:
+    if cfg.method != "t2i_adapter" or cfg.loss.t_distribution != "uniform":
+        return None
+    text = "A T2I-Adapter is usually trained at the noisy timesteps, where the layout is decided (cubic)."
+    return Warning_(text, Fix("Draw timesteps as cubic", {"loss.t_distribution": "cubic"}))
 
 
 def _no_samples(cfg: TrainConfig) -> Warning_ | None:

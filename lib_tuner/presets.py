@@ -15,7 +15,7 @@ from typing import Any
 from .config import flatten, meant, read_toml, toml_text
 from .settings import TrainConfig
 
-LEFT_OUT = (  # what names a place on one machine, or one run: not part of a preset; nor are the `start` files of the methods
+LEFT_OUT = (  # what names a place on one machine, or one run: not part of a preset; nor are the methods' `start` files and folders of hints
     "name", "data.folder", "data.class_folder", "data.validation_folder", "data.cache_folder", "output", "resume", "checkpoint",
 )  # fmt: skip
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")  # what TOML reads without quotes
@@ -89,10 +89,16 @@ def _inverted(lora: dict[str, Any], steps: int, rate: float) -> dict[str, Any]:
     return {**lora, "steps": lora["steps"] + steps, "pivotal.inversion_steps": steps, "pivotal.inversion_lr": rate}
 
 
+def _hinted(flip: str) -> dict[str, dict[str, Any]]:
+    """What follows a hint: T2I-Adapter with its authors' timesteps, ControlNet with half of the prompts left out (2302.05543, 3.3), so that the hint has to say it."""
+    return {"t2i_adapter": {"loss.t_distribution": "cubic", "data.flip": flip}, "controlnet": {"data.caption_dropout": 0.5, "data.flip": flip}}
+
+
 def _goal(name: str, label: str, advice: str, lora: dict[str, Any], embedding: dict[str, Any]) -> Goal:
     word = {key: embedding[f"textual_inversion.{key}"] for key in ("vectors", "init")}
     pivotal = _pivotal(lora, min(4, word["vectors"]), word["init"])
-    return Goal(name, label, advice, {**_families(lora), "textual_inversion": embedding, "pivotal": pivotal, "hypernetwork": _hypernetwork(lora)})
+    others = {"textual_inversion": embedding, "pivotal": pivotal, "hypernetwork": _hypernetwork(lora), **_hinted(lora["data.flip"])}
+    return Goal(name, label, advice, {**_families(lora), **others})
 
 
 GOALS: dict[str, Goal] = {goal.name: goal for goal in (
@@ -131,9 +137,15 @@ def _run(steps: int, lr: str, schedule: str, warmup: int, save_every: int, batch
     return {"steps": steps, "optim.lr": lr, "optim.schedule": schedule, "optim.warmup": warmup, "save_every": save_every, "data.batch": batch}
 
 
+# both papers' 1e-5; from nothing they took days on several GPUs, so these are for going on from a file, or for a first look
+HINTED = {"fast": (2000, "2e-5", "constant", 100, 500, 2), "balanced": (10000, "1e-5", "constant", 500, 1000, 4), "careful": (30000, "1e-5", "cosine", 500, 2000, 4)}
+
+
 def _pace(name: str, label: str, help: str, lora: dict[str, Any], embedding: dict[str, Any]) -> Pace:
     pivotal = _inverted(lora, embedding["steps"] // 4, float(embedding["optim.lr"]))
-    return Pace(name, label, help, {**_families(lora), "textual_inversion": embedding, "pivotal": pivotal, "hypernetwork": _hypernetwork(lora)})
+    hinted = _run(*HINTED[name])
+    others = {"textual_inversion": embedding, "pivotal": pivotal, "hypernetwork": _hypernetwork(lora), "t2i_adapter": hinted, "controlnet": hinted}
+    return Pace(name, label, help, {**_families(lora), **others})
 
 
 # LoRA: 1e-4 is KO's and TT's rate, half of it for the text encoder DB's; embeddings: 5e-3 is A1's rate, 2e-3 and 1e-3 lie on the way to CL's 5e-4
@@ -167,7 +179,7 @@ def _named(table: Mapping[str, Any], kind: str, name: str) -> Any:
 def save_own(folder: str | Path, name: str, values: Mapping[str, Any]) -> Path:
     """Writes the settings, nested or with dotted keys, as the preset `NAME.toml` of a folder, in place of one of that name.
 
-    What names a place or one run (`LEFT_OUT`, and every method's `start`) is not written. Raises ValueError for a name that cannot be a file's
+    What names a place or one run (`LEFT_OUT`, and the methods' `start` and `hints`) is not written. Raises ValueError for a name that cannot be a file's
     and for what is no setting, OSError.
     """
     from .sd.files import atomic  # brings torch along, which those who only ask for values need not load
@@ -208,7 +220,7 @@ def _existing(folder: str | Path, name: str) -> Path:
 
 def _text(values: Mapping[str, Any]) -> str:
     """The values that a preset keeps, as a TOML file."""
-    kept = {key: value for key, value in values.items() if key not in LEFT_OUT and not key.endswith(".start")}
+    kept = {key: value for key, value in values.items() if key not in LEFT_OUT and not key.endswith((".start", ".hints", ".sample_hints"))}
     for key, value in kept.items():
         if not _KEY.fullmatch(key) or not isinstance(value, (bool, int, float, str)):
             raise ValueError(f"{key}: {value!r:.60} cannot be kept in a preset; a setting is true or false, a number or text")

@@ -245,7 +245,9 @@ def step_of(path: Path) -> int | None:
 
 
 def use_text(run: Record, path: Path) -> str:
-    """What a person writes into the prompt to use a file: `<lora:name:0.8> trigger`, `<hypernet:name:1> trigger`, or an embedding's name."""
+    """What a person writes into the prompt to use a file: `<lora:name:0.8> trigger`, `<hypernet:name:1> trigger`, or an embedding's name; empty for a file that is chosen elsewhere."""
+    if run.method in METHODS and not METHODS[run.method].in_prompt:
+        return ""
     name = run.names.get(path.name, path.stem)
     if run.method in METHODS and METHODS[run.method].file_kind(path) == "textual_inversion":
         return name

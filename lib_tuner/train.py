@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from . import checkpoint
 from .config import build, flat_values, read_toml, to_toml
 from .data.batches import Batches, validation
 from .data.items import from_rows, to_rows
+from .data.pictures import beside, from_pixels
 from .events import Event, Finished, Preparing, Sampled, Saved, Started, Stepped, Validated, Warned
 from .host import Components, GenerateRequest, Host
 from .methods.base import Method
@@ -90,7 +92,7 @@ def train(cfg: TrainConfig, method: Method, host: Host, stop: Callable[[], bool]
         if _anyone(stopped, reduce, sd):
             yield Finished(start, "stopped", [])
             return
-        run.held_out = validation(cfg.data, sd, method.triggers()) if cfg.validate_every else []
+        run.held_out = validation(cfg.data, sd, method.triggers(), method.hints) if cfg.validate_every else []
         run.folder = _folder(cfg) if run.writes else run.folder
         step = Step(cfg, sd, run.state, run.batches, rank, world, reduce)
         yield Started(start, cfg.steps, run.folder, _shown(run.batches), sd.model_name)
@@ -128,7 +130,7 @@ def _prepare(cfg: TrainConfig, method: Method, host: Host, sd: Components, group
     scaler = torch.cuda.amp.GradScaler() if sd.dtype == torch.float16 else None
     state = State(method, optimizer, EMA(params, cfg.optim.ema) if cfg.optim.ema else None, scaler)
     saved = checkpoint.load(Path(cfg.resume).expanduser()) if cfg.resume else None
-    batches = Batches(cfg.data, sd, cfg.seed, method.triggers(), from_rows(saved.state["items"]) if saved else None)
+    batches = Batches(cfg.data, sd, cfg.seed, method.triggers(), from_rows(saved.state["items"]) if saved else None, method.hints)
     if saved:
         _check_same(saved.state, sd, cfg)
         state.load_state_dict(saved.state["run"])
@@ -275,7 +277,7 @@ def _sample(run: Run, step: int) -> Iterator[Event]:
     yield Preparing(0, 0, f"Drawing {len(prompts)} sample{'s' * (len(prompts) > 1)}")
     requests = [GenerateRequest(p, s.negative, s.width or side, s.height or side, s.steps, s.cfg, s.sampler, s.seed + i) for i, p in enumerate(prompts)]
     with run.method.folded() if run.host.folds else nullcontext():
-        images = run.host.generate(requests)
+        images = run.host.generate(requests) if run.method.hints is None else _under_hints(run, requests)
     folder = run.folder / "samples"
     folder.mkdir(exist_ok=True)
     paths = [folder / f"{step:06d}-{i}.png" for i in range(len(images))]
@@ -283,6 +285,15 @@ def _sample(run: Run, step: int) -> Iterator[Event]:
         with atomic(path) as temporary:
             image.save(temporary, "PNG")
     yield Sampled(step, images, paths)
+
+
+def _under_hints(run: Run, requests: list[GenerateRequest]) -> list[Any]:
+    """Each picture drawn under a hint of its own, which is seen to its left."""
+    images = []
+    for request, hint in zip(requests, run.method.hints.samples(run.batches.items, [(r.width, r.height) for r in requests])):
+        run.method.begin(SimpleNamespace(hint=hint[None], indices=()))
+        images += [beside(from_pixels(hint * 2 - 1), image) for image in run.host.generate([request])]
+    return images
 
 
 def _validate(run: Run, step: int) -> Iterator[Event]:

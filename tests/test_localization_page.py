@@ -22,6 +22,7 @@ TERMS = set("""
     epoch feed-forward DPM++ SDE Karras v-prediction CFG Channels-last channels-last prediction NAME name filewords kB MB GB Pillow English embedding JSON parquet lora left right text
     DoRA LoHa LoKr AdaLoRA rsLoRA CP LyCORIS Tucker
     Hypernetwork LayerNorm Normal swish Hardswish linear
+    I-Adapter ControlNet Canny diffusers pth
 """.split())
 CHOICES = set("adamw lion adafactor prodigy adamw_schedulefree mse huber smooth_l1 snr rex eps ddim euler_a dpmpp_2m fp32 fp16 bf16".split())
 OWN = set("robot my outputs demo data home tmp caption a pink purple red star on navy mint white background fast".split())  # what the form is filled with here

@@ -12,6 +12,8 @@ from lib_tuner.config import build
 from lib_tuner.methods import METHODS
 from lib_tuner.methods.base import LayerMethod, Method
 from lib_tuner.methods.metadata import Made
+from lib_tuner.sd import controlnet, t2i_adapter
+from lib_tuner.sd.unet import timestep_embedding
 from lib_tuner.settings import TrainConfig
 
 VARIANTS = {
@@ -35,8 +37,12 @@ VARIANTS = {
     },
     "hypernetwork": {"method": "hypernetwork", "hypernetwork.structure": "1, 2, 1.5, 1", "hypernetwork.activation": "swish", "hypernetwork.layer_norm": True},
     "linear hypernetwork": {"method": "hypernetwork", "hypernetwork.init": "XavierUniform"},
+    "t2i_adapter": {"method": "t2i_adapter"},
+    "t2i_adapter of grey with a small start": {"method": "t2i_adapter", "t2i_adapter.channels": "grey", "t2i_adapter.small_start": True},
+    "controlnet": {"method": "controlnet"},
     "two words": {"method": "textual_inversion", "textual_inversion.embeddings": "zorb | 2 | red; blip | 1 | cat"},
 }
+HINT = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(4))  # for those that follow one
 MADE = Made(step=2, epoch=0, started=0.0, finished=1.0, model_hash="ab" * 32, model_name="small")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -65,10 +71,14 @@ def hooks_of(sd) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for part in (sd.unet, sd.text.transformer) for m in part.modules())
 
 
+def begin(method, seed: int = 0) -> None:
+    method.begin(SimpleNamespace(indices=(seed,), hint=HINT))
+
+
 def step(sd, groups, method, lr: float = 1e-2, seed: int = 0) -> torch.Tensor:
     """One plain gradient step on a fixed target."""
     params = [p for group in groups for p in group["params"]]
-    method.begin(SimpleNamespace(indices=(seed,)))
+    begin(method, seed)
     loss = ((predict(sd) - 1) ** 2).mean()
     for p, g in zip(params, torch.autograd.grad(loss, params)):
         p.data -= lr * g / (g.norm() + 1e-12) * p.norm().clamp(min=0.1)
@@ -76,10 +86,11 @@ def step(sd, groups, method, lr: float = 1e-2, seed: int = 0) -> torch.Tensor:
 
 
 def test_attaching_changes_nothing_where_the_method_starts_as_identity(sd, method):
-    if method.learns_words:
-        pytest.skip("a word that starts as other words changes what its name means")
+    if method.learns_words or not method.identity_at_start:
+        pytest.skip("a word that starts as other words changes what its name means; an adapter's features are there from the start")
     before = predict(sd)
     with method.attached(sd):
+        begin(method)
         assert torch.equal(predict(sd), before)
 
 
@@ -142,6 +153,7 @@ def test_a_state_dict_makes_another_one_the_same(sd, method):
     other = type(method)(method.cfg)
     with other.attached(sd):
         other.load_state_dict(state)
+        begin(other)
         assert torch.equal(predict(sd), trained)
 
 
@@ -176,7 +188,8 @@ def test_delta_weight_is_what_forward_does(sd, method):
 
 
 def test_export_read_by_an_independent_reader_gives_the_live_model(sd, method, tmp_path):
-    """Adapters and hypernetworks: the WebUI's formulas on the file's raw tensors. Embedding: the raw tensor put into the vocabulary under a new id."""
+    """Adapters and hypernetworks: the WebUI's formulas on the file's raw tensors. Embedding: the raw tensor put into the vocabulary under a new id.
+    Networks: diffusers' own."""
     from safetensors.torch import load_file
 
     with method.attached(sd) as groups:
@@ -195,9 +208,40 @@ def test_export_read_by_an_independent_reader_gives_the_live_model(sd, method, t
     elif isinstance(method, LayerMethod):
         merge_by_formula(sd, load_file(files[0]))
         assert torch.allclose(predict(sd), trained, rtol=2e-2, atol=3e-3)  # the file is fp16
+    elif method.kind in ("t2i_adapter", "controlnet"):
+        found = under_hint(sd, method.kind, load_file(files[0]))
+        assert (found - trained).norm() < 0.01 * (trained - predict(sd)).norm()
     else:
         vectors = {path.stem: load_file(path)["emb_params"] for path in files}  # the WebUI's word is the file's stem
         assert torch.allclose(by_hand(sd, "a zorb and a blip on a table", vectors), trained, rtol=1e-4, atol=1e-5)
+
+
+def under_hint(sd, kind: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The prediction under `HINT` by diffusers' networks, added where the papers' code adds it."""
+    diffusers = pytest.importorskip("diffusers")
+    tensors, unet = {key.removeprefix("control_model."): t.float() for key, t in tensors.items()}, sd.unet
+    x, t, ctx = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3)), torch.tensor([400]), sd.text(["a zorb and a blip on a table"])
+    widths, features, residuals = unet.sizes.channels, [0] * 4, [0] * 13
+    with torch.no_grad():
+        if kind == "controlnet":
+            net = diffusers.ControlNetModel(block_out_channels=widths, cross_attention_dim=unet.sizes.context, attention_head_dim=unet.sizes.heads)
+            net.load_state_dict({controlnet.diffusers_key(key): value for key, value in tensors.items()})
+            down, middle = net(x, t, ctx, HINT, return_dict=False)
+            residuals = [*down, middle]
+        else:
+            channels = tensors["conv_in.weight"].shape[1] // 64
+            net = diffusers.T2IAdapter(in_channels=channels, channels=list(widths), num_res_blocks=2, adapter_type="full_adapter")
+            net.load_state_dict({t2i_adapter.diffusers_key(key): value for key, value in tensors.items()})
+            features = net(HINT[:, :channels])
+        emb, h, skips = unet.time_embed(timestep_embedding(t, widths[0])), x, []
+        for i, block in enumerate(unet.input_blocks):
+            h = block(h, emb, ctx)
+            h = h + features[i // 3] if i % 3 == 2 else h
+            skips.append(h)
+        h = unet.middle_block(h, emb, ctx) + residuals[12]
+        for i, block in enumerate(unet.output_blocks):
+            h = block(torch.cat([h, skips[11 - i] + residuals[11 - i]], 1), emb, ctx, skips[10 - i].shape[2:] if i < 11 else None)
+        return unet.out(h)
 
 
 def merge_by_formula(sd, tensors: dict[str, torch.Tensor]) -> None:

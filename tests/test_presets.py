@@ -81,7 +81,7 @@ def test_the_values_handed_out_are_a_copy():
     [
         (("charakter", "", "lora"), "goal: there is no 'charakter'; there are character, style, pose, clothing, object; did you mean character?"),
         (("", "slow", "lora"), "pace: there is no 'slow'; there are fast, balanced, careful"),
-        (("style", "", "nothing"), "method: there are no presets for 'nothing'; there are some for lora, locon, loha, lokr, adalora, textual_inversion, pivotal, hypernetwork"),
+        (("style", "", "nothing"), "method: there are no presets for 'nothing'; there are some for lora, locon, loha, lokr, adalora, textual_inversion, pivotal, hypernetwork, t2i_adapter, controlnet"),
     ],
 )
 def test_unknown_names_are_one_clear_sentence(names, message):
@@ -96,7 +96,7 @@ def test_no_choice_is_no_values_for_any_method():
 
 # ---- one's own
 
-PLACES = {key: "somewhere" for key in LEFT_OUT} | {"lora.start": "a.safetensors", "textual_inversion.start": "b.pt"}
+PLACES = {key: "somewhere" for key in LEFT_OUT} | {"lora.start": "a.safetensors", "textual_inversion.start": "b.pt", "controlnet.hints": "d", "t2i_adapter.sample_hints": "e"}
 OWN = {"method": "lora", "steps": 7, "optim.lr": "1e-3", "loss.min_snr": 5.0, "data.shuffle_tags": True, "lora.rank": 4, "trigger": 'é "q" \\ \n\x7f😀'}
 
 

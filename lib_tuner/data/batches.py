@@ -22,6 +22,7 @@ from torch import Tensor
 from ..settings import DataConfig
 from .buckets import bucket_for
 from .cache import Entry, LatentCache
+from .hints import Hints
 from .item import Item
 from .items import Problem, items_digest, scan
 from .keyed import rng
@@ -42,6 +43,7 @@ class Batch:
     mask: Tensor | None  # (B, 1, h, w) in [mask_floor, 1]; None where no picture of the batch has one
     items: list[Item]
     views: list[View]  # how each picture was cropped and mirrored: hints are treated in the same way
+    hint: Tensor | None = None  # (B, 3, H, W) in [0, 1], for a method that asks for hints
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -50,16 +52,17 @@ class Batch:
 class Batches:
     """The training examples of a run; `items` are the frozen ones of a resumed run, else the folders are scanned.
 
-    `sd.vae` as in `LatentCache`. Latents are encoded when first asked for, or beforehand by `prepare`.
+    `sd.vae` as in `LatentCache`; `hints`: of a method that asks for them. Latents are encoded when first asked for, or beforehand by `prepare`.
     Raises ValueError for folders without pictures and settings that do not fit together.
     """
 
-    def __init__(self, cfg: DataConfig, sd: Any, seed: int = 0, trigger: str = "", items: list[Item] | None = None):
+    def __init__(self, cfg: DataConfig, sd: Any, seed: int = 0, trigger: str = "", items: list[Item] | None = None, hints: Hints | None = None):
         if cfg.bucket_step % sd.vae.factor:
             raise ValueError(f"data.bucket_step: {cfg.bucket_step} px is no multiple of {sd.vae.factor} px, the side of a latent pixel; set one that is.")
         self.cfg, self.seed = cfg, seed
         self.prompts = Prompts(cfg, trigger)
-        self.items, self.problems = (items, []) if items is not None else find_items(cfg)
+        self.hints = hints
+        self.items, self.problems = (items, []) if items is not None else with_hints(find_items(cfg), hints)
         self.cache = LatentCache(sd.vae, cfg.cache, cache_folder(cfg), cfg.masks)
         self._buckets = [bucket_for(item.size, cfg) for item in self.items]
         self._subjects = [i for i, item in enumerate(self.items) if not item.is_class for _ in range(item.repeats)]
@@ -108,6 +111,7 @@ class Batches:
             mask=stack_masks(entries, self.cfg.mask_floor),
             items=[self.items[i] for _, i in mine],
             views=views,
+            hint=stack_hints(self.hints, [self.items[i] for _, i in mine], views),
         )
 
     def summary(self) -> dict[str, Any]:
@@ -202,12 +206,12 @@ class Batches:
         return self.cfg.flip == "all" or (self.cfg.flip == "safe" and not _HAS_A_SIDE.search(self.items[i].caption))
 
 
-def validation(cfg: DataConfig, sd: Any, trigger: str = "") -> list[Batch]:
+def validation(cfg: DataConfig, sd: Any, trigger: str = "", hints: Hints | None = None) -> list[Batch]:
     """The held-out pictures in batches of one bucket: centre crops, latent means, captions without anything random. Empty without a folder for them."""
     if not cfg.validation_folder:
         return []
     plain = replace(cfg, shuffle_tags=False, tag_dropout=0.0, caption_dropout=0.0, token_warmup=0, repeats=1, class_folder="")
-    items, _ = scan(plain, cfg.validation_folder)
+    items, _ = with_hints(scan(plain, cfg.validation_folder), hints)
     prompts, cache = Prompts(plain, trigger), LatentCache(sd.vae, "disk" if cfg.cache == "disk" else "off", cache_folder(cfg), cfg.masks)
     groups: dict[tuple[int, int], list[Item]] = defaultdict(list)
     for item in items:
@@ -219,7 +223,7 @@ def validation(cfg: DataConfig, sd: Any, trigger: str = "") -> list[Batch]:
         entries = [cache.get(item, view) for item, view in zip(part, views)]
         captions = [prompts.caption(item, rng("validation", item.digest)) for item in part]  # template line and wildcard: always the same ones
         latents, mask = torch.stack([entry.mean for entry in entries]), stack_masks(entries, cfg.mask_floor)
-        batches.append(Batch(tuple(range(first, first + len(part))), latents, captions, torch.ones(len(part)), mask, part, views))
+        batches.append(Batch(tuple(range(first, first + len(part))), latents, captions, torch.ones(len(part)), mask, part, views, stack_hints(hints, part, views)))
         first += len(part)
     return batches
 
@@ -238,6 +242,19 @@ def find_items(cfg: DataConfig) -> tuple[list[Item], list[Problem]]:
     if all(item.is_class for item in items):
         raise ValueError(f"data.validation_folder: {cfg.validation_folder!r} holds every picture of data.folder; leave some to train on.")
     return items, problems
+
+
+def with_hints(found: tuple[list[Item], list[Problem]], hints: Hints | None) -> tuple[list[Item], list[Problem]]:
+    """Items and problems of a scan, with what a method's hints make of them."""
+    if hints is None:
+        return found
+    items, problems = hints.paired(found[0])
+    return items, [p for p in found[1] if not hints.holds(p.path)] + problems
+
+
+def stack_hints(hints: Hints | None, items: list[Item], views: list[View]) -> Tensor | None:
+    """(B, 3, H, W); None where there are none."""
+    return torch.stack([hints.of(item, view) for item, view in zip(items, views)]) if hints and items else None
 
 
 def cache_folder(cfg: DataConfig) -> Path:

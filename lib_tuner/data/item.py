@@ -21,6 +21,8 @@ class Item:
     has_alpha: bool = False
     caption_source: str = "none"  # list, file, folder, filename, parquet, none
     mask_digest: str = ""
+    hint: Path | None = None  # one's own hint picture
+    hint_digest: str = ""
     row: int = -1  # of a parquet file; -1: the path is the picture itself
 
     @property

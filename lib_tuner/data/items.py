@@ -85,18 +85,21 @@ def natural(text: str) -> tuple[list[str | int], str]:
 
 def items_digest(items: list[Item]) -> str:
     """sha256 over what the items are made of, but not where they lie: a run may be resumed after its folder was moved, not after it was changed."""
-    rows = [(item.name, item.digest, item.mask_digest, item.caption, item.repeats, item.is_class) for item in items]
+    rows = [(item.name, item.digest, item.mask_digest, item.caption, item.repeats, item.is_class, *filter(None, (item.hint_digest,))) for item in items]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def to_rows(items: list[Item]) -> list[dict[str, Any]]:
     """The items as JSON takes them, for the saved state of a run."""
-    return [asdict(item) | {"path": str(item.path), "mask": item.mask and str(item.mask)} for item in items]
+    return [asdict(item) | {"path": str(item.path), "mask": item.mask and str(item.mask), "hint": item.hint and str(item.hint)} for item in items]
 
 
 def from_rows(rows: list[dict[str, Any]]) -> list[Item]:
     """The items that `to_rows` wrote."""
-    return [Item(**row | {"path": Path(row["path"]), "mask": Path(row["mask"]) if row["mask"] else None, "size": tuple(row["size"])}) for row in rows]
+    def path(text: str | None) -> Path | None:
+        return Path(text) if text else None
+
+    return [Item(**row | {"path": Path(row["path"]), "mask": path(row["mask"]), "hint": path(row.get("hint")), "size": tuple(row["size"])}) for row in rows]
 
 
 # ---- the folder ------------------------------------------------------------------------------------------------------

@@ -164,6 +164,14 @@ def from_pixels(pixels: Tensor) -> Image.Image:
     return Image.frombytes("RGB", (levels.shape[1], levels.shape[0]), bytes(levels.flatten().tolist()))
 
 
+def beside(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Two pictures in one, the left one in the right one's size."""
+    sheet = Image.new("RGB", (2 * right.width, right.height))
+    sheet.paste(left.resize(right.size), (0, 0))
+    sheet.paste(right, (right.width, 0))
+    return sheet
+
+
 def to_latent_mask(mask: Image.Image, factor: int) -> Tensor:
     """(1, H / factor, W / factor): the mean over the pixels of each latent pixel, as kohya's masked loss resizes it (mode area)."""
     from torch.nn.functional import avg_pool2d

@@ -137,6 +137,13 @@ class Reader:
         except FileNotFoundError:
             raise ValueError(f"{item.mask}: the mask is gone; put it back, or start a new run.") from None
 
+    def hint(self, item: Item) -> bytes:
+        """The hint file's bytes, checked in the same way."""
+        try:
+            return _checked(item.hint, item.hint.read_bytes(), item.hint_digest)
+        except FileNotFoundError:
+            raise ValueError(f"{item.hint}: the hint is gone; put it back, or start a new run.") from None
+
     def _parquet_row(self, item: Item) -> bytes:
         held = self._group
         if held is None or held[0] != item.path or not held[1] <= item.row < held[1] + len(held[2]):

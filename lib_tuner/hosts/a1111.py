@@ -29,6 +29,7 @@ from ..config import flat_values
 from ..events import Event, Preparing, Started, Stepped
 from ..host import Components, Forecast, GenerateRequest, LoadReport
 from ..methods import METHODS
+from ..methods.control_file import FORMATS
 from ..progress import sentence
 from ..sd.place import in_ram, stays
 from ..settings import TrainConfig
@@ -36,7 +37,7 @@ from . import ldm, previews
 from .job import interrupted, job, refuse_decided
 from .kept import attributes, checkpointing, frozen, random_state, without_members
 from .networks import take_out, without_networks
-from .plan import CHECKPOINTED, PARAMETERS, WIDTH, activation_bytes, own_bytes
+from .plan import CHECKPOINTED, PARAMETERS, WIDTH, activation_bytes, trained_bytes
 from .published import publish, sweep
 from .readback import read_back
 
@@ -117,7 +118,7 @@ class WebUI:
                 part.place = stays if trained else in_ram(network, device)
         name = model.sd_checkpoint_info.model_name
         return Components(unet, text, vae, ldm.schedule_of(model).to(device), self.w.devices.autocast, ldm.checkpoint_hash(model), name,
-                          torch.device(device), next(unet.parameters()).dtype)  # fmt: skip
+                          torch.device(device), next(unet.parameters()).dtype, self.forecast().checkpointing)  # fmt: skip
 
     # ---- while it goes -----------------------------------------------------------------------------------------------
 
@@ -161,6 +162,8 @@ class WebUI:
         """Where the host looks for files of a method."""
         options = self.w.shared.cmd_opts
         folders = {"textual_inversion": options.embeddings_dir, "hypernetwork": options.hypernetwork_dir}
+        if kind in FORMATS:  # the ControlNet extension's own option, or its folder
+            return Path(getattr(options, "controlnet_dir", None) or Path(self.w.paths.models_path) / "ControlNet")
         return Path(folders.get(kind) or options.lora_dir)
 
     def reload(self, path: Path) -> LoadReport:
@@ -170,6 +173,9 @@ class WebUI:
         kind, note = method.file_kind(path), ""
         leading = path == first or not first.is_file() or method.file_kind(first) != kind  # an embedding's other forms are the same word
         folder = self.output_dir(kind)
+        if kind in FORMATS and not folder.is_dir():  # the extension makes it, and nobody else reads it
+            away = f"there is no {folder.parent.name}/{folder.name}, so it stays in the run's folder: the WebUI needs its ControlNet extension to use it"
+            return replace(read_back(self.w, path, kind), note=away)
         try:
             target = publish(path, folder, home) if leading else path
         except OSError as error:  # the file itself is saved, so the run goes on
@@ -185,7 +191,7 @@ class WebUI:
     def _refresh(self) -> None:
         """The host's lists, with what was saved."""
         made, self._published = self._published, []
-        for kind in sorted({kind for _, kind in made}):
+        for kind in sorted({kind for _, kind in made if METHODS[kind].in_prompt}):  # the ControlNet extension has a button of its own for its list
             refresh(self.w, {path.stem for path, of in made if of == kind}, kind)
 
     def forecast(self) -> Forecast:
@@ -193,22 +199,22 @@ class WebUI:
         model = self.w.sd_models.model_data.sd_model
         device = torch.device(self.w.devices.device)
         dtype = self.w.devices.dtype_unet if model is not None else self.w.devices.dtype
-        width, size, own = WIDTH, PARAMETERS, 0.0
+        width, size, trained = WIDTH, PARAMETERS, trained_bytes(self.cfg, {}, dtype)
         if model is not None:
             unet = model.model.diffusion_model
             width, size = unet.input_blocks[0][0].weight.shape[0], float(sum(p.numel() for p in model.parameters()))
-            own = own_bytes(self.cfg, {name: tuple(p.shape) for name, p in unet.named_parameters()})
+            trained = trained_bytes(self.cfg, {name: tuple(p.shape) for name, p in unet.named_parameters()}, dtype)
         activations = activation_bytes(self.cfg, width, dtype)
         free = float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
-        tight = self._checkpoints(activations + own, free)
+        tight = self._checkpoints(activations + trained, free)
         name = model.sd_checkpoint_info.model_name if model is not None else "the model that is loaded first"
         note = f"{name}, {device}, {str(dtype).removeprefix('torch.')}" + ", gradient checkpointing" * tight
-        need = activations * (1 - CHECKPOINTED * tight) + own + (0 if free is not None else size * dtype.itemsize)  # on a GPU the model is there already
+        need = trained + activations * (1 - CHECKPOINTED * tight) + (0 if free is not None else size * dtype.itemsize)  # on a GPU the model is there already
         return Forecast(note, need, free, width < WIDTH, tight)
 
-    def _checkpoints(self, activations: float, free: float | None) -> bool:
-        """Whether activations are computed anew: as the settings say, and where those leave it open, if they would not fit."""
-        return {"on": True, "off": False, "auto": free is not None and activations > 0.9 * free}[self.cfg.memory.checkpointing]
+    def _checkpoints(self, needed: float, free: float | None) -> bool:
+        """Whether activations are computed anew: as the settings say, and where those leave it open, if what is `needed` would not fit."""
+        return {"on": True, "off": False, "auto": free is not None and needed > 0.9 * free}[self.cfg.memory.checkpointing]
 
 
 def _forget_conditions(w: Any) -> None:

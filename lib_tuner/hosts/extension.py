@@ -135,6 +135,8 @@ def saves_of(home: Path) -> list[axes.Save]:
     found = []
     for source, target in published_as(home).items():
         method, step = METHODS.get(runs.known_record(source.parent).method), runs.step_of(source)
+        if method and not method.in_prompt:
+            continue
         found.append(axes.Save(target.stem, source.parent.name, step, method.file_kind(source) if method else ""))
     return axes.in_order(found)
 

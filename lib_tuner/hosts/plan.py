@@ -23,6 +23,7 @@ ACTIVATIONS = 0.33e6
 CHECKPOINTED = 0.9  # part of the activations that checkpointing saves, by the same measurement
 PARAMETERS = 1.07e9  # of SD1.5's three networks
 WIDTH = 320  # of its UNet's first level
+OPTIMIZERS = {"adamw": 8, "adamw8bit": 2, "lion": 4, "adafactor": 1, "prodigy": 16, "adamw_schedulefree": 8}  # bytes of averages per trained parameter
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ def plan_for(cfg: TrainConfig, checkpoint: Path) -> Plan:
     device = _device(cfg.memory.device)
     small = checkpoint.is_file() and checkpoint.stat().st_size < SMALL
     dtype = _dtype(cfg.memory.precision, device, small)
-    parameters, width, own = _size(cfg, checkpoint)
+    parameters, width, shapes = _size(checkpoint)
     activations = activation_bytes(cfg, width, dtype)
-    need, free = activations + parameters * dtype.itemsize + own, _free_bytes(device)
+    need, free = activations + parameters * dtype.itemsize + trained_bytes(cfg, shapes, dtype), _free_bytes(device)
     tight = not small and free is not None and need > 0.9 * free
     checkpointing = {"on": True, "off": False, "auto": tight}[cfg.memory.checkpointing]
     # on CPUs channels-last costs 5 to 30% in fp32 and gives nothing in bf16, and sd.products wants the weights as they lie in the file
@@ -60,18 +61,22 @@ def activation_bytes(cfg: TrainConfig, width: int, dtype: torch.dtype) -> float:
     return ACTIVATIONS / 2 * width / WIDTH * (cfg.data.resolution / 8) ** 2 * cfg.data.batch * dtype.itemsize
 
 
-def own_bytes(cfg: TrainConfig, shapes: Mapping[str, tuple[int, ...]]) -> float:
-    """What the method itself takes; `shapes`: of the UNet's tensors by name."""
-    return METHODS[cfg.method](cfg).own_bytes(shapes)
+def trained_bytes(cfg: TrainConfig, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> float:
+    """What is trained, where it is large: weights, gradients and the last good weights in fp32, their copy in half precision, the optimizer's averages.
+
+    `shapes`: of the UNet's tensors by name.
+    """
+    each = 12 + (dtype.itemsize if dtype.itemsize < 4 else 0) + OPTIMIZERS[cfg.optim.name] + 4 * bool(cfg.optim.ema)
+    return METHODS[cfg.method](cfg).own_parameters(shapes) * each
 
 
-def _size(cfg: TrainConfig, checkpoint: Path) -> tuple[float, int, float]:
-    """Parameters and first width of a checkpoint, those of SD1.5 where its header does not tell; and the method's own bytes on it."""
+def _size(checkpoint: Path) -> tuple[float, int, Mapping[str, tuple[int, ...]]]:
+    """Parameters, first width and shapes of a checkpoint; those of SD1.5, and no shapes, where its header does not tell."""
     try:
         shapes, _ = read_header(checkpoint)
-        return float(sum(map(math.prod, shapes.values()))), shapes["model.diffusion_model.input_blocks.0.0.weight"][0], own_bytes(cfg, shapes)
+        return float(sum(map(math.prod, shapes.values()))), shapes["model.diffusion_model.input_blocks.0.0.weight"][0], shapes
     except (OSError, ValueError, KeyError):  # another kind of file; what is wrong with it is said where it is loaded
-        return PARAMETERS, WIDTH, own_bytes(cfg, {})
+        return PARAMETERS, WIDTH, {}
 
 
 def _device(name: str) -> torch.device:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..host import LoadReport
+from ..methods.control_file import FORMATS, count_control
 from ..methods.embedding_file import read_embedding
 from ..methods.hypernetwork import attentions
 from ..methods.hypernetwork_file import count_parts
@@ -20,6 +21,9 @@ def read_back(w: Any, path: Path, method: str) -> LoadReport:
         return _embedding(w, path)
     if method == "hypernetwork":
         return _hypernetwork(w, path)
+    if method in FORMATS:
+        taken, total = count_control(path, method, w.shared.sd_model.model.diffusion_model)
+        return LoadReport(path, taken, total, path.stem, "counted by the rules of the ControlNet extension, which itself reads the file when it is chosen there")
     if w.networks is None:  # the Lora extension is off: by its recorded rules
         return LoadReport(path, *count_host_keys(path), path.stem)
     return _lora(w, path)

@@ -18,6 +18,7 @@ from ..events import Event
 from ..host import Components, Forecast, GenerateRequest, LoadReport
 from ..methods import METHODS
 from ..methods.base import weight_shapes
+from ..methods.control_file import FORMATS, count_control
 from ..methods.embedding_file import read_embedding
 from ..methods.hypernetwork import attentions
 from ..methods.hypernetwork_file import count_parts
@@ -118,6 +119,8 @@ class Standalone:
 
     def reload(self, path: Path) -> LoadReport:
         """Reads a saved file back as the WebUI would."""
+        if self.cfg.method in FORMATS:
+            return LoadReport(path, *count_control(path, self.cfg.method, self.model.unet), path.stem)
         if self.cfg.method == "hypernetwork":
             return LoadReport(path, *count_parts(path, {module.to_k.weight.shape[1] for _, module in attentions(self.model.unet)}))
         if METHODS[self.cfg.method].file_kind(path) != "textual_inversion":

@@ -9,15 +9,17 @@ from ..config import build, meant, method_name
 from ..settings import TrainConfig
 from .adalora import AdaLoRA
 from .base import Method
+from .controlnet import ControlNet
 from .hypernetwork import Hypernetwork
 from .loha import LoHa
 from .lokr import LoKr
 from .lora import LoCon, LoRA
 from .pivotal import PivotalTuning
+from .t2i_adapter import T2I
 from .textual_inversion import TextualInversion
 
 METHODS: dict[str, type[Method]] = {
-    method.kind: method for method in (LoRA, LoCon, LoHa, LoKr, AdaLoRA, TextualInversion, PivotalTuning, Hypernetwork)
+    method.kind: method for method in (LoRA, LoCon, LoHa, LoKr, AdaLoRA, TextualInversion, PivotalTuning, Hypernetwork, T2I, ControlNet)
 }
 
 

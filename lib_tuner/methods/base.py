@@ -16,6 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from ..data.hints import Hints
 from ..host import Components
 from ..optim import lr_at
 from ..sd.loss import generator_for
@@ -38,6 +39,9 @@ class Method:
     label = ""
     identity_at_start = True  # attached but untrained, the model is unchanged
     needs_grads = False  # reads .grad in after_step, so gradients may not be freed during the backward pass
+    in_prompt = True  # its file is used by a name in the prompt
+    parameters = 0.0  # trained at SD1.5's widths, where they are so many that their memory counts
+    hints: Hints | None = None  # for a method whose batches have hints
     trains_text = False  # the text encoder's states depend on what is trained, so they cannot be cached
     learns_words = False  # the trigger is a word with vectors of its own
 
@@ -109,9 +113,10 @@ class Method:
         """What the WebUI's own trainer wants beside the saved file `path` to go on from it; None where it knows no such optimizer."""
         return {"hash": model_hash[:10], "optimizer_state_dict": optimizer.state_dict()}
 
-    def own_bytes(self, shapes: Mapping[str, tuple[int, ...]]) -> float:
-        """Memory of what is trained, with gradients and an AdamW's averages, where it is worth counting; `shapes`: of the UNet's tensors by name."""
-        return 0.0
+    def own_parameters(self, shapes: Mapping[str, tuple[int, ...]]) -> float:
+        """How many numbers are trained, where their memory is worth counting; `shapes`: of the UNet's tensors by name, SD1.5's where there are none."""
+        width = next((shape[0] for name, shape in shapes.items() if name.endswith("input_blocks.0.0.weight")), 320)
+        return self.parameters * (width / 320) ** 2
 
     @classmethod
     def file_kind(cls, path: Path) -> str:

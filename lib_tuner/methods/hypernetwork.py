@@ -266,11 +266,10 @@ class Hypernetwork(Method):
             return None
         return {"optimizer_name": name, "hash": file_sha256(path)[:10], "optimizer_state_dict": optimizer.state_dict()}
 
-    def own_bytes(self, shapes: Mapping[str, tuple[int, ...]]) -> float:
+    def own_parameters(self, shapes: Mapping[str, tuple[int, ...]]) -> float:
         there = {shape[1] for name, shape in shapes.items() if name.endswith(".to_k.weight")}
         widths = [width for width in chosen_sizes(self.settings.sizes) or there if width in there]
-        parameters = sum(2 * math.prod(shape) for width in widths for shape in self._structure.shapes(width).values())
-        return 16.0 * parameters  # fp32: weight, gradient, two averages
+        return sum(2 * math.prod(shape) for width in widths for shape in self._structure.shapes(width).values())
 
 
 def attentions(unet: nn.Module) -> Iterator[tuple[str, nn.Module]]:

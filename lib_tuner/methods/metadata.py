@@ -63,6 +63,11 @@ def settings_metadata(cfg: TrainConfig) -> dict[str, str]:
     return _settings(cfg)
 
 
+def control_metadata(cfg: TrainConfig, summary: Summary, made: Made, kind: str) -> dict[str, str]:
+    """The metadata of a T2I-Adapter's or ControlNet's file."""
+    return _as_text({**_run(cfg, summary, made), **_modelspec(cfg, made, kind.replace("_", "-"))}) | _settings(cfg)
+
+
 def write_card(path: str | Path, trigger: str, *, weight: float = 0.0, description: str = "", notes: str = "") -> Path:
     """Writes `<name>.json` beside a LoRA file, from which the WebUI's card takes the words and the weight that a click puts into the prompt.
 

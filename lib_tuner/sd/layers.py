@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,6 +17,14 @@ def norm(channels: int, eps: float) -> nn.GroupNorm:
 def conv(c_in: int, c_out: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
     """A convolution that keeps the size of the picture (divided by `stride`)."""
     return nn.Conv2d(c_in, c_out, size, stride, padding=size // 2)
+
+
+@torch.no_grad()
+def start_as_usual(layer: nn.Conv2d, generator: torch.Generator) -> None:
+    """torch's own start of a convolution, uniform within 1 / sqrt(fan in), from a generator on the CPU."""
+    limit = layer.weight[0].numel() ** -0.5
+    for p in (layer.weight, layer.bias):
+        p.copy_((torch.rand(p.shape, generator=generator) * 2 - 1) * limit)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) -> Tensor:

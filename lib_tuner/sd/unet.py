@@ -220,7 +220,12 @@ class UNet(nn.Module):
         return self.out(h)
 
     def _run(self, block: Block, h: Tensor, emb: Tensor, ctx: Tensor, size: torch.Size | None = None) -> Tensor:
-        if not (self.checkpointing and torch.is_grad_enabled()):
-            return block(h, emb, ctx, size)
-        # Non-reentrant: the reentrant kind loses the gradients of adapters when the UNet is frozen (reference trap T1).
-        return checkpoint(block, h, emb, ctx, size, use_reentrant=False)
+        return run_block(block, (h, emb, ctx, size), self.checkpointing)
+
+
+def run_block(block: Block, args: tuple, checkpointing: bool) -> Tensor:
+    """The block's output; where `checkpointing`, what is inside is computed again in the backward pass."""
+    if not (checkpointing and torch.is_grad_enabled()):
+        return block(*args)
+    # Non-reentrant: the reentrant kind loses the gradients of adapters when the UNet is frozen (reference trap T1).
+    return checkpoint(block, *args, use_reentrant=False)
