@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from worlds import SIZE, WORLDS, Inside, World, world_of
 
 from lib_tuner.events import Finished, Sampled, Saved, Started, Stepped
@@ -241,6 +242,43 @@ def test_a_saved_file_is_read_back_by_the_host(world, values):
     report = last(run(world, values), Saved).report
     taken, total = (int(word) for word in report.split() if word.isdigit())
     assert taken == total > 100
+
+
+@pytest.mark.half
+@pytest.mark.parametrize("kind", ["t2i_adapter", "controlnet"])
+def test_what_follows_a_hint_learns_draws_and_leaves_the_host_as_it_was(world, values, kind):
+    values = of_method(values, {"method": kind, "optim.lr": "1e-2", "steps": 2, "sample.steps": 1, "save_every": 0})
+    picture, before = world.picture(), world.snapshot()
+    events = run(world, values)
+    samples = [np.asarray(event.images[0].convert("RGB")).astype(int) for event in events if isinstance(event, Sampled)]
+    assert all(sample.shape == (SIZE, 2 * SIZE, 3) and np.array_equal(sample[:, :SIZE], samples[0][:, :SIZE]) for sample in samples)  # the hint, beside the picture
+    assert np.abs(samples[0] - samples[-1])[:, SIZE:].max() > 0
+    tensors = load_file(last(events, Saved).paths[0])
+    assert all(tensors[key].isfinite().all() for key in tensors)
+    joined = [key for key in tensors if key.startswith(("control_model.zero_convs", "control_model.middle_block_out"))]  # at zero before
+    assert (len(joined) == 26 and all(tensors[key].any() for key in joined)) if kind == "controlnet" else len(tensors) == 38
+    taken, total = (int(word) for word in last(events, Saved).report.split(";")[0].split() if word.isdigit())
+    assert taken == total == len(tensors)
+    assert difference(before, world.snapshot()) == {} and np.array_equal(world.picture(), picture)
+
+
+def test_checkpointing_of_what_follows_a_hint_computes_the_same(world, values):
+    values = of_method(values, {"method": "controlnet", "controlnet.save_dtype": "fp32", "steps": 2, "sample.every": 0, "save_every": 0})
+    plain, saving = (load_file(last(run(world, {**values, "memory.checkpointing": how}), Saved).paths[0]) for how in ("off", "on"))
+    assert max((plain[key] - saving[key]).abs().max().item() for key in plain) < 1e-5
+
+
+def test_a_network_goes_where_the_controlnet_extension_looks_if_it_is_there(inside, values):
+    values = of_method(values, {"method": "t2i_adapter", "name": "lines", "steps": 1, "sample.every": 0, "save_every": 0})
+    folder = Path(inside.w.paths.models_path) / "ControlNet"
+    if not folder.exists():
+        report = last(run(inside, values), Saved).report
+        assert "there is no models/ControlNet" in report and "38 of 38" in report and not folder.exists()
+    folder.mkdir(exist_ok=True)
+    events = run(inside, values)
+    assert "by the rules of the ControlNet extension" in last(events, Saved).report
+    assert (folder / "lines.safetensors").read_bytes() == last(events, Saved).paths[0].read_bytes()
+    assert not list(Path(inside.w.shared.cmd_opts.lora_dir).glob("lines*"))
 
 
 # ---- the lock --------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..config import opt
@@ -36,7 +37,9 @@ class T2I(Hinted):
     settings: T2IAdapterConfig
 
     def new_net(self, sd: Components) -> nn.Module:
-        net = T2IAdapter(level_widths(sd.unet), self._grey())
+        with torch.device("meta"):  # a start of torch's own would draw from everybody's random numbers
+            net = T2IAdapter(level_widths(sd.unet), self._grey())
+        net.to_empty(device="cpu")
         generator = generator_for(self.cfg.seed, 0, "adapter")
         for module in net.modules():
             if isinstance(module, nn.Conv2d):
