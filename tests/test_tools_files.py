@@ -25,6 +25,8 @@ from lib_tuner.tools.weights import Planned, Weights, write_weights
 
 FIRST = f"{UNET}input_blocks.0.0.weight"
 
+pytestmark = pytest.mark.webui_versions  # the tools run inside the WebUI's environment, too
+
 
 @pytest.fixture
 def three(tmp_path, slim) -> list[Path]:

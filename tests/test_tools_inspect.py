@@ -22,6 +22,8 @@ from lib_tuner.tools.picture import BAR, COLUMN, HEIGHT, LEFT, TOP, draw_blocks
 X4 = {"model.diffusion_model.input_blocks.0.0.weight": (32, 4, 3, 3)}
 CROSS_KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 
+pytestmark = pytest.mark.webui_versions  # the tools run inside the WebUI's environment, too
+
 
 @pytest.mark.parametrize("kind, words, shapes", [
     ("sd1", "a Stable Diffusion 1 checkpoint", X4), ("sd1-inpainting", "a Stable Diffusion 1 inpainting checkpoint", {"model.diffusion_model.input_blocks.0.0.weight": (32, 9, 3, 3)}),

@@ -16,6 +16,8 @@ from lib_tuner.methods.lora_file import read_lora, write_lora
 from lib_tuner.methods.low_rank import Keep, factors, svd, svd_of_product
 from lib_tuner.tools.deltas import delta, flat_factors, shape_of
 
+pytestmark = pytest.mark.webui_versions  # the tools run inside the WebUI's environment, too
+
 
 def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(a.float(), b.float(), rtol=tolerance, atol=tolerance)

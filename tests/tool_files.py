@@ -78,21 +78,21 @@ def lora(path: Path, family: str = "lora", metadata: dict | None = None, **more)
 
 def lycoris(parts: dict, shape: tuple[int, ...]) -> torch.Tensor:
     """ΔW by LyCORIS's functions, which know nothing of ours."""
-    functional = pytest.importorskip("lycoris.functional")
+    locon, loha, lokr = (pytest.importorskip(f"lycoris.functional.{name}") for name in ("locon", "loha", "lokr"))
     alpha = float(parts.get("alpha", 1))
     if "diff" in parts:
         return parts["diff"]
     if "lora_up.weight" in parts:
-        found = functional.locon.diff_weight(parts["lora_down.weight"], parts["lora_up.weight"], parts.get("lora_mid.weight"), gamma=alpha / len(parts["lora_down.weight"]))
+        found = locon.diff_weight(parts["lora_down.weight"], parts["lora_up.weight"], parts.get("lora_mid.weight"), gamma=alpha / len(parts["lora_down.weight"]))
     elif "hada_w1_a" in parts:
         names = ("w1_b", "w1_a", "w2_b", "w2_a", "t1", "t2")
-        found = functional.loha.diff_weight(*(parts.get(f"hada_{name}") for name in names), gamma=alpha / len(parts["hada_w1_b"]))
+        found = loha.diff_weight(*(parts.get(f"hada_{name}") for name in names), gamma=alpha / len(parts["hada_w1_b"]))
     else:
         given = [parts.get(f"lokr_{name}") for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")]
         gamma = alpha if given[1] is not None or given[4] is not None else 1.0  # it divides by the rank itself
         if given[6] is not None:
             gamma *= given[4].shape[1] / len(given[4])  # with a core its division is by the wrong axis; LyCORIS's modules and the WebUI divide by the rank
-        found = functional.lokr.diff_weight(*given, gamma=gamma)
+        found = lokr.diff_weight(*given, gamma=gamma)
     return found.reshape(shape)
 
 

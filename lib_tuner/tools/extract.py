@@ -83,7 +83,7 @@ def extract(base: Path, tuned: Path, path: Path, plan: Plan, dtype: torch.dtype 
     everything = chosen = kept = 0.0
     same = 0
     for module, change in _changes(before, after, told):
-        square = float(change.double().square().sum())
+        square = float(torch.linalg.vector_norm(change)) ** 2
         everything += square
         keep = plan.keep_of(module) if module in _layers() else None
         if keep is None:
@@ -112,8 +112,8 @@ def _changes(before: Weights, after: Weights, told: Told | None) -> Iterator[tup
         if before.shapes[key] != after.shapes[name]:
             sizes = " and ".join("x".join(map(str, shape)) for shape in (before.shapes[key], after.shapes[name]))
             raise ValueError(f"{before.path.name} and {after.path.name} are models of different widths or kinds ({key} is {sizes}); extract from two of one kind.")
-        change = after.get(name).float() - before.get(key).float()
-        if not change.isfinite().all():
+        change = after.get(name).float().sub_(before.get(key).float())
+        if not torch.linalg.vector_norm(change).isfinite():
             raise ValueError(f"{key} holds NaN or infinite numbers in {before.path.name} or {after.path.name}; repair or replace that checkpoint.")
         yield module, change
         if told:

@@ -98,13 +98,16 @@ def _check_shapes(a: Weights, others: list[Weights], key: str, names: list[str])
 
 
 def _merged(a: Weights, others: list[Weights], key: str, names: list[str], weight: float) -> Callable[[], Tensor]:
+    channels = min([a.shapes[key][1:2], *(file.shapes[name][1:2] for file, name in zip(others, names))], default=())
+    part = (slice(None), slice(*channels)) if len(a.shapes[key]) == 4 else ...
+
     def make() -> Tensor:
         first = a.get(key).float()
-        rest = [file.get(name).float() for file, name in zip(others, names)]
-        channels = min(t.shape[1] for t in (first, *rest)) if first.ndim == 4 else None
-        part = first[:, :channels] if channels else first
-        b, c = ((t[:, :channels] if channels else t) for t in (rest[0], rest[1] if len(rest) > 1 else part))
-        found = part * (1 - weight) + b * weight if len(rest) == 1 else part + (b - c) * weight  # at weight 1 exactly the other
-        return torch.cat([found, first[:, channels:]], 1) if channels else found
+        b = others[0].get(names[0]).float()[part]
+        if len(others) == 1:
+            first[part].mul_(1 - weight).add_(b, alpha=weight)  # so that at weight 1 it is exactly the other
+        else:
+            first[part].add_(b.sub_(others[1].get(names[1]).float()[part]), alpha=weight)
+        return first
 
     return make

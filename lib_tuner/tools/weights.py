@@ -142,10 +142,16 @@ def _bytes(path: Path, key: str, planned: Planned) -> memoryview:
     stored = made.to(planned.dtype).contiguous()
     if tuple(stored.shape) != planned.shape:
         raise ValueError(f"{key}: a tensor of {tuple(stored.shape)} where {planned.shape} belongs.")
-    if stored.is_floating_point() and not stored.to(torch.float32 if stored.element_size() < 2 else stored.dtype).isfinite().all():
+    if stored.is_floating_point() and not _finite(stored):
         why = "numbers too large for it" if made.float().isfinite().all() else "NaN or infinite numbers"
         raise ValueError(f"{path.name} was not written: {why} in {key} ({str(planned.dtype)[6:]}); choose another precision, or inputs without such numbers.")
     return memoryview(stored.reshape(-1).view(torch.uint8).numpy())
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether all numbers are, looked at in pieces: a mask of a whole embedding table would be as large as a few layers."""
+    pieces = tensor.reshape(-1).split(1 << 20)
+    return all(bool(piece.to(torch.float32 if piece.element_size() < 2 else piece.dtype).isfinite().all()) for piece in pieces)
 
 
 EMA = "model_ema."
