@@ -162,7 +162,7 @@ def output(args: argparse.Namespace, inputs: Iterable[str | Path], suffix: str =
     if suffix and path.suffix.lower() != suffix:
         raise ValueError(f"{path}: the file's name must end in {suffix}.")
     for each in inputs:
-        if path.resolve() == Path(each).resolve() or path.exists() and Path(each).exists() and os.path.samefile(path, each):
+        if path.exists() and Path(each).exists() and os.path.samefile(path, each):
             raise ValueError(f"{path} is one of the inputs ({each}), which are never replaced; choose another name.")
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a file in it.")
