@@ -23,10 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Writes the file named on the command line; returns the exit code. Raises ValueError or OSError, each one sentence."""
     parser = Parser(
         "convert", "Convert a LoRA's names, or a checkpoint's precision and container.",
-        "cat.safetensors --names diffusers -o pytorch_lora_weights.safetensors\n  python3 -m lib_tuner tool convert model.ckpt --prune --dtype fp16 -o model-fp16.safetensors",
+        "cat.safetensors --names diffusers -o d.safetensors\n  python3 -m lib_tuner tool convert model.ckpt --prune --dtype fp16 -o model.safetensors",
     )  # fmt: skip
     parser.add_argument("file", type=Path, help="a LoRA in any spelling (a folder of peft too), or a checkpoint, VAE or ControlNet (.safetensors, .ckpt, .pt)")
-    parser.add_argument("--names", choices=FORMS, help="a LoRA's names: kohya (the default; what the WebUI reads), ldm (the original layers'), diffusers, peft (a folder)")
+    parser.add_argument("--names", choices=FORMS, help="a LoRA's names: kohya (the default), ldm (the original layers'), diffusers, peft (a folder)")
     parser.add_argument("--prune", action="store_true", help="a checkpoint's UNet, VAE and text encoder alone")
     parser.add_argument("--ema", choices=("keep", "drop", "use"), help="a checkpoint's averaged weights: keep both, drop them, or use them as the weights")
     command.add_output(parser, "the .safetensors file to write; of --names peft the folder")
@@ -63,7 +63,8 @@ def _lora(args: argparse.Namespace, parser: Parser) -> int:
 def convert(weights: Weights, path: Path, dtype: torch.dtype | None = None, prune: bool = False, ema: str = "keep", told: Told | None = None) -> int:
     """Writes a file's tensors as .safetensors, those of whole numbers as they are; returns how many are left out.
 
-    `prune` keeps what draws; `ema`: "keep" both, "drop" the averaged weights, or "use" them in the weights' place. Raises ValueError where there are none to use.
+    `prune` keeps what draws; `ema`: "keep" both, "drop" the averaged weights, or "use" them in the weights' place.
+    Raises ValueError where there are none to use.
     """
     averaged = {key: own for key in weights.shapes if key.startswith(UNET) and (own := _ema_of(key)) in weights.shapes}
     if ema == "use" and not averaged:

@@ -50,7 +50,8 @@ class Report:
     covered: float  # part that the chosen layers' change is of that of all of UNet and text encoder
 
     def __str__(self) -> str:
-        return f"{self.layers} layers ({self.same} unchanged ones left out), which keep {self.kept:.2%} of their change; they hold {self.covered:.2%} of all change"
+        layers = f"{self.layers} layers ({self.same} unchanged ones left out)"
+        return f"{layers}, which keep {self.kept:.2%} of their change; they hold {self.covered:.2%} of all change"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("tuned", type=Path, help="the checkpoint that came out")
     command.add_keep(parser)
     parser.set_defaults(rank=16)
-    parser.add_argument("--conv-rank", type=command.rank, default=0, help="largest rank of convolutions, time projections and outer layers (default: none of them)")
+    parser.add_argument("--conv-rank", type=command.rank, default=0, help="largest rank of convolutions, time projections, outer layers (default: none)")
     parser.add_argument("--clamp", type=command.part, default=1.0, help="clamp factors at this quantile of their numbers, as kohya's 0.99 (default 1: not)")
     parser.add_argument("--min-change", type=command.number, default=0.0, help="leave layers out whose largest change is not above this")
     parser.add_argument("--no-text", action="store_true", help="leave the text encoder out")
@@ -111,7 +112,7 @@ def _changes(before: Weights, after: Weights, told: Told | None) -> Iterator[tup
             raise ValueError(f"{after.path.name} lacks {key}, which {before.path.name} has: they are models of different structure.")
         if before.shapes[key] != after.shapes[name]:
             sizes = " and ".join("x".join(map(str, shape)) for shape in (before.shapes[key], after.shapes[name]))
-            raise ValueError(f"{before.path.name} and {after.path.name} are models of different widths or kinds ({key} is {sizes}); extract from two of one kind.")
+            raise ValueError(f"{before.path.name} and {after.path.name} are models of different widths or kinds ({key} is {sizes}); take two of one kind.")
         change = after.get(name).float().sub_(before.get(key).float())
         if not torch.linalg.vector_norm(change).isfinite():
             raise ValueError(f"{key} holds NaN or infinite numbers in {before.path.name} or {after.path.name}; repair or replace that checkpoint.")

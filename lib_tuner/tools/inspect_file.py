@@ -41,7 +41,7 @@ _ABOUT = {  # what is told -> where it stands
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Says what the file is on stdout; returns the exit code. Raises ValueError or OSError, each one sentence."""
-    parser = Parser("inspect", "Say what a file is: its kind, ranks, training, tags, and how strong it is in each block.", "cat.safetensors --picture blocks.png")
+    parser = Parser("inspect", "Say what a file is: its kind, ranks, training, tags, and its norm in each block.", "cat.safetensors --picture blocks.png")
     parser.add_argument("file", type=Path, help="a LoRA, embedding (pictures too), hypernetwork, checkpoint, ControlNet, T2I-Adapter, VAE ...")
     parser.add_argument("--json", action="store_true", help="all of it as JSON")
     parser.add_argument("--picture", type=Path, metavar="PNG", help="draw the norms of the blocks into this file")
@@ -73,7 +73,8 @@ def inspect(path: Path, told: Told | None = None) -> dict[str, Any]:
     }  # fmt: skip
     own: dict[str, Callable[[], dict[str, Any]]] = {
         "lora": lambda: _lora(path, weights), "embedding": lambda: _embedding(path), "hypernetwork": lambda: _hypernetwork(path, weights),
-        "controlnet": lambda: _inputs(weights, r"input_hint_block.0.weight", "hint channels"), "t2i-adapter": lambda: _inputs(weights, "conv_in.weight", "input channels"),
+        "controlnet": lambda: _inputs(weights, "input_hint_block.0.weight", "hint channels"),
+        "t2i-adapter": lambda: _inputs(weights, "conv_in.weight", "input channels"),
     }  # fmt: skip
     report |= own.get(weights.kind, dict)()
     if weights.kind in _BLOCKS_OF:
@@ -162,15 +163,17 @@ def _embedding(path: Path) -> dict[str, Any]:
     model = {768: " for Stable Diffusion 1.x", 1024: " for Stable Diffusion 2"}.get(found.vectors.shape[1], "")
     norms = [round(float(n), 4) for n in found.vectors.norm(dim=1)]
     return {
-        "is": f"a textual inversion embedding{model}", "name": found.name, "vectors": len(found.vectors), "width": found.vectors.shape[1], "vector norms": norms,
-        "step": found.step, "trained on": f"{found.model_name} {found.model_hash}".strip(),
+        "is": f"a textual inversion embedding{model}", "name": found.name, "vectors": len(found.vectors), "width": found.vectors.shape[1],
+        "vector norms": norms, "step": found.step, "trained on": f"{found.model_name} {found.model_hash}".strip(),
     }  # fmt: skip
 
 
 def _hypernetwork(path: Path, weights: Weights) -> dict[str, Any]:
-    names = ("name", "step", "layer_structure", "activation_func", "is_layer_norm", "use_dropout", "last_layer_dropout", "activate_output", "sd_checkpoint_name")
+    names = ("name", "step", "layer_structure", "activation_func", "is_layer_norm", "use_dropout", "last_layer_dropout", "activate_output",
+             "sd_checkpoint_name")  # fmt: skip
     content = read_pickle(path) if not weights.metadata and path.suffix.lower() != ".safetensors" else {}
-    facts = {name.replace("_", " "): content[name] for name in names if isinstance(content, Mapping) and isinstance(content.get(name), (str, int, list, bool, float))}
+    content = content if isinstance(content, Mapping) else {}
+    facts = {name.replace("_", " "): content[name] for name in names if isinstance(content.get(name), (str, int, list, bool, float))}
     return {"sizes": sorted({int(key.partition(".")[0]) for key in weights.shapes if key.partition(".")[0].isdigit()}), **facts}
 
 

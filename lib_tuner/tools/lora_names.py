@@ -26,7 +26,8 @@ from .deltas import family
 
 FORMS = ("kohya", "ldm", "diffusers", "peft")
 _PARTS = {
-    "lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight", "lora_A.default.weight": "lora_down.weight", "lora_B.default.weight": "lora_up.weight",
+    "lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight", "lora_A.default.weight": "lora_down.weight",
+    "lora_B.default.weight": "lora_up.weight",
     "lora.down.weight": "lora_down.weight", "lora.up.weight": "lora_up.weight", "lora_linear_layer.down.weight": "lora_down.weight",
     "lora_linear_layer.up.weight": "lora_up.weight", "lora_down.weight": "lora_down.weight", "lora_up.weight": "lora_up.weight",
     "lora_magnitude_vector": "dora_scale", "lora_magnitude_vector.weight": "dora_scale", "lora_magnitude_vector.default.weight": "dora_scale",
@@ -79,7 +80,7 @@ def _read_other(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
         names[module] = match[1]
     if unknown:
         some = ", ".join(unknown[:2])
-        raise ValueError(f"{path.name} has weights for layers that Stable Diffusion 1.5 does not have, or that no LoRA has ({some}); it was made for another model.")
+        raise ValueError(f"{path.name} has weights for layers that Stable Diffusion 1.5 does not have, or no LoRA has ({some}); it was made for another model.")
     for module, parts in modules.items():
         if not {"lora_down.weight", "lora_up.weight"} <= parts.keys():
             raise ValueError(f"{path.name} is incomplete: it lacks a factor of {names[module]}; download it again.")
@@ -166,7 +167,8 @@ def write_any(path: Path, file: LoraFile, form: str, metadata: Mapping[str, str]
 
 def flat_names(file: LoraFile, form: str = "kohya") -> dict[str, Tensor]:
     """All that is in the file by its name in a file, bundled embeddings included."""
-    names = {module: kohya_key(module[1], module[0]) if form == "kohya" or module[0] == "text" else "lora_unet_" + module[1].replace(".", "_") for module in file.modules}
+    own = {module for module in file.modules if form == "ldm" and module[0] == "unet"}
+    names = {module: "lora_unet_" + module[1].replace(".", "_") if module in own else kohya_key(module[1], module[0]) for module in file.modules}
     tensors = {f"{names[module]}.{part}": tensor for module, parts in file.modules.items() for part, tensor in parts.items()}
     return tensors | {f"bundle_emb.{name}.string_to_param.*": vectors for name, vectors in file.embeddings.items()}
 

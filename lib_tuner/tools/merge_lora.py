@@ -22,7 +22,8 @@ KINDS = ("sd1", "sd1-inpainting")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the file named on the command line; returns the exit code. Raises ValueError or OSError, each one sentence."""
-    parser = Parser("merge-lora", "Write LoRAs (LoRA, LoCon, LoHa, LoKr, DoRA) into a checkpoint.", "model.safetensors cat.safetensors:0.8 -o cat-model.safetensors")
+    example = "model.safetensors cat.safetensors:0.8 -o cat-model.safetensors"
+    parser = Parser("merge-lora", "Write LoRAs (LoRA, LoCon, LoHa, LoKr, DoRA) into a checkpoint.", example)
     parser.add_argument("checkpoint", type=Path, help="an SD1.5 checkpoint, inpainting ones too (.safetensors or .ckpt)")
     command.add_loras(parser)
     command.add_output(parser)

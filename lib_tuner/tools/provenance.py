@@ -41,15 +41,16 @@ def lora_kind(modules: Mapping[Module, Mapping[str, torch.Tensor]]) -> dict[str,
 def new_lora(path: Path, sources: Sequence[str]) -> dict[str, str]:
     """The metadata of a LoRA that no single file was the origin of."""
     return {
-        "ss_output_name": path.stem, "modelspec.sai_model_spec": "1.0.1", "modelspec.architecture": "stable-diffusion-v1/lora", "modelspec.implementation": "diffusers",
-        "modelspec.prediction_type": "epsilon", **_spec(path, sources),
+        "ss_output_name": path.stem, "modelspec.sai_model_spec": "1.0.1", "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.implementation": "diffusers", "modelspec.prediction_type": "epsilon", **_spec(path, sources),
     }  # fmt: skip
 
 
 def joined(path: Path, files: list[LoraFile], sources: list[str]) -> dict[str, str]:
     """The metadata of several LoRAs in one: where they come from, and the tags and folders of all."""
     together = {key: json.dumps(value, ensure_ascii=False) for key in ("ss_tag_frequency", "ss_dataset_dirs") if (value := _union(files, key))}
-    shared = {key: value for key, value in files[0].metadata.items() if key in ("ss_clip_skip", "ss_resolution", "modelspec.resolution", "modelspec.prediction_type")}
+    common = ("ss_clip_skip", "ss_resolution", "modelspec.resolution", "modelspec.prediction_type")
+    shared = {key: value for key, value in files[0].metadata.items() if key in common}
     same = {key: value for key, value in shared.items() if all(file.metadata.get(key) == value for file in files)}
     words = [word for file in files if (word := file.metadata.get("modelspec.trigger_phrase"))]
     return {**new_lora(path, sources), **same, **together, **({"modelspec.trigger_phrase": ", ".join(dict.fromkeys(words))} if words else {})}

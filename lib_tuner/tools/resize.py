@@ -21,7 +21,7 @@ from .weights import Told
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the file named on the command line; returns the exit code. Raises ValueError or OSError, each one sentence."""
     parser = Parser(
-        "resize", "Bring a LoRA of any family to another rank: the nearest plain LoRA (SVD). Without --rank, --energy and --ratio the change stays exactly the same.",
+        "resize", "Bring a LoRA of any family to another rank: the nearest plain LoRA (SVD). Without --rank, --energy and --ratio the change stays.",
         "cat.safetensors -o cat-8.safetensors --rank 8",
     )  # fmt: skip
     parser.add_argument("lora", type=Path, help="the LoRA (.safetensors, .pt, or a folder of peft)")

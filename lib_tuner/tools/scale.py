@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Writes the file named on the command line; returns the exit code. Raises ValueError or OSError, each one sentence."""
     parser = Parser(
         "scale", "Make what was learned weaker or stronger: a LoRA, or the difference of a tuned checkpoint from its base.",
-        "base.safetensors tuned.safetensors --alpha 0.7 -o weaker.safetensors\n  python3 -m lib_tuner tool scale cat.safetensors --alpha 0.7 -o cat-07.safetensors",
+        "base.safetensors tuned.safetensors --alpha 0.7 -o weaker.safetensors\n  python3 -m lib_tuner tool scale cat.safetensors --alpha 0.7 -o c.safetensors",
     )  # fmt: skip
     parser.add_argument("files", nargs="+", type=Path, help="a LoRA; or the base checkpoint and the tuned one")
     parser.add_argument("--alpha", type=command.number, required=True, help="0 nothing of it, 1 as it is, above 1 more")
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def scale_lora(file: LoraFile, alpha: float, path: Path, dtype: torch.dtype | None = None) -> None:
     """Writes the LoRA with α times its change; its factors stay as they are wherever its own alpha can say it. Raises ValueError for a DoRA."""
     if any("dora_scale" in parts for parts in file.modules.values()):
-        raise ValueError(f"{file.path.name} is a DoRA, which has no strength of its own; use it at another weight, or merge it into a checkpoint and scale that.")
+        raise ValueError(f"{file.path.name} is a DoRA, which has no strength of its own; merge it into a checkpoint and scale that.")
     found = {module: _scaled(parts, alpha) for module, parts in file.modules.items()}
     own = next((t.dtype for parts in found.values() for name, t in parts.items() if name != "alpha"), torch.float16)
     metadata = kept_metadata(file.metadata, path, [f"{file.path.stem} x {alpha:g}"])
