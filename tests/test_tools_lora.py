@@ -240,7 +240,7 @@ def test_what_was_merged_is_extracted_again(tmp_path, slim, capsys):
     assert found.modules.keys() == SHAPES.keys() and set(found.ranks.values()) == {3}
     for module, parts in modules_of(rank=3).items():
         close(plain(found.modules[module], SHAPES[module]), plain(parts, SHAPES[module]), 1e-4)
-    assert "100.00% of their change; they hold 100.00% of all change" in capsys.readouterr().out
+    assert "100.00% of their change; they hold 100.00% of that of all weights" in capsys.readouterr().out
     assert all(key.startswith(("lora_unet_", "lora_te_")) for key in load_file(tmp_path / "e.safetensors"))
     assert found.metadata["modelspec.merged_from"] == "m - small" and found.metadata["ss_network_dim"] == "3"
 

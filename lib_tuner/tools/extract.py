@@ -47,11 +47,11 @@ class Report:
     layers: int
     same: int  # layers that did not change
     kept: float  # part of the sum of squares of the chosen layers' change
-    covered: float  # part that the chosen layers' change is of that of all of UNet and text encoder
+    covered: float  # part that the chosen layers' change is of that of all weights (no biases) of UNet and text encoder
 
     def __str__(self) -> str:
         layers = f"{self.layers} layers ({self.same} unchanged ones left out)"
-        return f"{layers}, which keep {self.kept:.2%} of their change; they hold {self.covered:.2%} of all change"
+        return f"{layers}, which keep {self.kept:.2%} of their change; they hold {self.covered:.2%} of that of all weights"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
