@@ -70,6 +70,7 @@ def moved(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> set[str]:
 @pytest.mark.parametrize(("own", "first", "second"), [
     ({}, {"word"}, {"word", "adapter"}), ({"continue_inversion": False}, {"word"}, {"adapter"}),
     ({"inversion_steps": 0}, {"word", "adapter"}, {"word", "adapter"}), ({"continue_inversion": False, "layers.max_norm": 1e-4, "words.norm": "keep"}, {"word"}, {"adapter"}),
+    ({"continue_inversion": False, "layers.text_encoder": True}, {"word"}, {"adapter"}),
 ])  # fmt: skip
 def test_each_stage_moves_its_own_and_leaves_the_rest_bit_for_bit(values, own, first, second):
     """With weight decay on, which would move what is only left without a gradient of its own."""
@@ -208,7 +209,7 @@ def test_a_run_goes_on_from_a_lora_and_a_word(values, sd, tmp_path):
     both = saved({**values, "name": "thing"}, "both").paths
     learned = load_file(both[0])
     for start in ({"pivotal.layers.start": str(both[0])}, {"pivotal.layers.start": str(both[0]), "pivotal.words.start": str(both[1])}):
-        method = method_of({**values, **start})
+        method = method_of({**values, **start, "pivotal.layers.max_norm": 1e-4})
         with method.attached(sd) as groups:
             optimizer = torch.optim.SGD([{**group, "lr": 1.0} for group in groups])
             method.before_step(0, optimizer)
@@ -218,6 +219,9 @@ def test_a_run_goes_on_from_a_lora_and_a_word(values, sd, tmp_path):
             inside = sd.unet.get_submodule(target[1])
             x = torch.randn(1, *layer.shape[1:2], *((4, 4) if layer.conv else ()))
             layer.up.data += 1
+            unmoved = layer.up.detach().clone()
+            method.after_step(1)
+            assert torch.equal(layer.up, unmoved)
             assert not torch.equal(inside(x), torch.nn.functional.linear(x, inside.weight, inside.bias) if not layer.conv else inside._conv_forward(x, inside.weight, inside.bias))
 
 
