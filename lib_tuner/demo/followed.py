@@ -30,8 +30,8 @@ from .world import ATTRIBUTES, HELD_OUT_FILLS, HELD_OUT_SHAPES, draw, random_sce
 LEARNED, JUDGED = 256, 96  # pictures
 PROMPT = "a picture"
 TASKS: dict[str, dict[str, Any]] = {  # what each method is asked to follow, and the settings that differ
-    "t2i_adapter": {"hint": "colour", "cell": 8, "attributes": ("colour", "background", "place"), "lr": "1e-3", "steps": 700, "loss.t_distribution": "cubic"},
-    "controlnet": {"hint": "canny", "cell": 0, "attributes": ("shape", "size", "place"), "lr": "1e-3", "steps": 700, "loss.t_distribution": "uniform"},
+    "t2i_adapter": {"hint": "colour", "cell": 8, "attributes": ("colour", "background", "place"), "lr": "3e-3", "steps": 500, "own": {"loss.t_distribution": "cubic", "t2i_adapter.small_start": True}},
+    "controlnet": {"hint": "colour", "cell": 8, "attributes": ("colour", "background", "place"), "lr": "2e-3", "steps": 400, "own": {}},
 }
 
 
@@ -48,7 +48,7 @@ class Follower:
         values = {
             "name": f"follow-{kind}", "method": kind, "output": str(self.folder / "runs"), "data.folder": str(self.folder / "pictures"), "steps": self.steps, "save_every": 0,
             "seed": self.seed, "data.resolution": 64, "data.bucket_min": 64, "data.bucket_step": 8, "data.batch": 8, "optim.lr": task["lr"], "optim.schedule": "cosine",
-            "optim.warmup": 20, "loss.t_distribution": task["loss.t_distribution"], f"{kind}.hint": task["hint"], f"{kind}.cell": task["cell"],
+            "optim.warmup": 20, f"{kind}.hint": task["hint"], f"{kind}.cell": task["cell"], **task["own"],
         }  # fmt: skip
         return build(TrainConfig, values, METHODS[kind].Config)
 
