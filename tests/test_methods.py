@@ -202,7 +202,7 @@ def test_export_read_by_an_independent_reader_gives_the_live_model(sd, method, t
         words = {key.split(".")[1]: tensors.pop(key) for key in list(tensors) if key.startswith("bundle_emb.")}
         merge_by_formula(sd, tensors)
         assert torch.allclose(by_hand(sd, "a zorb and a blip on a table", words), trained, rtol=2e-2, atol=3e-3)
-    if method.kind == "hypernetwork":
+    elif method.kind == "hypernetwork":
         put_before_keys_and_values(sd, torch.load(files[0], weights_only=True))
         assert torch.allclose(predict(sd), trained, rtol=1e-4, atol=1e-5)
     elif isinstance(method, LayerMethod):
