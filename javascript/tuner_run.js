@@ -129,7 +129,8 @@
         drawChart(run, points) {
             tuner.show(this.chartBox, points.length > 0);
             const last = points.length ? points[points.length - 1][0] : 0;
-            if (!this.changed("chart", [run.id, points.length, last, run.steps, (run.validations || []).length])) return;
+            if (!this.changed("chart", [run.id, points.length, last, run.steps, (run.validations || []).length, (run.drifts || []).length])) return;
+            this.drifts = run.drifts || [];
             Object.assign(this.chart, { points, validations: run.validations || [], steps: run.steps });
             this.chart.draw();
             this.drawLegend();
@@ -140,10 +141,18 @@
             if (!point) return;
             const validation = [...this.chart.validations].reverse().find((v) => v[0] <= point[0]);
             const text = tuner.t("step {0}: loss {1}, learning rate {2}", point[0], tuner.number(point[1]), point[2].toExponential(2))
-                + (validation ? tuner.t(", validation loss {0} (step {1})", tuner.number(validation[1]), validation[0]) : "");
+                + (validation ? tuner.t(", validation loss {0} (step {1})", tuner.number(validation[1]), validation[0]) : "")
+                + this.driftText(point[0]);
             tuner.text(this.legend, text);
             this.legend.setAttribute("aria-live", this.hover ? "polite" : "off");
             this.canvas.setAttribute("aria-label", tuner.t("Loss curve; {0}", text));
+        }
+
+        driftText(step) {
+            const measured = this.drifts.filter((d) => d[0] <= step && d[1] !== null);
+            if (!measured.length) return "";
+            const [first, last] = [measured[0], measured[measured.length - 1]];
+            return tuner.t(", language drift {0} (step {1}) to {2} (step {3})", tuner.number(first[1]), first[0], tuner.number(last[1]), last[0]);
         }
 
         drawSamples(run) {

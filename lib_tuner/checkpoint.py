@@ -227,7 +227,7 @@ Files = Union[Path, Sequence[Path]]
 
 
 def prune(saves: Sequence[Files], keep: int) -> list[Path]:
-    """Deletes all but the last `keep` saves (0: all stay) with their cards (.json) and pictures (.png), and returns what was deleted.
+    """Deletes all but the last `keep` saves (0: all stay) with their cards (.json), pictures (.png) and descriptions (.yaml), and returns what was deleted.
 
     `saves` in the order they were written, each a file or the files of one step. Nothing that belongs to a save that stays is deleted.
     """
@@ -243,7 +243,7 @@ def prune(saves: Sequence[Files], keep: int) -> list[Path]:
 
 
 def _with_sidecars(paths: Iterable[Path]) -> tuple[Path, ...]:
-    return tuple(dict.fromkeys(p for path in paths for p in (path, path.with_suffix(".json"), path.with_suffix(".png"))))
+    return tuple(dict.fromkeys(p for path in paths for p in (path, *map(path.with_suffix, (".json", ".png", ".yaml")))))
 
 
 def _delete(path: Path) -> None:

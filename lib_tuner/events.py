@@ -67,6 +67,14 @@ class Validated:
 
 
 @dataclass(frozen=True)
+class Drifted:
+    """How far predictions for prompts without the trigger word have moved from the frozen model's after update `step`: 0 not at all (metrics.prior_drift)."""
+
+    step: int
+    drift: float
+
+
+@dataclass(frozen=True)
 class Warned:
     """Something the user should know; the run goes on."""
 
@@ -82,4 +90,4 @@ class Finished:
     files: list[Path]
 
 
-Event = Union[Preparing, Started, Stepped, Sampled, Saved, Validated, Warned, Finished]
+Event = Union[Preparing, Started, Stepped, Sampled, Saved, Validated, Drifted, Warned, Finished]

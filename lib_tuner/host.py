@@ -28,6 +28,7 @@ class GenerateRequest:
     cfg: float = 7.0
     sampler: str = "ddim"
     seed: int = 1
+    plain: bool = False  # without the styles, sampler and second pass that a host may add for samples
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Components:
     device: Any = "cpu"
     dtype: Any = None  # of the UNet's weights
     checkpointing: bool = False  # the host computes the UNet's activations twice, so what is trained beside it does too
+    file: Path | None = None  # the checkpoint that it was loaded from
 
 
 class Host(Protocol):

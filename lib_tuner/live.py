@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .events import Event, Finished, Preparing, Sampled, Saved, Started, Stepped, Validated, Warned
+from .events import Drifted, Event, Finished, Preparing, Sampled, Saved, Started, Stepped, Validated, Warned
 from .progress import WINDOW, seconds_per_step
 
 READ_EVERY = 0.5  # seconds
@@ -33,6 +33,7 @@ class Live:
         self.warnings: list[str] = []
         self.points: list[list[float | None]] = []  # step, loss, learning rate
         self.validations: list[list[float | None]] = []  # step, loss
+        self.drifts: list[list[float | None]] = []  # step, language drift
         self.samples: list[dict[str, Any]] = []
         self.saves: list[dict[str, Any]] = []
         self._unread: list[Stepped] = []
@@ -44,7 +45,7 @@ class Live:
         with self._lock:
             self.points, self.validations, self.samples = list(past["points"]), list(past["validations"]), list(past["samples"])
             self.start, self.step, self.steps, self.text = 0, past["step"], past["steps"], ""
-            self.training = list(past["training"])
+            self.training, self.drifts = list(past["training"]), list(past["drifts"])
 
     def take(self, event: Event) -> None:
         """Adds an event; called by the run's own thread."""
@@ -69,6 +70,8 @@ class Live:
                 self.saves.append({"step": step, "files": [path.name for path in paths], "report": report})
             case Validated(step=step, loss=loss):
                 self.validations.append([step, finite(float(loss))])
+            case Drifted(step=step, drift=drift):
+                self.drifts.append([step, finite(drift)])
             case Warned(text=text):
                 self.warnings = [*self.warnings, text][-WARNINGS:]
                 return
@@ -83,6 +86,7 @@ class Live:
         self.points = [p for p in self.points if p[0] <= event.start]
         self.validations = [v for v in self.validations if v[0] <= event.start]
         self.samples = [s for s in self.samples if s["step"] <= event.start]
+        self.drifts = [d for d in self.drifts if d[0] <= event.start]
 
     def _read_losses(self, at_once: bool = False) -> None:
         """Here a GPU is waited for, so seldom."""
@@ -99,7 +103,7 @@ class Live:
             return {
                 "start": self.start, "step": self.step, "steps": self.steps, "text": self.text, "done": self.done, "total": self.total,
                 "seconds_per_step": speed, "left": None if speed is None else speed * max(0, self.steps - self.step), "warnings": list(self.warnings),
-                "points": self.points[points_from:], "points_from": min(points_from, len(self.points)), "validations": list(self.validations),
+                "points": self.points[points_from:], "points_from": min(points_from, len(self.points)), "validations": list(self.validations), "drifts": list(self.drifts),
                 "samples": list(self.samples), "saves": list(self.saves), "training": list(range(len(self.training))),
             }  # fmt: skip
 

@@ -6,6 +6,7 @@ timestep alone, so they are comparable between steps, runs and machines; the ave
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from .sd.loss import generator_for
 from .sd.schedule import Schedule
 
+ORDINARY = ("a photo of a dog", "a house beside a lake", "a portrait of a woman", "a red car on a road")  # what hardly any run is about
+TOGETHER = 4  # predictions at once: the training step has found room for few
 TIMESTEPS = (200, 400, 600, 800)  # kohya's linspace(0, 1000, 6)[1:-1] (train_network.py, validation)
 
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]  # xt, t, ctx -> prediction
@@ -81,8 +84,15 @@ def _predictions(unet: Denoiser, ctx: Tensor, x0: Tensor, schedule: Schedule, se
     for t in TIMESTEPS:
         ts = torch.full((len(x0),), t, device=x0.device)
         xt = schedule.add_noise(x0, _noise(x0, seed, range(len(x0)), f"drift {t}"), ts)
-        result.append(unet(xt, ts, ctx).cpu().double())
+        parts = [unet(xt[i : i + TOGETHER], ts[i : i + TOGETHER], ctx[i : i + TOGETHER]) for i in range(0, len(x0), TOGETHER)]
+        result.append(torch.cat(parts).cpu().double())
     return torch.stack(result)
+
+
+def drift_prompts(class_prompts: Sequence[str], trigger: str) -> list[str]:
+    """What language drift is measured on: a few class prompts and ordinary ones, none with a word of the trigger that stands for the subject."""
+    prompts = [*class_prompts[:4], *ORDINARY]
+    return [p for p in prompts if not trigger.strip() or not re.search(rf"(?<!\w){re.escape(trigger.strip())}(?!\w)", p, re.IGNORECASE)]
 
 
 def _noise(x0: Tensor, seed: int, indices: Iterable[Any], stream: str) -> Tensor:

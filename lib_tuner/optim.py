@@ -77,6 +77,11 @@ _SCHEDULES: dict[str, Callable[[float, Any], float]] = {  # progress 0..1 -> mul
 }
 
 
+def text_scale(cfg: Any) -> float:
+    """How many times the learning rate the text encoder's is, for `lr_scale`."""
+    return cfg.text_lr / max(rate for rate, _ in parse_lr(cfg.lr)) if cfg.text_lr else 1.0
+
+
 def lr_ended(cfg: Any, step: int) -> bool:
     """Whether the step syntax has no rate left at `step`: A1111 ends the run there, before its last step."""
     until = parse_lr(cfg.lr)[-1][1]

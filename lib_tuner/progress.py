@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO
 
-from .events import Event, Finished, Preparing, Sampled, Saved, Started, Stepped, Validated, Warned
+from .events import Drifted, Event, Finished, Preparing, Sampled, Saved, Started, Stepped, Validated, Warned
 
 BAR = 20  # characters
 WINDOW = 50  # steps that the speed is the mean of
@@ -94,6 +94,8 @@ def line_of(event: Event) -> str:
             return f"Step {step}: saved {', '.join(map(str, paths))}{f' ({report})' if report else ''}"
         case Validated(step=step, loss=loss):
             return f"Step {step}: validation loss {float(loss):.4f}"
+        case Drifted(step=step, drift=drift):
+            return f"Step {step}: language drift {drift:.4f}"
         case Warned(text=text):
             return f"Warning: {text}"
         case Finished(step=0, reason="stopped"):

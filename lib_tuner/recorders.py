@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .events import Event, Finished, Sampled, Saved, Started, Stepped, Validated, Warned
+from .events import Drifted, Event, Finished, Sampled, Saved, Started, Stepped, Validated, Warned
 from .sd.files import atomic
 
-COLUMNS = ("step", "loss", "lr", "validation", "seconds")
+COLUMNS = ("step", "loss", "lr", "validation", "seconds", "drift")
 EVERY = 10
 
 
@@ -42,7 +42,7 @@ def _closing(events: Iterable[Event], finish: Callable[[], None]) -> Iterator[No
 
 
 def csv(events: Iterable[Event], path: str | Path | None = None, every: int = 1) -> Iterator[Event]:
-    """Passes events through and appends a row per step (or `every` so many; 0: none) to `path`, or else to `losses.csv` in the run's folder: step, loss, learning rate, validation loss, seconds of training until then.
+    """Passes events through and appends a row per step (or `every` so many; 0: none) to `path`, or else to `losses.csv` in the run's folder: step, loss, learning rate, validation loss, seconds of training until then, language drift.
 
     On a resume the rows behind the resumed step go, so that the file becomes that of a run never interrupted, but for the seconds.
     Rows are in the file when the event after `Saved` is asked for: a state that is saved after that has all its rows.
@@ -62,11 +62,12 @@ class _Row:
     lr: float | None = None
     validation: float | None = None
     seconds: float = 0.0
+    drift: float | None = None
 
     def text(self) -> str:
         self.loss = None if self.loss is None else float(self.loss)  # here the device is waited for
-        numbers = ("" if x is None else f"{x:.9g}" for x in (self.loss, self.lr, self.validation))  # 9 digits give an fp32 back exactly
-        return ",".join((str(self.step), *numbers, f"{self.seconds:.2f}")) + "\n"
+        loss, lr, validation, drift = ("" if x is None else f"{x:.9g}" for x in (self.loss, self.lr, self.validation, self.drift))  # 9 digits give an fp32 back exactly
+        return ",".join((str(self.step), loss, lr, validation, f"{self.seconds:.2f}", drift)) + "\n"
 
 
 class _Table:
@@ -87,7 +88,9 @@ class _Table:
                 row.loss, row.lr = event.loss, event.lr
         elif isinstance(event, Validated):
             self.row(event.step).validation = event.loss
-        if len(self.rows) > EVERY or isinstance(event, (Validated, Sampled, Saved, Finished)):
+        elif isinstance(event, Drifted):
+            self.row(event.step).drift = event.drift
+        if len(self.rows) > EVERY or isinstance(event, (Validated, Drifted, Sampled, Saved, Finished)):
             self.flush(sync=isinstance(event, (Saved, Finished)))
 
     def row(self, step: int) -> _Row:
@@ -144,8 +147,8 @@ def read_rows(path: Path, last: float = math.inf) -> list[_Row]:
 
 def _row(cells: dict[str, str]) -> _Row | None:
     try:
-        loss, lr, validation = (float(cells[name]) if cells.get(name) else None for name in ("loss", "lr", "validation"))
-        return _Row(int(cells["step"]), loss, lr, validation, float(cells.get("seconds") or 0))
+        loss, lr, validation, drift = (float(cells[name]) if cells.get(name) else None for name in ("loss", "lr", "validation", "drift"))
+        return _Row(int(cells["step"]), loss, lr, validation, float(cells.get("seconds") or 0), drift)
     except (KeyError, TypeError, ValueError):
         return None
 
@@ -198,11 +201,13 @@ class _Board:
             self.steps.append((event, time.time()))
         elif isinstance(event, Validated):
             self.writer.add_scalar("validation", event.loss, event.step)
+        elif isinstance(event, Drifted):
+            self.writer.add_scalar("language drift", event.drift, event.step)
         elif isinstance(event, Sampled):
             self.images(event)
         elif isinstance(event, Warned) and self.writer is not None:
             self.writer.add_text("warning", event.text, self.last)
-        if len(self.steps) >= EVERY or isinstance(event, (Validated, Sampled, Saved, Finished)):
+        if len(self.steps) >= EVERY or isinstance(event, (Validated, Drifted, Sampled, Saved, Finished)):
             self.flush()
 
     def images(self, event: Sampled) -> None:

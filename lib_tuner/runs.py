@@ -200,7 +200,8 @@ def details(folder: Path) -> dict[str, Any]:
         chosen = {}
     return {
         **row(folder, rows), "points": [[r.step, finite(r.loss), r.lr] for r in rows if r.loss is not None], "settings": chosen, "words": run.words,
-        "validations": [[r.step, finite(r.validation)] for r in rows if r.validation is not None], "samples": samples(folder), "files": saved_files(folder),
+        "validations": [[r.step, finite(r.validation)] for r in rows if r.validation is not None],
+        "drifts": [[r.step, finite(r.drift)] for r in rows if r.drift is not None], "samples": samples(folder), "files": saved_files(folder),
         "training": list(range(len(run.pictures))), "prompts": chosen.get("sample.prompts", ""),
     }  # fmt: skip
 
@@ -253,6 +254,8 @@ def use_text(run: Record, path: Path) -> str:
         return name
     if run.method == "hypernetwork":
         return f"<hypernet:{name}:1> {run.words}".strip()
+    if run.method in METHODS and METHODS[run.method].file_kind(path) == "dreambooth":
+        return run.words  # the checkpoint itself is chosen, not named
     return f"<lora:{name}:0.8> {run.words}".strip()
 
 
@@ -278,7 +281,7 @@ def rename_file(folder: Path, name: str, new: str) -> Path:
     target = path.with_name(build(TrainConfig, {"name": new}).name + path.suffix)  # the rule for a run's name is the rule for a file's
     if target != path and target.exists():
         raise ValueError(f"{target.name} exists already; choose another name.")
-    for old in (path, *([path.with_suffix(".json")] if path.suffix == ".safetensors" and path.with_suffix(".json").is_file() else [])):
+    for old in (path, *_beside(path)):
         old.rename(old.with_name(target.stem + old.suffix))
     with _WRITING:
         run = known_record(folder)
@@ -289,9 +292,14 @@ def rename_file(folder: Path, name: str, new: str) -> Path:
 def delete_file(folder: Path, name: str) -> None:
     """Deletes a saved file with its card."""
     path = inside(folder, name)
-    path.unlink()
-    if path.suffix == ".safetensors":
-        path.with_suffix(".json").unlink(missing_ok=True)
+    beside = _beside(path)
+    for file in (path, *beside):
+        file.unlink()
+
+
+def _beside(path: Path) -> list[Path]:
+    """A LoRA's card, a checkpoint's description."""
+    return [p for p in map(path.with_suffix, (".json", ".yaml")) if p.is_file()] if path.suffix == ".safetensors" else []
 
 
 def delete_run(folder: Path) -> None:

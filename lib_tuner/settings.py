@@ -101,6 +101,32 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class PriorConfig:
+    """What keeps the model from forgetting the ordinary class, and how that is measured."""
+
+    prompt: str = opt("", "Class prompts", "Prompts of the ordinary class, one a line, such as `a photo of a cat`: for the frozen prior and for class pictures that are drawn.")
+    weight: float = opt(0.0, "Frozen prior weight", "For the class prompts the frozen model's prediction is the target, with this weight; needs no class pictures; 0: off.", min=0.0, max=10.0)
+    pictures: int = opt(0, "Class pictures to have", "What the folder of class pictures lacks of so many is drawn by the untouched model before the run, and kept; 0: none are drawn.", min=0, max=10000)
+    batch: int = opt(4, "Class pictures at once", "How many are drawn before the next look at Stop.", min=1, max=64)
+    negative: str = opt("", "Negative prompt of class pictures", "What the class pictures should not show.")
+    steps: int = opt(25, "Steps of class pictures", "Steps of the sampler.", min=1, max=150)
+    cfg: float = opt(7.0, "CFG scale of class pictures", "How strongly the prompt is followed.", min=1.0, max=30.0)
+    sampler: str = opt("ddim", "Sampler of class pictures", "What draws the class pictures.", choices=("ddim", "euler_a", "dpmpp_2m"))
+    seed: int = opt(1000, "Seed of class pictures", "Picture number n has this seed plus n.", min=0, max=2**31)
+    drift: str = opt("auto", "Language drift", "Measures before the run, at saves and at the end how far predictions for other prompts moved; auto: with DreamBooth.", choices=("auto", "on", "off"))
+
+    @property
+    def prompts(self) -> list[str]:
+        """The class prompts."""
+        return [line.strip() for line in self.prompt.splitlines() if line.strip()]
+
+    def check(self) -> None:
+        for name, value in (("weight", self.weight), ("pictures", self.pictures)):
+            if value and not self.prompts:
+                raise ValueError(f"{name} is {value:g}, but there is no class prompt: write one, or set it to 0")
+
+
+@dataclass(frozen=True)
 class SampleConfig:
     """Pictures drawn during the run."""
 
@@ -175,6 +201,7 @@ class TrainConfig:
     data: DataConfig = section(DataConfig)
     optim: OptimConfig = section(OptimConfig)
     loss: LossConfig = section(LossConfig)
+    prior: PriorConfig = section(PriorConfig)
     sample: SampleConfig = section(SampleConfig)
     memory: MemoryConfig = section(MemoryConfig)
     webui: WebUIConfig = section(WebUIConfig)
@@ -184,5 +211,7 @@ class TrainConfig:
         bad = [c for c in self.name if c in '/\\:*?"<>|' or ord(c) < 32]
         if bad or not self.name.strip(". ") or len(self.name.encode()) > 200:
             raise ValueError(f"name: {self.name[:60]!r} cannot be a file's name: write at least one letter, at most 200, and none of / \\ : * ? \" < > |")
+        if self.prior.pictures and not self.data.class_folder.strip():
+            raise ValueError(f"prior.pictures is {self.prior.pictures}, but data.class_folder is empty: name the folder that the class pictures are kept in")
         if self.validate_every and not self.data.validation_folder:
             raise ValueError(f"validate_every is {self.validate_every}, but data.validation_folder is empty: name a folder, or set it to 0")

@@ -19,6 +19,7 @@ from .host import Components
 from .methods.base import Method
 from .optim import EMA, set_lr, weights_for_eval
 from .sd.loss import diffusion_loss, generator_for, noise_for, timesteps_for
+from .sd.rounding import rounded_step
 from .sd.schedule import Schedule
 from .settings import LossConfig, TrainConfig
 
@@ -77,10 +78,14 @@ class Step:
 
     def __post_init__(self):
         self.schedule = schedule_for(self.cfg.loss, self.sd.schedule)
+        method = self.state.method
+        if self.cfg.prior.weight and type(method).disabled is Method.disabled:
+            raise ValueError(f"prior.weight: {method.label} cannot be switched off while it learns, so there is no frozen model to compare with; set it to 0.")
         self._cached = TextCache(self.sd.text)
+        self._frozen_text = TextCache(self.sd.text) if method.trains_text else self._cached
         self.params = [p for group in self.state.optimizer.param_groups for p in group["params"]]
         self._bad = torch.zeros((), dtype=torch.bool, device=self.sd.device)
-        self.good: tuple[int, dict[str, Any]] = (0, {})  # updates done, and the method's state then
+        self.good: tuple[int, dict[str, Any]] = (0, {})  # updates done, and a snapshot of the method then
 
     def __call__(self, number: int) -> Tensor:
         """Update `number`, counted from 0. Raises NotANumber where the loss or a gradient is none; the weights are then as before."""
@@ -127,10 +132,25 @@ class Step:
         mask = None if batch.mask is None else batch.mask.to(device)
         method.begin(batch)
         encode = self.sd.text if method.trains_text else self._cached  # asked each time: a stage may end in which words were learned
+        kept = self._kept(batch, xt, t, encode) if cfg.prior.weight else None
         with self.sd.autocast():
             pred = self.sd.unet(xt, t, encode(batch.captions))
         each = diffusion_loss(pred.float(), target, t, self.schedule, cfg.loss, mask)  # (B,)
+        each = each if kept is None else each + cfg.prior.weight * kept
         return (each * batch.weights.to(device)).sum() + len(batch) * method.extra_loss()
+
+    def _kept(self, batch: Batch, xt: Tensor, t: Tensor, encode: Callable[[list[str]], Tensor]) -> Tensor:
+        """How far each sample's prediction (B,) for a class prompt is from the frozen model's: what the frozen model would have said is the target.
+
+        OneTrainer's prior prediction and ai-toolkit's differential output preservation; here at the noisy subject, so that no class picture is needed.
+        """
+        lines = self.cfg.prior.prompts
+        prompts = [lines[int(torch.randint(len(lines), (), generator=generator_for(self.cfg.seed, i, "class prompt")))] for i in batch.indices]
+        with torch.no_grad(), self.state.method.disabled(), self.sd.autocast():
+            wanted = self.sd.unet(xt, t, self._frozen_text(prompts)).float()
+        with self.sd.autocast():  # one of its own: autocast keeps converted weights until its end, and those of before were the frozen ones
+            pred = self.sd.unet(xt, t, encode(prompts))
+        return diffusion_loss(pred.float(), wanted, t, self.schedule, self.cfg.loss)
 
     def _update(self, loss: Tensor, number: int) -> None:
         """Unscales, clips and steps; a step whose gradients are no numbers changes nothing."""
@@ -142,16 +162,25 @@ class Step:
         # With a scaler an infinite gradient only means that the scale was too high, and scaler.step leaves that update out.
         fine = torch.isfinite(loss) if scaler is not None else torch.isfinite(loss) & torch.isfinite(norm)
         self._watch(fine, number)
-        if fine.device.type == "cpu" or number % READ_EVERY == 0:
+        due = not self.good[1] or number % self.state.method.good_every == 0
+        if due and (fine.device.type == "cpu" or number % READ_EVERY == 0):
             with weights_for_eval(optimizer, self.state.ema):  # those that would be saved
-                self.good = (number, self.state.method.state_dict())
+                self.good = (number, self.state.method.snapshot())
         if clip:
             torch._foreach_mul_(grads, (clip / (norm + 1e-6)).clamp(max=1.0))
         if scaler is None:
-            optimizer.step()
+            self._move(number)
         else:
             scaler.step(optimizer)
             scaler.update()
+
+    def _move(self, number: int) -> None:
+        """The optimizer's step; weights in bf16 are moved in fp32 and rounded by the same chances in every process."""
+        if self.params[0].dtype != torch.bfloat16:
+            self.state.optimizer.step()
+            return
+        seed = generator_for(self.cfg.seed, number, "rounding").initial_seed()
+        rounded_step(self.state.optimizer, torch.Generator(self.params[0].device).manual_seed(seed))
 
     def _watch(self, fine: Tensor, number: int) -> None:
         """Raises NotANumber at once where looking is free; on a GPU zeroes the gradients of a bad step and looks every few steps."""

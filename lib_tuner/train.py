@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,14 +14,15 @@ import torch
 
 from . import checkpoint
 from .config import build, flat_values, read_toml, to_toml
-from .data.batches import Batches, validation
+from .data import class_pictures
+from .data.batches import Batches, find_items, validation
 from .data.items import from_rows, to_rows
 from .data.pictures import beside, from_pixels
-from .events import Event, Finished, Preparing, Sampled, Saved, Started, Stepped, Validated, Warned
+from .events import Drifted, Event, Finished, Preparing, Sampled, Saved, Started, Stepped, Validated, Warned
 from .host import Components, GenerateRequest, Host
 from .methods.base import Method
 from .methods.metadata import Made
-from .metrics import validation_loss
+from .metrics import drift_prompts, prior_drift, validation_loss
 from .optim import EMA, lr_ended, make_optimizer, weights_for_eval
 from .sd.files import atomic
 from .sd.loss import check_weights
@@ -68,6 +69,12 @@ class Run:
     saves: list[list[Path]] = field(default_factory=list)
     held_out: list[Any] = field(default_factory=list)
 
+    @property
+    def drifts(self) -> bool:
+        """Whether language drift is measured."""
+        can = type(self.method).disabled is not Method.disabled
+        return can and {"on": True, "off": False, "auto": self.method.drifts}[self.cfg.prior.drift]
+
 
 def train(cfg: TrainConfig, method: Method, host: Host, stop: Callable[[], bool] = never, rank: int = 0, world: int = 1,
           orders: Callable[[], Orders] = no_orders) -> Iterator[Event]:
@@ -77,14 +84,20 @@ def train(cfg: TrainConfig, method: Method, host: Host, stop: Callable[[], bool]
     Of `world` processes (torchrun) each computes its share of every batch, and rank 0 alone samples, validates and writes.
     Closing the generator cancels the run without saving. Raises ValueError or OSError with one sentence before the first step where something does not fit.
     """
+    reduce, stopped = _reducer(world), False
     yield Preparing(0, 0, "Loading the model")
-    with host.exclusive() as sd, method.attached(sd) as groups:
+    with host.exclusive() as sd, ExitStack() as attached:
+        if cfg.prior.pictures and not cfg.resume:  # a resumed run has its pictures
+            if rank == 0:
+                yield from _draw_class_pictures(cfg, host, stop)
+            if _anyone(stop() or host.interrupted(), reduce, sd):
+                yield Finished(0, "stopped", [])
+                return
         yield Preparing(0, 0, "Reading pictures and captions")
-        run, start = _prepare(cfg, method, host, sd, groups)
+        run, start = _prepare(cfg, method, host, sd, attached.enter_context(method.attached(sd)))
         run.writes = rank == 0
         for problem in run.batches.problems:
             yield Warned(str(problem))
-        reduce, stopped = _reducer(world), False
         for done, total, name in run.batches.prepare():
             yield Preparing(done, total, f"Encoding {name}")
             if stopped := stop() or host.interrupted():
@@ -93,8 +106,8 @@ def train(cfg: TrainConfig, method: Method, host: Host, stop: Callable[[], bool]
             yield Finished(start, "stopped", [])
             return
         run.held_out = validation(cfg.data, sd, method.triggers(), method.hints) if cfg.validate_every else []
-        run.folder = _folder(cfg) if run.writes else run.folder
         step = Step(cfg, sd, run.state, run.batches, rank, world, reduce)
+        run.folder = _folder(cfg) if run.writes else run.folder
         yield Started(start, cfg.steps, run.folder, _shown(run.batches), sd.model_name)
         yield from _milestones(run, start, fresh=start == 0)
         reason, done = "done", start
@@ -109,8 +122,9 @@ def train(cfg: TrainConfig, method: Method, host: Host, stop: Callable[[], bool]
                 loss = step(number)
             except NotANumber as error:
                 yield Warned(str(error))
-                reason, done = "nan", max(start, step.good[0])
-                if done > start:
+                reason = "nan"
+                if step.good[1]:  # else the first update was left out, and the weights are as they were
+                    done = step.good[0]
                     method.load_state_dict(step.good[1])
                 break
             done = number + 1
@@ -118,6 +132,13 @@ def train(cfg: TrainConfig, method: Method, host: Host, stop: Callable[[], bool]
             if done < cfg.steps:
                 yield from _milestones(run, done, asked=orders())
         yield from _end(run, done, reason, orders())
+
+
+def _draw_class_pictures(cfg: TrainConfig, host: Host, stop: Callable[[], bool]) -> Iterator[Event]:
+    """What the folder of class pictures lacks, once it is sure that there is something to train on."""
+    if class_pictures.missing(cfg):
+        find_items(replace(cfg.data, class_folder=""))
+        yield from class_pictures.draw(cfg, host, lambda: stop() or host.interrupted())
 
 
 def _prepare(cfg: TrainConfig, method: Method, host: Host, sd: Components, groups: list[dict[str, Any]]) -> tuple[Run, int]:
@@ -202,13 +223,16 @@ def _milestones(run: Run, step: int, fresh: bool = True, asked: Orders = Orders(
 
     sampled, saved = due(cfg.sample.every, asked.sample), bool(step) and due(cfg.save_every, asked.save)
     validated = due(cfg.validate_every) and bool(run.held_out)
-    if not (sampled or validated or saved):
+    drifted = run.writes and run.drifts and (saved or validated or fresh and step == 0)
+    if not (sampled or validated or saved or drifted):
         return
     with _state_kept(run, step), run_in_eval(run):
         if sampled:
             yield from _sample(run, step)
         if validated:
             yield from _validate(run, step)
+        if drifted:
+            yield from _drift(run, step)
         if saved:
             yield from _export(run, step, f"{cfg.name}-{step:06d}")
     if saved:
@@ -219,8 +243,12 @@ def _milestones(run: Run, step: int, fresh: bool = True, asked: Orders = Orders(
 def run_in_eval(run: Run) -> Iterator[None]:
     """Dropout off, and the weights that are saved and sampled (EMA, schedule-free averages) in place."""
     run.method.train(False)
-    with weights_for_eval(run.state.optimizer, run.state.ema):
-        yield
+    try:
+        with weights_for_eval(run.state.optimizer, run.state.ema):
+            run.method.follow()
+            yield
+    finally:
+        run.method.follow()
 
 
 @contextmanager
@@ -245,6 +273,8 @@ def _end(run: Run, step: int, reason: str, asked: Orders) -> Iterator[Event]:
             yield from _sample(run, step)
         if run.writes and reason == "done" and run.held_out:
             yield from _validate(run, step)
+        if run.writes and step and fine and run.drifts:
+            yield from _drift(run, step)
         if run.writes and step:
             for event in _export(run, step, cfg.name if reason == "done" else f"{cfg.name}-{step:06d}"):
                 files = event.paths if isinstance(event, Saved) else files
@@ -300,6 +330,23 @@ def _validate(run: Run, step: int) -> Iterator[Event]:
     yield Preparing(0, 0, "Measuring the validation loss")
     schedule = schedule_for(run.cfg.loss, run.sd.schedule)
     yield Validated(step, validation_loss(run.sd.unet, run.sd.text, run.held_out, schedule, run.cfg.seed, run.method.begin))
+
+
+def _drift(run: Run, step: int) -> Iterator[Event]:
+    """How far predictions for prompts without the trigger moved, at the noise of a training picture that is always the same."""
+    prompts = drift_prompts(run.cfg.prior.prompts, run.method.triggers())
+    if not prompts:
+        return
+    yield Preparing(0, 0, "Measuring the language drift")
+    batch = run.batches.at(0)
+    latents = batch.latents[:1].to(run.sd.device).expand(len(prompts), -1, -1, -1)
+    run.method.begin(replace(batch, indices=tuple(range(len(prompts)))))
+
+    def predict(*given: torch.Tensor) -> torch.Tensor:
+        with run.sd.autocast():  # anew for each: it keeps converted weights, and there are two models here
+            return run.sd.unet(*given)
+
+    yield Drifted(step, prior_drift(predict, run.method.disabled, run.sd.text, latents, prompts, schedule_for(run.cfg.loss, run.sd.schedule), run.cfg.seed))
 
 
 def _export(run: Run, step: int, name: str) -> Iterator[Event]:

@@ -40,6 +40,8 @@ VARIANTS = {
     "t2i_adapter": {"method": "t2i_adapter"},
     "t2i_adapter of grey with a small start": {"method": "t2i_adapter", "t2i_adapter.channels": "grey", "t2i_adapter.small_start": True},
     "controlnet": {"method": "controlnet"},
+    "dreambooth": {"method": "dreambooth", "dreambooth.save_dtype": "fp32"},
+    "dreambooth with text encoder": {"method": "dreambooth", "dreambooth.text_encoder": True, "dreambooth.save_dtype": "fp32", "prior.weight": 1.0, "prior.prompt": "a cat"},
     "two words": {"method": "textual_inversion", "textual_inversion.embeddings": "zorb | 2 | red; blip | 1 | cat"},
 }
 HINT = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(4))  # for those that follow one
@@ -112,7 +114,9 @@ def test_only_the_method_gets_gradients_and_all_of_it(sd, method):
         grads = torch.autograd.grad(loss, params, allow_unused=True)
         assert all(g is not None and torch.isfinite(g).all() for g in grads)
         assert sum(float(g.abs().sum()) > 0 for g in grads) >= 0.95 * len(grads)  # a 1x1 middle block has attention to itself alone
-        assert not any(p.requires_grad for part in (sd.unet, sd.text.transformer) for p in part.parameters())
+        own = {id(p) for p in params} if method.kind == "dreambooth" else set()  # the model itself is what it trains
+        assert not any(p.requires_grad for part in (sd.unet, sd.text.transformer) for p in part.parameters() if id(p) not in own)
+    assert not any(p.requires_grad for part in (sd.unet, sd.text.transformer) for p in part.parameters())
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(sd, method):
@@ -164,7 +168,7 @@ def test_the_start_is_a_function_of_the_seed(sd, method):
     with again.attached(sd):
         assert torch.equal(flat(again.state_dict()), first)
     with other.attached(sd):
-        assert method.kind == "textual_inversion" or not torch.equal(flat(other.state_dict()), first)
+        assert method.kind in ("textual_inversion", "dreambooth") or not torch.equal(flat(other.state_dict()), first)
 
 
 def flat(state: dict) -> torch.Tensor:
@@ -211,6 +215,11 @@ def test_export_read_by_an_independent_reader_gives_the_live_model(sd, method, t
     elif method.kind in ("t2i_adapter", "controlnet"):
         found = under_hint(sd, method.kind, load_file(files[0]))
         assert (found - trained).norm() < 0.01 * (trained - predict(sd)).norm()
+    elif method.kind == "dreambooth":
+        file = load_file(files[0])
+        for part, prefix in ((sd.unet, "model.diffusion_model."), (sd.text.transformer, "cond_stage_model.transformer.")):
+            part.load_state_dict({key: file[prefix + key] for key in part.state_dict()})
+        assert torch.equal(predict(sd), trained)  # the file is fp32
     else:
         vectors = {path.stem: load_file(path)["emb_params"] for path in files}  # the WebUI's word is the file's stem
         assert torch.allclose(by_hand(sd, "a zorb and a blip on a table", vectors), trained, rtol=1e-4, atol=1e-5)

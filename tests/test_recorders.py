@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from lib_tuner import recorders
-from lib_tuner.events import Finished, Preparing, Sampled, Saved, Started, Stepped, Validated, Warned
+from lib_tuner.events import Drifted, Finished, Preparing, Sampled, Saved, Started, Stepped, Validated, Warned
 from lib_tuner.recorders import csv, tensorboard
 
 
@@ -36,6 +36,7 @@ def run(start, steps, validate=4, save=3, folder=Path("run")):
         if step % validate == 0:
             yield Validated(step, 0.1 + 1 / (3 * step))
         if step % save == 0:
+            yield Drifted(step, step / 7)
             yield Saved(step, [], "")
     yield Finished(steps, "done", [])
 
@@ -46,8 +47,9 @@ def table(path):
 
 
 def timeless(path):
-    lines = path.read_text().splitlines()
-    return [line.rpartition(",")[0] for line in lines]
+    """The lines without the seconds, and with a drift where there is one."""
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    return [",".join([*row[:4], *(cell for cell in row[5:] if cell)]) for row in rows]
 
 
 def unbroken(tmp_path, steps=12):
@@ -64,11 +66,12 @@ def test_a_row_per_step_with_its_numbers(tmp_path):
     path = tmp_path / "run" / "losses.csv"
     events = list(csv(run(0, 5), path))
     assert [type(e).__name__ for e in events] == [type(e).__name__ for e in run(0, 5)]
-    assert path.read_text().splitlines()[0] == "step,loss,lr,validation,seconds"
+    assert path.read_text().splitlines()[0] == "step,loss,lr,validation,seconds,drift"
     rows = table(path)
     assert [(r["step"], r["lr"]) for r in rows] == [("1", "0.0001"), ("2", "0.0002"), ("3", "0.0003"), ("4", "0.0004"), ("5", "0.0005")]
     assert [torch.tensor(float(r["loss"])) for r in rows] == [torch.tensor(1 / s) for s in (1, 2, 3, 4, 5)]  # every bit of fp32
     assert [r["validation"] for r in rows] == ["", "", "", "0.183333333", ""]
+    assert [r["drift"] for r in rows] == ["", "", "0.428571429", "", ""]
 
 
 def test_a_validation_before_the_first_step_has_a_row(tmp_path):

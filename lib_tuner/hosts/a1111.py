@@ -118,7 +118,7 @@ class WebUI:
                 part.place = stays if trained else in_ram(network, device)
         name = model.sd_checkpoint_info.model_name
         return Components(unet, text, vae, ldm.schedule_of(model).to(device), self.w.devices.autocast, ldm.checkpoint_hash(model), name,
-                          torch.device(device), next(unet.parameters()).dtype, self.forecast().checkpointing)  # fmt: skip
+                          torch.device(device), next(unet.parameters()).dtype, self.forecast().checkpointing, Path(model.sd_checkpoint_info.filename))  # fmt: skip
 
     # ---- while it goes -----------------------------------------------------------------------------------------------
 
@@ -161,7 +161,9 @@ class WebUI:
     def output_dir(self, kind: str) -> Path:
         """Where the host looks for files of a method."""
         options = self.w.shared.cmd_opts
-        folders = {"textual_inversion": options.embeddings_dir, "hypernetwork": options.hypernetwork_dir}
+        folders = {
+            "textual_inversion": options.embeddings_dir, "hypernetwork": options.hypernetwork_dir, "dreambooth": options.ckpt_dir or self.w.sd_models.model_path,
+        }  # fmt: skip
         if kind in FORMATS:  # the ControlNet extension's own option, or its folder
             return Path(getattr(options, "controlnet_dir", None) or Path(self.w.paths.models_path) / "ControlNet")
         return Path(folders.get(kind) or options.lora_dir)
@@ -191,8 +193,10 @@ class WebUI:
     def _refresh(self) -> None:
         """The host's lists, with what was saved."""
         made, self._published = self._published, []
-        for kind in sorted({kind for _, kind in made if METHODS[kind].in_prompt}):  # the ControlNet extension has a button of its own for its list
+        for kind in sorted({kind for _, kind in made if METHODS[kind].in_prompt and kind != "dreambooth"}):  # the ControlNet extension has a button of its own for its list
             refresh(self.w, {path.stem for path, of in made if of == kind}, kind)
+        if any(kind == "dreambooth" for _, kind in made):
+            refresh_checkpoints(self.w)
 
     def forecast(self) -> Forecast:
         """How this run would go on what the host has loaded."""
@@ -236,6 +240,14 @@ def refresh(w: Any, names: set[str], method: str) -> None:
         take_out(w.networks, w.sd_models.model_data.sd_model, names)
         for name in names:
             w.networks.networks_in_memory.pop(name, None)
+
+
+def refresh_checkpoints(w: Any) -> None:
+    """The host's list of checkpoints anew; started with --ckpt, it would choose that one again, whatever its user has chosen since."""
+    chosen = w.shared.opts.data.get("sd_model_checkpoint")
+    w.sd_models.list_models()
+    if chosen is not None:
+        w.shared.opts.data["sd_model_checkpoint"] = chosen
 
 
 # ---- the extension ---------------------------------------------------------------------------------------------------

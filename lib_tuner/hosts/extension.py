@@ -135,9 +135,10 @@ def saves_of(home: Path) -> list[axes.Save]:
     found = []
     for source, target in published_as(home).items():
         method, step = METHODS.get(runs.known_record(source.parent).method), runs.step_of(source)
-        if method and not method.in_prompt:
-            continue
-        found.append(axes.Save(target.stem, source.parent.name, step, method.file_kind(source) if method else ""))
+        kind = method.file_kind(source) if method else ""
+        if method and not method.in_prompt or kind == "dreambooth":
+            continue  # chosen elsewhere; for checkpoints the plot has an axis of its own
+        found.append(axes.Save(target.stem, source.parent.name, step, kind))
     return axes.in_order(found)
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..host import GenerateRequest
 from ..sd.text import TextEncoder
-from ..settings import TrainConfig
+from ..settings import TrainConfig, WebUIConfig
 from .kept import random_state
 
 SAMPLERS = {"ddim": ("DDIM", None), "euler_a": ("Euler a", None), "dpmpp_2m": ("DPM++ 2M", "Karras")}
@@ -39,7 +39,7 @@ def draw(w: Any, model: Any, cfg: TrainConfig, text: TextEncoder | None, request
 
 
 def _processing(w: Any, model: Any, cfg: TrainConfig, request: GenerateRequest) -> Any:
-    own = cfg.webui
+    own = WebUIConfig() if request.plain else cfg.webui
     sampler, scheduler = SAMPLERS[request.sampler]
     hires = {"enable_hr": True, "hr_scale": own.hires_scale, "hr_upscaler": own.hires_upscaler, "hr_second_pass_steps": own.hires_steps,
              "denoising_strength": own.hires_denoise} if own.hires_scale else {}  # fmt: skip

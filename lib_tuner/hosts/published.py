@@ -32,6 +32,9 @@ def publish(source: Path, folder: Path, home: Path) -> Path:
         target = wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
     _link(source, target)
     _write(home, {**_alive(ledger), str(target): str(source)})
+    yaml = source.with_suffix(".yaml")
+    if yaml.is_file():  # a checkpoint's, which the host does not build rightly without
+        shutil.copyfile(yaml, target.with_suffix(".yaml"))
     card, shown = source.with_suffix(".json"), target.with_suffix(".json")
     if card.is_file() and not shown.exists():  # the host writes into it when its user edits it, so it is a copy and is never replaced
         shutil.copyfile(card, shown)
@@ -53,7 +56,8 @@ def sweep(home: Path) -> list[Path]:
     for target, source in ledger.items():
         if not Path(source).is_file() and Path(target).is_file() and step_of(Path(target)) is not None:
             Path(target).unlink()
-            Path(target).with_suffix(".json").unlink(missing_ok=True)
+            for ending in (".json", ".yaml"):
+                Path(target).with_suffix(ending).unlink(missing_ok=True)
             gone.append(Path(target))
     if ledger != _alive(ledger):
         _write(home, _alive(ledger))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from ..host import LoadReport
+from ..methods.checkpoint_file import is_whole
 from ..methods.control_file import FORMATS, count_control
 from ..methods.embedding_file import read_embedding
 from ..methods.hypernetwork import attentions
@@ -19,6 +21,8 @@ def read_back(w: Any, path: Path, method: str) -> LoadReport:
     """How the host reads the file; where it refuses it, nothing is taken and the note says why."""
     if method == "textual_inversion":
         return _embedding(w, path)
+    if is_whole(path):
+        return _checkpoint(w, path)
     if method == "hypernetwork":
         return _hypernetwork(w, path)
     if method in FORMATS:
@@ -54,6 +58,18 @@ def _hypernetwork(w: Any, path: Path) -> LoadReport:
         return LoadReport(path, 0, total, path.stem, "the WebUI refuses it: its log says why")
     there = {module.to_k.weight.shape[1] for _, module in attentions(w.shared.sd_model.model.diffusion_model)}
     return LoadReport(path, 2 * len(found.layers.keys() & there), total, path.stem)
+
+
+def _checkpoint(w: Any, path: Path) -> LoadReport:
+    """Its tensors under the names that the host gives them, against those of the model that is loaded, which has this one's structure."""
+    total = len(read_header(path)[0])
+    try:
+        read = w.sd_models.read_state_dict
+        found = read(str(path), map_location="cpu") if "map_location" in signature(read).parameters else read(str(path))
+    except Exception as error:  # whatever the host raises for a file it does not take
+        return LoadReport(path, 0, total, path.stem, f"the WebUI refuses it: {error}")
+    own = {key.replace(".wrapped.", "."): tensor.shape for key, tensor in w.sd_models.model_data.sd_model.state_dict().items()}  # hijacked modules are wrapped
+    return LoadReport(path, sum(own.get(key) == tensor.shape for key, tensor in found.items()), total, path.stem)
 
 
 def _embedding(w: Any, path: Path) -> LoadReport:

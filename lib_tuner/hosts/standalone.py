@@ -18,6 +18,7 @@ from ..events import Event
 from ..host import Components, Forecast, GenerateRequest, LoadReport
 from ..methods import METHODS
 from ..methods.base import weight_shapes
+from ..methods.checkpoint_file import count_places, is_whole
 from ..methods.control_file import FORMATS, count_control
 from ..methods.embedding_file import read_embedding
 from ..methods.hypernetwork import attentions
@@ -75,7 +76,7 @@ class Standalone:
         if self.cfg.memory.offload:
             m.vae.place = in_ram(m.vae.vae, plan.device)
             m.text.place = stays if METHODS[self.cfg.method](self.cfg).trains_text else in_ram(m.text.transformer, plan.device)
-        self._sd = Components(m.unet, m.text, m.vae, m.schedule, nullcontext, m.sha256, m.name, plan.device, plan.dtype)
+        self._sd = Components(m.unet, m.text, m.vae, m.schedule, nullcontext, m.sha256, m.name, plan.device, plan.dtype, self.model_path)
         try:
             with few_pixels_as_products(m.unet):
                 yield self._sd
@@ -119,6 +120,9 @@ class Standalone:
 
     def reload(self, path: Path) -> LoadReport:
         """Reads a saved file back as the WebUI would."""
+        if is_whole(path):
+            parts = {"unet": self.model.unet, "vae": self.model.vae.vae, "text": self.model.text.transformer}
+            return LoadReport(path, *count_places(path, {(part, name): tuple(t.shape) for part, root in parts.items() for name, t in root.state_dict().items()}))
         if self.cfg.method in FORMATS:
             return LoadReport(path, *count_control(path, self.cfg.method, self.model.unet), path.stem)
         if self.cfg.method == "hypernetwork":

@@ -10,6 +10,7 @@ from ..settings import TrainConfig
 from .adalora import AdaLoRA
 from .base import Method
 from .controlnet import ControlNet
+from .dreambooth import DreamBooth
 from .hypernetwork import Hypernetwork
 from .loha import LoHa
 from .lokr import LoKr
@@ -19,7 +20,7 @@ from .t2i_adapter import T2I
 from .textual_inversion import TextualInversion
 
 METHODS: dict[str, type[Method]] = {
-    method.kind: method for method in (LoRA, LoCon, LoHa, LoKr, AdaLoRA, TextualInversion, PivotalTuning, Hypernetwork, T2I, ControlNet)
+    method.kind: method for method in (LoRA, LoCon, LoHa, LoKr, AdaLoRA, TextualInversion, PivotalTuning, DreamBooth, Hypernetwork, T2I, ControlNet)
 }
 
 

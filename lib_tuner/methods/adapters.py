@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..config import opt
 from ..host import Components
-from ..optim import parse_lr
+from ..optim import text_scale
 from ..sd.loss import generator_for
 from ..sd.names import BLOCKS26, block_name
 from .base import Layer, LayerMethod, Target, parts, weight_shapes
@@ -220,7 +220,7 @@ class Adapters(LayerMethod):
 
     def groups(self) -> list[dict[str, Any]]:
         groups = []
-        for part, scale in (("unet", 1.0), ("text", self._text_scale())):
+        for part, scale in (("unet", 1.0), ("text", text_scale(self.cfg.optim))):
             layers = [layer for (p, _), layer in self.layers.items() if p == part]
             groups += [{"params": params, "lr_scale": scale * more} for params, more in self.split(layers)]
         return [group for group in groups if group["params"]]
@@ -228,10 +228,6 @@ class Adapters(LayerMethod):
     def split(self, layers: list[Adapter]) -> list[tuple[list[nn.Parameter], float]]:
         """The parameters of layers, by how many times faster than the rest they learn."""
         return [([p for layer in layers for p in layer.parameters()], 1.0)]
-
-    def _text_scale(self) -> float:
-        optim = self.cfg.optim
-        return optim.text_lr / max(rate for rate, _ in parse_lr(optim.lr)) if optim.text_lr else 1.0
 
     @property
     def saved_dtype(self) -> torch.dtype:

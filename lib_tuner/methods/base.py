@@ -44,6 +44,8 @@ class Method:
     hints: Hints | None = None  # for a method whose batches have hints
     trains_text = False  # the text encoder's states depend on what is trained, so they cannot be cached
     learns_words = False  # the trigger is a word with vectors of its own
+    drifts = False  # changes the model so far that its language drift is measured unless somebody says no
+    good_every = 1  # updates between two snapshots, which are kept for the case that the loss is no number any more
 
     def __init__(self, cfg: TrainConfig):
         self.cfg, self.settings = cfg, cfg.settings
@@ -94,12 +96,19 @@ class Method:
     def after_step(self, step: int) -> None:
         """Gradients are present and the weights have moved."""
 
+    def follow(self) -> None:
+        """The weights in the optimizer's groups were changed by somebody else (an average in their place): whatever is computed from them follows."""
+
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs."""
         raise NotImplementedError
 
+    def snapshot(self) -> dict[str, Any]:
+        """A state to export from if the run breaks; no more exact than the saved file, where a whole state would cost too much."""
+        return self.state_dict()
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes a `state_dict` back; the method is attached."""
+        """Takes a `state_dict` or a `snapshot` back; the method is attached."""
         raise NotImplementedError
 
     def export(self, path: Path, summary: Mapping[str, Any], made: Made) -> list[Path]:

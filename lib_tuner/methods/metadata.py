@@ -52,6 +52,11 @@ def lora_metadata(cfg: TrainConfig, summary: Summary, made: Made, modules: Itera
     return _as_text({**_run(cfg, summary, made), **_network(cfg, {part for part, _ in modules}), **_modelspec(cfg, made, "lora")}) | _settings(run or cfg)
 
 
+def checkpoint_metadata(cfg: TrainConfig, summary: Summary, made: Made) -> dict[str, str]:
+    """The metadata of a whole checkpoint."""
+    return _as_text({**_run(cfg, summary, made), **_modelspec(cfg, made, "")}) | _settings(cfg)
+
+
 def embedding_metadata(cfg: TrainConfig, summary: Summary, made: Made, name: str = "", run: TrainConfig | None = None) -> dict[str, str]:
     """The metadata of an embedding file; `name` is the word it stands for (default: the run's name), `run` as above."""
     own = {"modelspec.title": name or cfg.name, "modelspec.trigger_phrase": name or cfg.name, "ss_output_name": name or cfg.name}
@@ -182,6 +187,8 @@ def _pictures(cfg: TrainConfig, summary: Summary) -> dict[str, Any]:
 def _network(cfg: TrainConfig, parts: set[str]) -> dict[str, Any]:
     """`parts`: the parts of the model ("unet", "text") that were trained; a part that was not has no learning rate."""
     own = dict(flat_values(cfg.settings)) if cfg.settings is not None else {}
+    if "lora_rank" in own:  # of a method that is no LoRA, and is saved as one
+        own["rank"] = own.pop("lora_rank")
     known = {"ss_network_dim": "rank", "ss_network_alpha": "alpha", "ss_network_dropout": "dropout", "ss_scale_weight_norms": "max_norm"}
     found = {key: own.pop(name) or None for key, name in known.items() if name in own}
     lycoris = cfg.method in ("loha", "lokr") or own.get("dora") or own.get("tucker")  # what kohya trains by its module of that name
@@ -202,7 +209,7 @@ def _modelspec(cfg: TrainConfig, made: Made, kind: str) -> dict[str, Any]:
     """The fields of https://github.com/Stability-AI/ModelSpec 1.0.1 that are known."""
     spec = {
         "sai_model_spec": "1.0.1",
-        "architecture": f"stable-diffusion-v1/{kind}",
+        "architecture": f"stable-diffusion-v1/{kind}".rstrip("/"),
         "implementation": "diffusers" if kind == "lora" else "https://github.com/Stability-AI/generative-models",
         "title": cfg.name,
         "resolution": f"{cfg.data.resolution}x{cfg.data.resolution}",

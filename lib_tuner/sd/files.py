@@ -173,18 +173,24 @@ def _flat(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from _flat(value if isinstance(value, Mapping) else dict(enumerate(value)), f"{prefix}{key}.")
 
 
+def place_of(key: str) -> tuple[str, str] | None:
+    """The part (unet, vae, text) and the name in it of a checkpoint's key, an old text encoder's under its current name; None for what is no weight of these."""
+    if key.startswith(UNET):
+        return "unet", key[len(UNET) :]
+    if key.startswith(VAE) and key[len(VAE) :].startswith(_VAE_PARTS):
+        return "vae", key[len(VAE) :]
+    if key.startswith(TEXT):
+        name = current_name(key)[len(TEXT) :]
+        return ("text", name) if name.startswith("text_model.") and not name.endswith("position_ids") else None
+    return None
+
+
 def _parts(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    unet, vae, text = {}, {}, {}
+    found: dict[str, dict[str, Tensor]] = {"unet": {}, "vae": {}, "text": {}}
     for key, tensor in tensors.items():
-        if key.startswith(UNET):
-            unet[key[len(UNET) :]] = tensor
-        elif key.startswith(VAE) and key[len(VAE) :].startswith(_VAE_PARTS):
-            vae[key[len(VAE) :]] = tensor
-        elif key.startswith(TEXT):
-            name = current_name(key)[len(TEXT) :]
-            if name.startswith("text_model.") and not name.endswith("position_ids"):
-                text[name] = tensor
-    return unet, vae, text
+        if place := place_of(key):
+            found[place[0]][place[1]] = tensor
+    return found["unet"], found["vae"], found["text"]
 
 
 def current_name(key: str) -> str:

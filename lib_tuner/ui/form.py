@@ -14,11 +14,11 @@ from ..methods import METHODS
 from ..settings import TrainConfig
 from .compat import plain_html
 
-LINES = {"sample.prompts": 3, "sample.negative": 1, "textual_inversion.embeddings": 2, "pivotal.words.embeddings": 2}  # of fields that hold more than one
+LINES = {"sample.prompts": 3, "prior.prompt": 3, "sample.negative": 1, "textual_inversion.embeddings": 2, "pivotal.words.embeddings": 2}  # of fields that hold more than one
 OWN = "own"  # where the method's own essentials stand
 ROWS = (("checkpoint", "method"), ("name", "trigger"), ("data.folder",), ("steps", "optim.lr"), (OWN,), ("data.resolution", "data.batch"), ("sample.prompts",))
 ESSENTIALS = frozenset(key for row in ROWS for key in row)
-SECTIONS = {"": "Run", "data": "Data", "optim": "Optimizer", "loss": "Loss", "sample": "Samples", "memory": "Memory", "webui": "Samples in the WebUI"}
+SECTIONS = {"": "Run", "data": "Data", "optim": "Optimizer", "loss": "Loss", "prior": "Prior preservation", "sample": "Samples", "memory": "Memory", "webui": "Samples in the WebUI"}
 _SECTION = re.compile(r"(?:([\w.]+): )?(.*)")  # `optim.lr: ...`, `sample: every is ...`, or a sentence of the run's own settings
 LEFT_OUT = frozenset(("resume",))  # a button of its own
 

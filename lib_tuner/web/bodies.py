@@ -89,6 +89,7 @@ class RunRow(BaseModel):
 class RunDetails(RunRow):
     points: List[Any] = Field(description="[step, loss, learning rate]")
     validations: List[Any] = Field(description="[step, loss]")
+    drifts: List[Any] = Field(description="[step, language drift]")
     samples: List[Any]
     files: List[Any] = Field(description="name, bytes, step, use (what to write into the prompt), report (how the host reads it)")
     settings: Dict[str, Any]
