@@ -54,6 +54,8 @@ class Forecast:
     free: float | None
     small: bool = False  # the embedded model, or one of its size
     checkpointing: bool = False
+    file: float = 0.0  # bytes of a saved file and of a state to resume from, where those are many
+    state: float = 0.0
 
 
 class TextEncoder(Protocol):

@@ -160,6 +160,7 @@ def _adamw_schedulefree(cfg: Any, groups: list[dict]) -> Optimizer:
     return optimizer
 
 
+AVERAGES = {"adamw": 8, "adamw8bit": 2, "lion": 4, "adafactor": 1, "prodigy": 16, "adamw_schedulefree": 8}  # bytes per trained fp32 parameter
 OPTIMIZERS: dict[str, Callable[[Any, list[dict]], Optimizer]] = {
     "adamw": _adamw, "adamw8bit": _adamw8bit, "lion": _lion, "adafactor": _adafactor, "prodigy": _prodigy, "adamw_schedulefree": _adamw_schedulefree,
 }

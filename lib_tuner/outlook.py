@@ -6,12 +6,15 @@ Nothing here touches the model: pictures are looked at, the rest is arithmetic.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+import shutil
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from .checkpoint import KEPT as STATES
 from .config import flat_values
+from .data import class_pictures
 from .data.batches import Batches
 from .host import Forecast
 from .methods import METHODS
@@ -22,7 +25,7 @@ from .settings import TrainConfig
 
 USUAL = {  # learning rates at which a method is usually trained with AdamW on SD1.5 (kohya's, the WebUI's and diffusers' guides)
     "lora": (1e-5, 1e-3), "locon": (1e-5, 1e-3), "loha": (1e-5, 1e-3), "lokr": (1e-5, 1e-3), "adalora": (5e-5, 5e-3), "textual_inversion": (1e-4, 2e-2),
-    "pivotal": (1e-5, 1e-3), "hypernetwork": (1e-6, 1e-4),
+    "dreambooth": (5e-7, 1e-5), "pivotal": (1e-5, 1e-3), "hypernetwork": (1e-6, 1e-4),
     "t2i_adapter": (1e-6, 1e-4), "controlnet": (1e-6, 1e-4),
 }
 SMALL_MODEL = 20  # the embedded model learns at rates this many times higher
@@ -84,10 +87,12 @@ def outlook(cfg: TrainConfig, forecast: Forecast, seconds: float | None = None) 
     """The plan of the settings. `seconds` per step where a run of the same kind was measured. Raises ValueError for data that cannot be trained on."""
     refuse(cfg)
     method = METHODS[cfg.method](cfg)
-    trigger = method.triggers()
-    batches = Batches(cfg.data, SimpleNamespace(vae=SimpleNamespace(factor=8, cache_key="")), cfg.seed, trigger, hints=method.hints)
-    lines = [_pictures(batches), _buckets(batches), _length(cfg, batches), _stages(cfg), _time(cfg, seconds), _memory(forecast)]
-    warnings = [w for w in (_captions(batches), _rate(cfg, forecast), _rank(cfg, forecast), _known_word(cfg, trigger, forecast), _timesteps(cfg), _no_samples(cfg), _no_room(cfg, forecast)) if w]
+    trigger, undrawn = method.triggers(), class_pictures.missing(cfg)
+    data = replace(cfg.data, class_folder="") if len(undrawn) == cfg.prior.pictures > 0 else cfg.data  # there is no class picture yet
+    batches = Batches(data, SimpleNamespace(vae=SimpleNamespace(factor=8, cache_key="")), cfg.seed, trigger, hints=method.hints)
+    lines = [_pictures(batches), _drawn_first(len(undrawn)), _buckets(batches), _length(cfg, batches), _stages(cfg), _time(cfg, seconds), _memory(forecast), _disk(cfg, forecast)]
+    told = (_captions(batches), _rate(cfg, forecast), _rank(cfg, forecast), _known_word(cfg, trigger, forecast), _timesteps(cfg), _no_samples(cfg))
+    warnings = [w for w in (*told, _no_room(cfg, forecast), _no_disk(cfg, forecast)) if w]
     problems = [str(p) for p in batches.problems]
     more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
     return Outlook([line for line in lines if line], warnings, problems[:SHOWN] + more)
@@ -135,6 +140,24 @@ def _time(cfg: TrainConfig, seconds: float | None) -> str:
 def _memory(forecast: Forecast) -> str:
     free = "" if forecast.free is None else f", {_gigabytes(forecast.free)} are free"
     return f"Needs about {_gigabytes(forecast.need)} of memory{free}; runs on {forecast.note}."
+
+
+def _drawn_first(count: int) -> str:
+    return f"{_count(count, 'class picture')} will be drawn first." if count else ""
+
+
+def _disk(cfg: TrainConfig, forecast: Forecast) -> str:
+    """Said of methods whose files are large."""
+    if not forecast.state:
+        return ""
+    saves, states = _kept(cfg)
+    return f"{_count(saves, 'save')} of {_gigabytes(forecast.file)} and {_count(states, 'state')} of {_gigabytes(forecast.state)} to resume from will lie on the disk."
+
+
+def _kept(cfg: TrainConfig) -> tuple[int, int]:
+    """The saves and states that lie on the disk at the end."""
+    saves = 1 + ((cfg.steps - 1) // cfg.save_every if cfg.save_every else 0)
+    return min(saves, cfg.keep_last or saves), min(saves, STATES)
 
 
 # ---- warnings --------------------------------------------------------------------------------------------------------
@@ -210,6 +233,17 @@ def _no_room(cfg: TrainConfig, forecast: Forecast) -> Warning_ | None:
     change = {"data.batch": 1} if cfg.data.batch > 1 else {"data.resolution": smaller}
     label = "Set the batch size to 1" if cfg.data.batch > 1 else f"Set the resolution to {smaller}"
     return Warning_("That is more memory than there is: the run will probably end at once.", Fix(label, change))
+
+
+def _no_disk(cfg: TrainConfig, forecast: Forecast) -> Warning_ | None:
+    """While a state is written, an older one still lies there."""
+    saves, states = _kept(cfg)
+    need = saves * forecast.file + (states + (states == STATES)) * forecast.state
+    folder = next(p for p in (Path(cfg.output).expanduser().absolute(), *Path(cfg.output).expanduser().absolute().parents) if p.is_dir())
+    if not forecast.state or need < shutil.disk_usage(folder).free:
+        return None
+    text = f"The saves need about {_gigabytes(need)}, and {_gigabytes(shutil.disk_usage(folder).free)} are free in {folder}: make room, or choose another output folder."
+    return Warning_(text, Fix("Save at the end only", {"save_every": 0}) if cfg.save_every else None)
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------

@@ -94,10 +94,22 @@ def _hinted(flip: str) -> dict[str, dict[str, Any]]:
     return {"t2i_adapter": {"loss.t_distribution": "cubic", "data.flip": flip}, "controlnet": {"data.caption_dropout": 0.5, "data.flip": flip}}
 
 
+CLASSES = {  # class prompts of a goal, for which the model should go on drawing what it draws
+    "character": "a photo of a person\na portrait of a woman\na portrait of a man", "style": "a painting\na photo\nan illustration", "pose": "a photo of a person",
+    "clothing": "a photo of a person wearing clothes\nclothes", "object": "a photo of an object",
+}  # fmt: skip
+
+
+def _whole(lora: dict[str, Any], classes: str) -> dict[str, Any]:
+    """DreamBooth's values: the data as for a LoRA, and the frozen model's predictions for the class as prior (weight 1: the paper's, 2208.12242)."""
+    common = {key: value for key, value in lora.items() if not key.startswith("lora.")}
+    return {**common, "dreambooth.text_encoder": lora["lora.text_encoder"], "prior.weight": 1.0, "prior.prompt": classes}
+
+
 def _goal(name: str, label: str, advice: str, lora: dict[str, Any], embedding: dict[str, Any]) -> Goal:
     word = {key: embedding[f"textual_inversion.{key}"] for key in ("vectors", "init")}
     pivotal = _pivotal(lora, min(4, word["vectors"]), word["init"])
-    others = {"textual_inversion": embedding, "pivotal": pivotal, "hypernetwork": _hypernetwork(lora), **_hinted(lora["data.flip"])}
+    others = {"textual_inversion": embedding, "pivotal": pivotal, "dreambooth": _whole(lora, CLASSES[name]), "hypernetwork": _hypernetwork(lora), **_hinted(lora["data.flip"])}
     return Goal(name, label, advice, {**_families(lora), **others})
 
 
@@ -141,21 +153,22 @@ def _run(steps: int, lr: str, schedule: str, warmup: int, save_every: int, batch
 HINTED = {"fast": (2000, "2e-5", "constant", 100, 500, 2), "balanced": (10000, "1e-5", "constant", 500, 1000, 4), "careful": (30000, "1e-5", "cosine", 500, 2000, 4)}
 
 
-def _pace(name: str, label: str, help: str, lora: dict[str, Any], embedding: dict[str, Any]) -> Pace:
+def _pace(name: str, label: str, help: str, lora: dict[str, Any], embedding: dict[str, Any], whole: dict[str, Any]) -> Pace:
     pivotal = _inverted(lora, embedding["steps"] // 4, float(embedding["optim.lr"]))
     hinted = _run(*HINTED[name])
-    others = {"textual_inversion": embedding, "pivotal": pivotal, "hypernetwork": _hypernetwork(lora), "t2i_adapter": hinted, "controlnet": hinted}
+    others = {"textual_inversion": embedding, "pivotal": pivotal, "dreambooth": {**whole, "keep_last": 2}, "hypernetwork": _hypernetwork(lora), "t2i_adapter": hinted, "controlnet": hinted}
     return Pace(name, label, help, {**_families(lora), **others})
 
 
+# DreamBooth: 2e-6 for 1600 steps is KO's, 5e-6 the paper's and diffusers'; a save in between is 2 GB and its state more, so there are few
 # LoRA: 1e-4 is KO's and TT's rate, half of it for the text encoder DB's; embeddings: 5e-3 is A1's rate, 2e-3 and 1e-3 lie on the way to CL's 5e-4
 PACES: dict[str, Pace] = {pace.name: pace for pace in (
     _pace("fast", "Fast", "A first look: shows whether data and captions work. Often a bit over- or undercooked.",
-          {**_run(600, "2e-4", "cosine", 30, 150, 2), "optim.text_lr": 1e-4}, _run(1000, "5e-3", "constant", 0, 250, 1)),
+          {**_run(600, "2e-4", "cosine", 30, 150, 2), "optim.text_lr": 1e-4}, _run(1000, "5e-3", "constant", 0, 250, 1), _run(800, "5e-6", "constant", 0, 0, 1)),
     _pace("balanced", "Balanced", "For most data sets of 15 to 60 pictures.",
-          {**_run(1500, "1e-4", "cosine", 75, 250, 2), "optim.text_lr": 5e-5}, _run(3000, "2e-3", "cosine", 100, 500, 2)),
+          {**_run(1500, "1e-4", "cosine", 75, 250, 2), "optim.text_lr": 5e-5}, _run(3000, "2e-3", "cosine", 100, 500, 2), _run(1600, "2e-6", "constant", 50, 800, 1)),
     _pace("careful", "Careful", "Half the rate, twice the steps: closer to the pictures, and more saved steps to choose the best from.",
-          {**_run(3000, "5e-5", "cosine", 150, 250, 2), "optim.text_lr": 2.5e-5}, _run(6000, "1e-3", "cosine", 200, 500, 2)),
+          {**_run(3000, "5e-5", "cosine", 150, 250, 2), "optim.text_lr": 2.5e-5}, _run(6000, "1e-3", "cosine", 200, 500, 2), _run(3200, "1e-6", "constant", 100, 800, 1)),
 )}  # fmt: skip
 
 

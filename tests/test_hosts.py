@@ -147,6 +147,51 @@ def test_the_host_is_as_it_was_however_a_run_ends(world, values, ending, method,
     assert np.array_equal(world.picture(), picture)
 
 
+WHOLE = {"method": "dreambooth", "dreambooth.text_encoder": True, "optim.lr": "1e-3", "prior.drift": "off", "steps": 1, "save_every": 0}
+
+
+@pytest.mark.half
+@pytest.mark.parametrize("ending", ["done", "error"])
+def test_the_model_that_was_trained_itself_is_as_it_was(world, values, ending, monkeypatch):
+    if ending == "error" and (world.half or not world.inside):
+        pytest.skip("slow in half precision; the standalone host has more such tests of its own (test_dreambooth.py)")
+    values = {**values, "prior.weight": 0.5, "prior.prompt": "a blue moon"}
+    picture, before = world.picture(), world.snapshot()
+    with monkeypatch.context() as patched:
+        end(world, of_method({**values, "sample.every": 0}, WHOLE), ending, patched)
+    assert difference(before, world.snapshot()) == {}
+    assert np.array_equal(world.picture(), picture)
+
+
+def test_a_saved_checkpoint_can_be_chosen_and_draws_what_the_live_model_drew(inside, values):
+    """Pixel for pixel in fp32; its LoRA goes where LoRAs are."""
+    chosen = {**of_method(values, {**WHOLE, "dreambooth.save_dtype": "fp32", "dreambooth.save": "both", "optim.lr": "1e-2"}), "name": "whole thing", "sample.every": 2}
+    events, w = run(inside, chosen), inside.w
+    live, saved = np.asarray(last(events, Sampled).images[0].convert("RGB")).astype(int), last(events, Saved)
+    taken, total = (int(word) for word in saved.report.split(";")[0].split() if word.isdigit())
+    assert taken == total > 500
+    loras = Path(w.shared.cmd_opts.lora_dir)
+    assert (loras / "whole thing-lora.safetensors").is_file() and not (loras / "whole thing.safetensors").exists()
+    found, before = w.sd_models.get_closet_checkpoint_match("whole thing.safetensors"), inside.model.sd_checkpoint_info
+    assert found is not None and found.name == "whole thing.safetensors"
+    plain = inside.picture(PROMPT)
+    options = dict(w.shared.opts.data)
+    try:
+        w.sd_models.reload_model_weights(info=found)
+        loaded = inside.picture(PROMPT, steps=chosen["sample.steps"])
+    finally:
+        w.sd_models.reload_model_weights(info=before)
+        w.shared.opts.data.clear()
+        w.shared.opts.data.update(options)
+    assert np.array_equal(loaded, live) and np.abs(live - plain).max() > 2
+
+
+def test_class_pictures_are_drawn_without_the_styles_of_samples(inside, values, tmp_path):
+    change = {"data.class_folder": str(tmp_path / "class"), "prior.pictures": 1, "prior.prompt": PROMPT, "prior.steps": 4, "prior.cfg": 3.0, "prior.seed": 3, "steps": 1, "sample.every": 0}
+    run(inside, {**values, **change, "webui.hires_scale": 2.0, "webui.hires_upscaler": "Latent"})
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "class" / "class-00000.png")).astype(int), inside.picture())
+
+
 def test_a_run_that_is_refused_touches_nothing(world, values):
     before = world.snapshot()
     for change in ({"data.folder": str(Path(values["data.folder"]) / "nothing")}, {"lora.start": "nothing.safetensors"}):

@@ -35,7 +35,7 @@ TERMS = frozenset((  # choices that are names: they are in no table
     "adamw", "adamw8bit", "lion", "adafactor", "prodigy", "adamw_schedulefree", "mse", "huber", "smooth_l1", "l1", "snr", "rex", "eps", "v",
     "ddim", "euler_a", "dpmpp_2m", "fp32", "bf16", "fp16", "LoRA", "Textual Inversion", "TensorBoard", "EMA", "LoCon", "LoHa", "LoKr", "AdaLoRA", "DoRA", "rsLoRA",
     "lora", "loha", "lokr",
-    "Hypernetwork", "T2I-Adapter", "ControlNet", *set(ACTIVATIONS) - {"linear", "sigmoid"}, *INITS,
+    "DreamBooth", "Hypernetwork", "T2I-Adapter", "ControlNet", *set(ACTIVATIONS) - {"linear", "sigmoid"}, *INITS,
 ))  # fmt: skip
 GRADIO = ("Loading", "Drop File Here", "- or -", "or", "Click to Upload", "Click to upload or drop files", "File upload")  # gradio's own words
 SYMBOLS = re.compile(r"[^A-Za-z]*")

@@ -20,7 +20,7 @@ TERMS = set("""
     LoRA LoRA+ Textual Inversion alpha Alpha rank token transformer query key value output UNet IN OUT BASE all up VAE EMA Beta Epsilon Huber SNR Min-SNR min sqrt gamma
     Adam AdamW px txt safetensors ckpt toml json pt png optim CSV CLIP TensorBoard kohya WebUI LoCon SD GPU CPU RAM bf fp cpu cuda mps auto float bfloat
     epoch feed-forward DPM++ SDE Karras v-prediction CFG Channels-last channels-last prediction NAME name filewords kB MB GB Pillow English embedding JSON parquet lora left right text
-    DoRA LoHa LoKr AdaLoRA rsLoRA CP LyCORIS Tucker
+    DoRA LoHa LoKr AdaLoRA rsLoRA CP LyCORIS Tucker DreamBooth
     Hypernetwork LayerNorm Normal swish Hardswish linear
     I-Adapter ControlNet Canny diffusers pth
 """.split())

@@ -40,8 +40,7 @@ VARIANTS = {
     "t2i_adapter": {"method": "t2i_adapter"},
     "t2i_adapter of grey with a small start": {"method": "t2i_adapter", "t2i_adapter.channels": "grey", "t2i_adapter.small_start": True},
     "controlnet": {"method": "controlnet"},
-    "dreambooth": {"method": "dreambooth", "dreambooth.save_dtype": "fp32"},
-    "dreambooth with text encoder": {"method": "dreambooth", "dreambooth.text_encoder": True, "dreambooth.save_dtype": "fp32", "prior.weight": 1.0, "prior.prompt": "a cat"},
+    "dreambooth": {"method": "dreambooth", "dreambooth.text_encoder": True, "dreambooth.save_dtype": "fp32", "prior.weight": 1.0, "prior.prompt": "a cat"},
     "two words": {"method": "textual_inversion", "textual_inversion.embeddings": "zorb | 2 | red; blip | 1 | cat"},
 }
 HINT = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(4))  # for those that follow one

@@ -129,3 +129,56 @@ def test_the_standalone_host_foresees_memory_from_the_models_own_size(small_run)
     small, real = need(), need(checkpoint="not-there-yet.safetensors")
     assert small < 0.2e9 < real < 10e9 and need(**{"data.batch": 4}) > small
     assert need(checkpoint="not-there-yet.safetensors", **{"memory.checkpointing": "on", "data.resolution": 512}) < need(checkpoint="not-there-yet.safetensors", **{"data.resolution": 512, "memory.checkpointing": "off"})
+
+
+# ---- DreamBooth ------------------------------------------------------------------------------------------------------
+
+
+def dream(small_run, **own):
+    return {**{k: v for k, v in small_run.items() if not k.startswith("lora.")}, "method": "dreambooth", "optim.lr": "2e-6", **own}
+
+
+@pytest.mark.parametrize(("own", "gigabytes"), [
+    ({"dreambooth.masters": "fp32"}, 859.5e6 * (4 + 4 + 8)), ({"dreambooth.masters": "bf16"}, 859.5e6 * (2 + 4)),
+    ({"dreambooth.masters": "bf16", "dreambooth.text_encoder": True}, 982.6e6 * (2 + 4)), ({"dreambooth.masters": "fp32", "optim.name": "adamw8bit"}, 859.5e6 * (4 + 4 + 2)),
+    ({"dreambooth.masters": "bf16", "prior.weight": 1.0, "prior.prompt": "a cat"}, 859.5e6 * (2 + 4 + 2)),
+])  # fmt: skip
+def test_a_graphics_card_needs_room_for_weights_gradients_and_averages(small_run, own, gigabytes):
+    import torch
+
+    from lib_tuner.hosts.plan import SIZES
+    from lib_tuner.methods import METHODS
+
+    cfg = settings(dream(small_run, **own))
+    assert METHODS["dreambooth"](cfg).costs(SIZES, {}, torch.bfloat16, "cuda").device == pytest.approx(gigabytes, rel=1e-3)
+
+
+def test_a_dreambooths_files_are_forecast_as_large_as_they_get(small_run, tmp_path):
+    from contextlib import closing
+
+    from lib_tuner.methods import METHODS
+    from lib_tuner.train import train
+
+    cfg = settings(dream(small_run, **{"steps": 1, "prior.drift": "off"}))
+    forecast = Standalone(cfg).forecast()
+    with closing(train(cfg, METHODS["dreambooth"](cfg), Standalone(cfg))) as events:
+        list(events)
+    file, state = next(tmp_path.rglob("thing.safetensors")), next(tmp_path.rglob("state-1.safetensors"))
+    assert forecast.file == pytest.approx(file.stat().st_size, rel=0.1) and forecast.state == pytest.approx(state.stat().st_size, rel=0.1)
+
+
+def test_large_saves_are_told_and_a_disk_that_has_no_room_is_warned_of(small_run):
+    large = Forecast("cuda, bfloat16", 9e9, 12e9, file=2.1e9, state=10.3e9)
+    values = dream(small_run, steps=1000, **{"save_every": 250, "keep_last": 3, **SAMPLED})
+    assert plan(values, large).lines[-1] == "3 saves of 2.1 GB and 2 states of 10.3 GB to resume from will lie on the disk."
+    endless = Forecast("cuda, bfloat16", 9e9, 12e9, file=1e18, state=1e18)
+    assert [w.fix.values for w in plan(values, endless).warnings if "make room" in w.text] == [{"save_every": 0}]
+
+
+def test_class_pictures_that_will_be_drawn_are_told(small_run, tmp_path):
+    values = {**small_run, "data.class_folder": str(tmp_path / "class"), "prior.pictures": 7, "prior.prompt": "a thing"}
+    assert "7 class pictures will be drawn first." in plan(values).lines
+    (tmp_path / "class").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "class" / "mine.png")
+    lines = plan(values).lines
+    assert lines[0].endswith("; 1 class picture beside them.") and "6 class pictures will be drawn first." in lines

@@ -81,7 +81,7 @@ def test_the_values_handed_out_are_a_copy():
     [
         (("charakter", "", "lora"), "goal: there is no 'charakter'; there are character, style, pose, clothing, object; did you mean character?"),
         (("", "slow", "lora"), "pace: there is no 'slow'; there are fast, balanced, careful"),
-        (("style", "", "nothing"), "method: there are no presets for 'nothing'; there are some for lora, locon, loha, lokr, adalora, textual_inversion, pivotal, hypernetwork, t2i_adapter, controlnet"),
+        (("style", "", "nothing"), "method: there are no presets for 'nothing'; there are some for lora, locon, loha, lokr, adalora, textual_inversion, pivotal, dreambooth, hypernetwork, t2i_adapter, controlnet"),
     ],
 )
 def test_unknown_names_are_one_clear_sentence(names, message):

@@ -37,7 +37,7 @@ from . import ldm, previews
 from .job import interrupted, job, refuse_decided
 from .kept import attributes, checkpointing, frozen, random_state, without_members
 from .networks import take_out, without_networks
-from .plan import CHECKPOINTED, PARAMETERS, WIDTH, activation_bytes, trained_bytes
+from .plan import CHECKPOINTED, SIZES, WIDTH, activation_bytes
 from .published import publish, sweep
 from .readback import read_back
 
@@ -203,18 +203,18 @@ class WebUI:
         model = self.w.sd_models.model_data.sd_model
         device = torch.device(self.w.devices.device)
         dtype = self.w.devices.dtype_unet if model is not None else self.w.devices.dtype
-        width, size, trained = WIDTH, PARAMETERS, trained_bytes(self.cfg, {}, dtype)
+        width, sizes, shapes = WIDTH, SIZES, {}
         if model is not None:
-            unet = model.model.diffusion_model
-            width, size = unet.input_blocks[0][0].weight.shape[0], float(sum(p.numel() for p in model.parameters()))
-            trained = trained_bytes(self.cfg, {name: tuple(p.shape) for name, p in unet.named_parameters()}, dtype)
-        activations = activation_bytes(self.cfg, width, dtype)
+            parts = {"unet": model.model.diffusion_model, "vae": model.first_stage_model, "text": model.cond_stage_model}
+            width, sizes = parts["unet"].input_blocks[0][0].weight.shape[0], {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+            shapes = {name: tuple(p.shape) for name, p in parts["unet"].named_parameters()}
+        activations, costs = activation_bytes(self.cfg, width, dtype), METHODS[self.cfg.method](self.cfg).costs(sizes, shapes, dtype, device.type)
         free = float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
-        tight = self._checkpoints(activations + trained, free)
+        tight = self._checkpoints(activations + costs.device, free)
         name = model.sd_checkpoint_info.model_name if model is not None else "the model that is loaded first"
         note = f"{name}, {device}, {str(dtype).removeprefix('torch.')}" + ", gradient checkpointing" * tight
-        need = trained + activations * (1 - CHECKPOINTED * tight) + (0 if free is not None else size * dtype.itemsize)  # on a GPU the model is there already
-        return Forecast(note, need, free, width < WIDTH, tight)
+        there = 0 if free is not None else sum(sizes.values()) * dtype.itemsize  # on a GPU the model is there already
+        return Forecast(note, activations * (1 - CHECKPOINTED * tight) + there + costs.device, free, width < WIDTH, tight, costs.file, costs.state)
 
     def _checkpoints(self, needed: float, free: float | None) -> bool:
         """Whether activations are computed anew: as the settings say, and where those leave it open, if what is `needed` would not fit."""

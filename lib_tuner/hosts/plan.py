@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..methods import METHODS
-from ..sd.files import read_header
+from ..sd.files import place_of, read_header
 from ..settings import TrainConfig
 from ..step import has_bf16
 
@@ -21,9 +21,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # 0.31e6 at 256 px and 0.27e6 at 512 px; what autograd keeps of it is 0.24e6 and 0.23e6, with checkpointing 0.013e6; in fp32 all is twice that.
 ACTIVATIONS = 0.33e6
 CHECKPOINTED = 0.9  # part of the activations that checkpointing saves, by the same measurement
-PARAMETERS = 1.07e9  # of SD1.5's three networks
+SIZES = {"unet": 859520964, "vae": 83653863, "text": 123060480}  # parameters of SD1.5's networks
 WIDTH = 320  # of its UNet's first level
-OPTIMIZERS = {"adamw": 8, "adamw8bit": 2, "lion": 4, "adafactor": 1, "prodigy": 16, "adamw_schedulefree": 8}  # bytes of averages per trained parameter
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,7 @@ class Plan:
     need: float = 0.0  # bytes
     free: float | None = None  # bytes of the device, None where it cannot be asked
     small: bool = False
+    costs: Costs = Costs()
 
 
 def plan_for(cfg: TrainConfig, checkpoint: Path) -> Plan:
@@ -45,15 +45,15 @@ def plan_for(cfg: TrainConfig, checkpoint: Path) -> Plan:
     device = _device(cfg.memory.device)
     small = checkpoint.is_file() and checkpoint.stat().st_size < SMALL
     dtype = _dtype(cfg.memory.precision, device, small)
-    parameters, width, shapes = _size(checkpoint)
-    activations = activation_bytes(cfg, width, dtype)
-    need, free = activations + parameters * dtype.itemsize + trained_bytes(cfg, shapes, dtype), _free_bytes(device)
+    sizes, width, shapes = _size(checkpoint)
+    activations, costs = activation_bytes(cfg, width, dtype), METHODS[cfg.method](cfg).costs(sizes, shapes, dtype, device.type)
+    need, free = activations + sum(sizes.values()) * dtype.itemsize + costs.device, _free_bytes(device)
     tight = not small and free is not None and need > 0.9 * free
     checkpointing = {"on": True, "off": False, "auto": tight}[cfg.memory.checkpointing]
     # on CPUs channels-last costs 5 to 30% in fp32 and gives nothing in bf16, and sd.products wants the weights as they lie in the file
     channels_last = {"on": True, "off": False, "auto": not small and device.type != "cpu"}[cfg.memory.channels_last]
     note = f"{device}, {str(dtype).removeprefix('torch.')}" + ", gradient checkpointing" * checkpointing + ", channels-last" * channels_last
-    return Plan(device, dtype, checkpointing, channels_last, note, need - activations * CHECKPOINTED * checkpointing, free, small)
+    return Plan(device, dtype, checkpointing, channels_last, note, need - activations * CHECKPOINTED * checkpointing, free, small, costs)
 
 
 def activation_bytes(cfg: TrainConfig, width: int, dtype: torch.dtype) -> float:
@@ -61,22 +61,14 @@ def activation_bytes(cfg: TrainConfig, width: int, dtype: torch.dtype) -> float:
     return ACTIVATIONS / 2 * width / WIDTH * (cfg.data.resolution / 8) ** 2 * cfg.data.batch * dtype.itemsize
 
 
-def trained_bytes(cfg: TrainConfig, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> float:
-    """What is trained, where it is large: weights, gradients and the last good weights in fp32, their copy in half precision, the optimizer's averages.
-
-    `shapes`: of the UNet's tensors by name.
-    """
-    each = 12 + (dtype.itemsize if dtype.itemsize < 4 else 0) + OPTIMIZERS[cfg.optim.name] + 4 * bool(cfg.optim.ema)
-    return METHODS[cfg.method](cfg).own_parameters(shapes) * each
-
-
-def _size(checkpoint: Path) -> tuple[float, int, Mapping[str, tuple[int, ...]]]:
-    """Parameters, first width and shapes of a checkpoint; those of SD1.5, and no shapes, where its header does not tell."""
+def _size(checkpoint: Path) -> tuple[dict[str, int], int, Mapping[str, tuple[int, ...]]]:
+    """Parameters of each part, first width and shapes of a checkpoint; those of SD1.5, and no shapes, where its header does not tell."""
     try:
         shapes, _ = read_header(checkpoint)
-        return float(sum(map(math.prod, shapes.values()))), shapes["model.diffusion_model.input_blocks.0.0.weight"][0], shapes
+        places = [(place[0], math.prod(shape)) for key, shape in shapes.items() if (place := place_of(key))]
+        return {part: sum(n for p, n in places if p == part) for part in SIZES}, shapes["model.diffusion_model.input_blocks.0.0.weight"][0], shapes
     except (OSError, ValueError, KeyError):  # another kind of file; what is wrong with it is said where it is loaded
-        return PARAMETERS, WIDTH, {}
+        return SIZES, WIDTH, {}
 
 
 def _device(name: str) -> torch.device:

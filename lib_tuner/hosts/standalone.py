@@ -134,7 +134,7 @@ class Standalone:
 
     def forecast(self) -> Forecast:
         """How this run would go."""
-        return Forecast(self.plan.note, self.plan.need, self.plan.free, self.plan.small, self.plan.checkpointing)
+        return Forecast(self.plan.note, self.plan.need, self.plan.free, self.plan.small, self.plan.checkpointing, self.plan.costs.file, self.plan.costs.state)
 
     def told(self, event: Event) -> None:
         """The page and the command line show the run by themselves."""

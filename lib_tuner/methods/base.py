@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ..data.hints import Hints
 from ..host import Components
-from ..optim import lr_at
+from ..optim import AVERAGES, lr_at
 from ..sd.loss import generator_for
 from ..settings import TrainConfig
 from .metadata import Made
@@ -29,6 +29,15 @@ Target = tuple[str, str]  # (part, module path): part is "unet" or "text"
 @dataclass(frozen=True)
 class NoConfig:
     """A method without settings of its own."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Bytes beside the model and a forward pass: on the device while it learns, of a saved file, of a state to resume from. 0: too few to count."""
+
+    device: float = 0.0
+    file: float = 0.0
+    state: float = 0.0
 
 
 class Method:
@@ -131,6 +140,14 @@ class Method:
     def file_kind(cls, path: Path) -> str:
         """The method whose rules a host follows to read a saved file, where one method saves files of several kinds."""
         return cls.kind
+
+    def costs(self, sizes: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, device: str) -> Costs:
+        """What it takes on a kind of device with a model of `dtype`; `sizes`: the parameters of its parts by name (unet, text, vae), `shapes` as above.
+
+        Weights, gradients and the last good weights in fp32, their copy in half precision, the optimizer's averages.
+        """
+        copied = dtype.itemsize if dtype.itemsize < 4 else 0
+        return Costs(self.own_parameters(shapes) * (12 + copied + AVERAGES[self.cfg.optim.name] + 4 * bool(self.cfg.optim.ema)))
 
     def triggers(self) -> str:
         """The word that stands for [name] in templates and sample prompts."""

@@ -19,7 +19,7 @@ from ..host import Components
 from ..optim import text_scale
 from ..settings import TrainConfig
 from .adapters import DTYPES
-from .base import Method, parts
+from .base import Costs, Method, parts
 from .checkpoint_file import Place, is_whole, write_whole, write_yaml
 from .difference import as_lora
 from .lora_file import write_lora
@@ -178,6 +178,17 @@ class DreamBooth(Method):
         self._done = int(state["done"]["steps"])
         self.follow()
         self._end_text()
+
+    def costs(self, sizes: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, device: str) -> Costs:
+        s, count = self.settings, sizes["unet"] + sizes["text"] * self.settings.text_encoder
+        own, kept = DTYPES[s.masters].itemsize, DTYPES[s.save_dtype].itemsize
+        averages = {"adamw": 2 * own, "adamw8bit": 2, "lion": own, "adafactor": 0}.get(self.cfg.optim.name, 4 * own)
+        masters = own if dtype != DTYPES[s.masters] else 0
+        ema = 4 if self.cfg.optim.ema else 0
+        aside = dtype.itemsize if device == "cpu" or self.cfg.prior.weight else 0  # the originals; the snapshot is in RAM
+        snapshot = kept if device == "cpu" else 0
+        file = sum(sizes.values()) * kept if s.save != "lora" else 0
+        return Costs(count * (masters + own + averages + ema + aside + snapshot), file, count * (own + averages + ema))
 
     # ---- files -------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 from torch.optim import Optimizer
 
-AT_ONCE = 1 << 26  # weights that are fp32 at one moment: 256 MB, and as much for each thing that the optimizer keeps of them
+AT_ONCE = 1 << 25  # weights that are fp32 at one moment: 134 MB, and as much for gradients and each average that the optimizer keeps
 _KEPT = ("exp_avg", "exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col")  # AdamW's, Lion's and Adafactor's averages; other state stays as it is
 
 
