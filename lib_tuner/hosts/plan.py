@@ -57,8 +57,8 @@ def plan_for(cfg: TrainConfig, checkpoint: Path) -> Plan:
 
 
 def activation_bytes(cfg: TrainConfig, width: int, dtype: torch.dtype) -> float:
-    """What a forward pass adds without checkpointing, in a UNet whose first level has `width` channels."""
-    return ACTIVATIONS / 2 * width / WIDTH * (cfg.data.resolution / 8) ** 2 * cfg.data.batch * dtype.itemsize
+    """What a step's forward passes add without checkpointing, in a UNet whose first level has `width` channels; the frozen prior brings a second one."""
+    return (2 if cfg.prior.weight else 1) * ACTIVATIONS / 2 * width / WIDTH * (cfg.data.resolution / 8) ** 2 * cfg.data.batch * dtype.itemsize
 
 
 def _size(checkpoint: Path) -> tuple[dict[str, int], int, Mapping[str, tuple[int, ...]]]:
