@@ -246,8 +246,12 @@ def test_steps_beside_epochs_are_taken_and_the_epochs_named(tmp_path):
 
 def test_a_run_that_trains_the_whole_model_is_no_lora(tmp_path):
     found = read(tmp_path, 'train_data_dir = "/pics"\nlearning_rate = 2e-6\nmax_train_steps = 3\n')
-    same(found, {"data.folder": "/pics", "steps": 3, "method": None, "optim.lr": None, "lora.rank": None})
-    assert found.without == ["method = dreambooth", "learning_rate = 2e-06"]
+    whole = {"data.folder": "/pics", "steps": 3, "method": "dreambooth", "optim.lr": "2e-06", "lora.rank": None}
+    same(found, {**whole, "dreambooth.text_encoder": True, "dreambooth.text_until": None})
+    assert found.without == []
+    more = 'train_data_dir = "/pics"\nlearning_rate = 2e-6\nmax_train_steps = 3\nlearning_rate_te = 1e-6\nstop_text_encoder_training = '
+    same(read(tmp_path, more + "2\n"), {**whole, "dreambooth.text_encoder": True, "dreambooth.text_until": 2, "optim.text_lr": 1e-6})
+    same(read(tmp_path, more + "-1\n"), {**whole, "dreambooth.text_encoder": False, "dreambooth.text_until": None})
 
 
 def test_lycoris_locon_trains_the_convolutions_as_the_rest_unless_told_otherwise(tmp_path):

@@ -65,11 +65,12 @@ def test_time_left_follows_the_last_steps(monkeypatch):
 def test_a_resumed_run_forgets_what_lay_behind_its_state():
     live = Live()
     points, samples = [[1, 0.5, 0.1], [2, 0.4, 0.1], [3, 0.3, 0.1]], [{"step": 0, "pictures": ["a"]}, {"step": 3, "pictures": ["b"]}]
-    live.known({"points": points, "validations": [[2, 0.2], [3, 0.1]], "samples": samples, "step": 3, "steps": 10, "training": [0]})
+    live.known({"points": points, "validations": [[2, 0.2], [3, 0.1]], "samples": samples, "drifts": [[0, 0.0], [3, 0.1]], "step": 3, "steps": 10, "training": [0]})
     assert (live.snapshot()["step"], live.snapshot()["text"]) == (3, "") and live.snapshot()["points"] == points
     live.take(Started(2, 10, Path("x"), (Path("p.png"),)))
     told = live.snapshot()
     assert [p[0] for p in told["points"]] == [1, 2] and told["validations"] == [[2, 0.2]] and [s["step"] for s in told["samples"]] == [0]
+    assert told["drifts"] == [[0, 0.0]]
     assert (told["start"], told["step"], told["training"]) == (2, 2, [0])
 
 

@@ -214,6 +214,18 @@ def _put_rate(draft: Draft, key: str, name: str, value: Any, base: Any) -> None:
 
 def _rate(draft: Draft) -> None:
     _put_rate(draft, "optim.lr", "learning_rate", draft.take("learning_rate"), 2e-6)
+    if draft.kind == "dreambooth":
+        _whole(draft)
+
+
+def _whole(draft: Draft) -> None:
+    """train_db.py trains the text encoder to the end, or until a step (-1: not at all); fine_tune.py where it is told to."""
+    flag, until, rate = draft.take("train_text_encoder"), draft.take("stop_text_encoder_training"), draft.take("learning_rate_te")
+    draft.put(".text_encoder", (number(until) or 0) >= 0 if flag is None else is_on(flag), "train_text_encoder", flag)
+    if (number(until) or 0) > 0:
+        draft.put(".text_until", until, "stop_text_encoder_training")
+    if rate is not None:
+        draft.put("optim.text_lr", rate, "learning_rate_te")
 
 
 def _name(draft: Draft) -> None:
