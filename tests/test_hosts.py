@@ -147,7 +147,7 @@ def test_the_host_is_as_it_was_however_a_run_ends(world, values, ending, method,
     assert np.array_equal(world.picture(), picture)
 
 
-WHOLE = {"method": "dreambooth", "dreambooth.text_encoder": True, "optim.lr": "1e-3", "prior.drift": "off", "steps": 1, "save_every": 0}
+WHOLE = {"method": "dreambooth", "dreambooth.text_encoder": True, "optim.lr": "1e-3", "prior.drift": "off", "steps": 2, "save_every": 0}
 
 
 @pytest.mark.half
