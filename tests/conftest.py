@@ -38,7 +38,7 @@ def random_parts(seed: int = 0) -> tuple[UNet, CLIPText, VAE]:
 @pytest.fixture
 def sd(checkpoint_file: Path) -> Components:
     unet, text, vae = random_parts()
-    return Components(unet, TextEncoder(text), Autoencoder(vae), Schedule.sd15(), nullcontext, "0123456789abcdef" * 4, "small", torch.device("cpu"), torch.float32, checkpoint_file)
+    return Components(unet, TextEncoder(text), Autoencoder(vae), Schedule.sd15(), nullcontext, "0123456789abcdef" * 4, "small", torch.device("cpu"), torch.float32, file=checkpoint_file)
 
 
 @pytest.fixture(scope="session")

@@ -81,7 +81,7 @@ def test_the_model_is_itself_again_however_the_run_ends(values, how, ending, mon
                 raise RuntimeError("on purpose")
 
         if ending == "error while disabled":
-            monkeypatch.setattr(Step, "_kept", lambda self, batch, xt, t: self.state.method.disabled().__enter__() or fail(Stepped(1, xt, 0.0)))
+            monkeypatch.setattr(Step, "_kept", lambda self, batch, xt, t, encode: self.state.method.disabled().__enter__() or fail(Stepped(1, xt, 0.0)))
             values = {**values, "prior.weight": 1.0, "prior.prompt": "a dog"}
         with pytest.raises(RuntimeError, match="on purpose"):
             run(values, host, each=fail)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ..methods import METHODS
+from ..methods.base import Costs
 from ..sd.files import place_of, read_header
 from ..settings import TrainConfig
 from ..step import has_bf16

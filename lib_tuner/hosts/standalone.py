@@ -76,7 +76,7 @@ class Standalone:
         if self.cfg.memory.offload:
             m.vae.place = in_ram(m.vae.vae, plan.device)
             m.text.place = stays if METHODS[self.cfg.method](self.cfg).trains_text else in_ram(m.text.transformer, plan.device)
-        self._sd = Components(m.unet, m.text, m.vae, m.schedule, nullcontext, m.sha256, m.name, plan.device, plan.dtype, self.model_path)
+        self._sd = Components(m.unet, m.text, m.vae, m.schedule, nullcontext, m.sha256, m.name, plan.device, plan.dtype, file=self.model_path)
         try:
             with few_pixels_as_products(m.unet):
                 yield self._sd

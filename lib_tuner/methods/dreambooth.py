@@ -110,11 +110,11 @@ class DreamBooth(Method):
     def _of(self, part: str) -> list[_Weight]:
         return [w for w in self.weights if w.place[0] == part]
 
-    @torch.no_grad()
     @classmethod
     def file_kind(cls, path: Path) -> str:
         return cls.kind if is_whole(path) else "lora"
 
+    @torch.no_grad()
     def detach(self) -> None:
         for handle in self._handles:
             handle.remove()
