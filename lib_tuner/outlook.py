@@ -87,7 +87,7 @@ def outlook(cfg: TrainConfig, forecast: Forecast, seconds: float | None = None) 
     """The plan of the settings. `seconds` per step where a run of the same kind was measured. Raises ValueError for data that cannot be trained on."""
     refuse(cfg)
     method = METHODS[cfg.method](cfg)
-    trigger, undrawn = method.triggers(), class_pictures.missing(cfg)
+    trigger, undrawn = method.triggers(), [] if cfg.resume else class_pictures.missing(cfg)
     data = replace(cfg.data, class_folder="") if len(undrawn) == cfg.prior.pictures > 0 else cfg.data  # there is no class picture yet
     batches = Batches(data, SimpleNamespace(vae=SimpleNamespace(factor=8, cache_key="")), cfg.seed, trigger, hints=method.hints)
     lines = [_pictures(batches), _drawn_first(len(undrawn)), _buckets(batches), _length(cfg, batches), _stages(cfg), _time(cfg, seconds), _memory(forecast), _disk(cfg, forecast)]

@@ -322,7 +322,7 @@ def inside(folder: Path, name: str) -> Path:
 
 def speed_key(cfg: TrainConfig, device: str) -> dict[str, Any]:
     """What the seconds of a step depend on."""
-    return {"model": Path(cfg.checkpoint).name, "method": cfg.method, "resolution": cfg.data.resolution, "batch": cfg.data.batch * cfg.optim.accumulate, "device": device}
+    return {"model": Path(cfg.checkpoint).name, "method": cfg.method, "resolution": cfg.data.resolution, "batch": cfg.data.batch * cfg.optim.accumulate, "device": device, "prior": cfg.prior.weight > 0}
 
 
 def seconds_per_step(outputs: Iterable[Path], cfg: TrainConfig, device: str) -> float | None:

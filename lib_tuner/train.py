@@ -32,6 +32,7 @@ from .step import NotANumber, State, Step, schedule_for
 
 # settings that are part of the saved state, beside the method's own: another value would not be used
 KEPT = frozenset(f"optim.{name}" for name in ("name", "text_lr", "weight_decay", "betas", "eps", "accumulate"))
+EXPORTED = (".save", ".lora_rank", ".sample_hints")  # of a method's own settings those that shape what is written or drawn, as `save_...` do
 
 
 def never() -> bool:
@@ -184,7 +185,8 @@ def _check_same(saved: dict[str, Any], sd: Components, cfg: TrainConfig) -> None
     except (OSError, ValueError):  # they are gone, or of another method, which the state does not fit
         return
     for key, value in flat_values(cfg).items():
-        if (key in KEPT or key.startswith(f"{cfg.method}.") and ".save_" not in key) and before.get(key, value) != value:
+        own = key.startswith(f"{cfg.method}.") and ".save_" not in key and not key.endswith(EXPORTED)
+        if (key in KEPT or own) and before.get(key, value) != value:
             raise ValueError(f"resume: {key} was {before[key]!r} and is now {value!r}, but the saved state goes on as it was; set it back, or start a new run.")
 
 
@@ -340,7 +342,7 @@ def _drift(run: Run, step: int) -> Iterator[Event]:
     yield Preparing(0, 0, "Measuring the language drift")
     batch = run.batches.at(0)
     latents = batch.latents[:1].to(run.sd.device).expand(len(prompts), -1, -1, -1)
-    run.method.begin(replace(batch, indices=tuple(range(len(prompts)))))
+    run.method.begin(replace(batch, indices=tuple(range(len(prompts))), hint=None if batch.hint is None else batch.hint[:1]))
 
     def predict(*given: torch.Tensor) -> torch.Tensor:
         with run.sd.autocast():  # anew for each: it keeps converted weights, and there are two models here

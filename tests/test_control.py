@@ -333,6 +333,19 @@ def test_held_out_pictures_are_measured_under_their_hints(small_run):
     assert len(found) == 3 and len(set(found)) == 3  # at steps 0, 1 and 2: what is trained takes part
 
 
+def test_drift_is_measured_under_the_hint_of_its_one_picture(small_run):
+    from lib_tuner.events import Drifted
+
+    values = values_of(small_run, "controlnet", **{"prior.drift": "on", "data.batch": 3, "steps": 1, "sample.every": 0, "save_every": 0, "optim.lr": "1e-2"})
+    found = [event.drift for event in run(values) if isinstance(event, Drifted)]
+    assert len(found) == 2 and found[0] == 0 < found[1]
+
+
+def test_a_prior_that_would_teach_to_ignore_the_hint_is_refused(small_run):
+    with pytest.raises(ValueError, match="prior.weight: without its hint a ControlNet is the frozen model"):
+        run(values_of(small_run, "controlnet", **{"prior.weight": 1.0, "prior.prompt": "a dog"}))
+
+
 def test_memory_is_foreseen_with_what_is_trained(small_run):
     def need(method: str, **more) -> float:
         values = {"data.folder": "x", "method": method, "checkpoint": "not-there-yet.safetensors", "memory.precision": "bf16", "memory.checkpointing": "off", **more}

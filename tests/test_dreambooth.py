@@ -100,6 +100,15 @@ def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(values, more):
     assert not torch.equal(a["model.diffusion_model.out.2.weight"], load_file(values["checkpoint"])["model.diffusion_model.out.2.weight"])
 
 
+def test_what_is_saved_may_change_at_a_resume(values):
+    first = run({**values, "dreambooth.save": "checkpoint"}, stop_after=1)
+    folder = of(Started, first)[0].folder
+    files = of(Finished, run({**values, "steps": 2, "resume": str(folder), "dreambooth.save": "lora", "dreambooth.lora_rank": 4}))[0].files
+    assert [path.name for path in files] == ["thing.safetensors"] and any("lora_down" in key for key in load_file(files[0]))
+    with pytest.raises(ValueError, match="resume: dreambooth.text_encoder was False and is now True"):
+        run({**values, "resume": str(folder), "dreambooth.text_encoder": True})
+
+
 def test_the_text_encoder_learns_in_the_first_steps_alone(values):
     values = {**values, "dreambooth.text_encoder": True, "save_every": 1, "steps": 3, "dreambooth.text_until": 2}
     saves = [load_file(e.paths[0]) for e in of(Saved, run(values))]
