@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from worlds import state_of_model
 
 from lib_tuner.data import class_pictures
+from lib_tuner.data.items import scan
 from lib_tuner.events import Drifted, Finished, Preparing, Saved, Started, Stepped
 from lib_tuner.host import GenerateRequest
 from lib_tuner.hosts.standalone import Standalone
@@ -397,6 +399,18 @@ def test_class_pictures_are_drawn_once_and_trained_on(drawing, tmp_path):
     host, asked = counting(drawing)
     run(drawing, host)
     assert asked == []
+
+
+def test_class_pictures_of_the_users_own_keep_their_captions_and_drawn_ones_their_prompts(drawing, tmp_path):
+    folder = tmp_path / "class"
+    folder.mkdir()
+    for n in range(2):
+        Image.new("RGB", (64, 64), "red").save(folder / f"class-0000{n}.jpg")
+        (folder / f"class-0000{n}.txt").write_text("my own words")
+    run({**drawing, "data.caption_from": "filename"})
+    assert [(folder / f"class-0000{n}.txt").read_text() for n in range(5)] == ["my own words"] * 2 + ["a cat", "a dog", "a cat"]
+    items, _ = scan(settings({**drawing, "data.caption_from": "none"}).data, folder, is_class=True)
+    assert [item.caption for item in items] == ["my own words"] * 2 + ["a cat", "a dog", "a cat"]
 
 
 def test_a_second_run_draws_only_what_is_missing_and_the_same_pictures(drawing, tmp_path):

@@ -100,3 +100,14 @@ def test_a_damaged_ledger_loses_nothing(home, loras):
     target = publish(saved(home, "cat-001/cat.safetensors", "1"), loras, home)
     (home / published.LEDGER).write_text("{")
     assert publish(saved(home, "cat-002/cat.safetensors", "2"), loras, home).name == "cat-2.safetensors" and target.read_text() == "1"
+
+
+def test_somebodys_yaml_is_never_replaced(home, loras):
+    loras.mkdir(parents=True, exist_ok=True)
+    (loras / "cat.ckpt").write_text("theirs")
+    (loras / "cat.yaml").write_text("theirs")
+    source = saved(home, "cat-001/cat.safetensors")
+    source.with_suffix(".yaml").write_text("ours")
+    target = publish(source, loras, home)
+    assert (loras / "cat.yaml").read_text() == "theirs" and target.with_suffix(".yaml").read_text() == "ours" and target.stem == "cat-2"
+    assert publish(source, loras, home) == target  # the same again

@@ -142,6 +142,20 @@ def test_bundled_embeddings_stay_with_the_lora(tmp_path):
         assert torch.equal(read_lora(tmp_path / "x.safetensors").embeddings["cat"], tensors["bundle_emb.cat.string_to_param.*"])
 
 
+def test_words_stay_with_joined_loras_and_two_meanings_are_refused(tmp_path, slim, capsys):
+    words = {"cat": random(2, 48), "dog": random(1, 48, seed=3)}
+    for name, word in (("a", "cat"), ("b", "dog")):
+        save_file(load_file(lora(tmp_path / "plain.safetensors")) | {f"bundle_emb.{word}.string_to_param.*": words[word]}, tmp_path / f"{name}.safetensors")
+    assert run("join-loras", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "-o", tmp_path / "x.safetensors") == 0
+    found = read_lora(tmp_path / "x.safetensors").embeddings
+    assert found.keys() == words.keys() and all(torch.equal(found[word], words[word]) for word in words)
+    save_file(load_file(lora(tmp_path / "plain.safetensors")) | {"bundle_emb.cat.string_to_param.*": words["cat"] + 1}, tmp_path / "c.safetensors")
+    assert run("join-loras", tmp_path / "a.safetensors", tmp_path / "c.safetensors", "-o", tmp_path / "y.safetensors") == 2
+    assert "has another word 'cat' inside than a file before it" in capsys.readouterr().err and not (tmp_path / "y.safetensors").exists()
+    assert run("merge-lora", slim, tmp_path / "a.safetensors", "-o", tmp_path / "z.safetensors") == 0
+    assert "keep cat as embeddings" in "".join(capsys.readouterr())
+
+
 GOLDEN = {  # the whole of a file with one module of each part
     "kohya": {
         "lora_unet_down_blocks_1_resnets_0_conv1.lora_down.weight": (3, 32, 3, 3), "lora_unet_down_blocks_1_resnets_0_conv1.lora_up.weight": (64, 3, 1, 1),

@@ -87,6 +87,14 @@ def test_a_lora_on_the_first_convolution_changes_an_inpainting_checkpoint(tmp_pa
     assert torch.equal(got[:, 4:], first[FIRST][:, 4:])
 
 
+@pytest.mark.parametrize("tool", ["convert", "merge-checkpoints", "merge-lora"])
+def test_a_checkpoints_yaml_goes_with_it(tmp_path, three, tool):
+    more = {"convert": [], "merge-checkpoints": [three[1], "--weight", 0.5], "merge-lora": [lora(tmp_path / "l.safetensors")]}[tool]
+    three[0].with_suffix(".yaml").write_text("parameterization: v")
+    assert run(tool, three[0], *more, "-o", tmp_path / "x.safetensors") == 0
+    assert (tmp_path / "x.yaml").read_text() == "parameterization: v"
+
+
 def test_old_names_of_the_text_encoder_meet_the_new_ones(tmp_path, three):
     a, b, _ = three
     save_file({key.replace(f"{TEXT}text_model.", TEXT): t for key, t in load_file(b).items()}, tmp_path / "old.safetensors")

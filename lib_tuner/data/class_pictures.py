@@ -22,7 +22,8 @@ def missing(cfg: TrainConfig) -> list[int]:
         return []
     folder = _folder(cfg)
     there = [path for path in folder.rglob("*") if path.suffix.lower() in PICTURES] if folder.is_dir() else []
-    free = (n for n in range(cfg.prior.pictures) if not _path(folder, n).exists())
+    taken = {path.stem for path in there if path.parent == folder}  # class-00000.jpg has class-00000.txt as its caption too
+    free = (n for n in range(cfg.prior.pictures) if _path(folder, n).stem not in taken)
     return [n for n, _ in zip(free, range(cfg.prior.pictures - len(there)))]
 
 

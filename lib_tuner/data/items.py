@@ -25,6 +25,7 @@ _MASK_FOLDERS = frozenset(("mask", "masks"))
 _MASK_FILE = re.compile(r"(\.mask|-masklabel|\.preview)$", re.IGNORECASE)  # OneTrainer's masks; the WebUI's card pictures
 _KOHYA = re.compile(r"^(\d+)_(.+)$")
 _NUMBERS = re.compile(r"^[-\d]+\s*")  # modules/textual_inversion/dataset.py of the WebUI: what it cuts off a file name
+_DRAWN = re.compile(r"class-\d{5}")  # pictures that data.class_pictures drew
 _NO_WORDS = re.compile(  # names that cameras, browsers and programs give, which say nothing about the picture
     r"^((img|dsc|dscn|dscf|pxl|mvimg|p|image|images|photo|picture|pic|frame|file|sample|screenshot|untitled|unnamed|download)[\s_()\-\d]*"
     r"|[\s_()\-\d]*|[0-9a-f]{8,}([-_][0-9a-f]+)*)$",
@@ -189,6 +190,10 @@ def _row(item: Item) -> str:
 def _with_caption(job: _Scan, item: Item, named: Path | None = None, own: str | None = None) -> Item:
     """The item with its caption from where the settings say; `named` and `own` are a parquet row's picture name and text."""
     way, caption, source = job.cfg.caption_from, "", "none"
+    prompt = item.path.with_suffix(".txt")
+    if job.is_class and item.row < 0 and _DRAWN.fullmatch(item.path.stem) and prompt.is_file():
+        # data.class_pictures wrote what the picture was drawn from, wherever the subject's captions come from
+        return replace(item, caption=sources.read_text(prompt, job.complain), caption_source="file")
     if way in ("auto", "file"):
         caption, source = (own, "parquet") if own else _beside(job, item.path)
     if source == "none" and way in ("auto", "folder"):

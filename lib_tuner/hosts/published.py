@@ -27,13 +27,13 @@ def publish(source: Path, folder: Path, home: Path) -> Path:
     source = source.resolve()
     wanted, number = folder.resolve() / (name_of(source) + source.suffix), 1
     target = wanted
-    while not _may_take(target, source, ledger):
+    yaml = source.with_suffix(".yaml")  # a checkpoint's, which the host does not build rightly without
+    while not _may_take(target, source, ledger) or yaml.is_file() and str(target) not in ledger and target.with_suffix(".yaml").exists():
         number += 1
         target = wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
     _link(source, target)
     _write(home, {**_alive(ledger), str(target): str(source)})
-    yaml = source.with_suffix(".yaml")
-    if yaml.is_file():  # a checkpoint's, which the host does not build rightly without
+    if yaml.is_file():
         shutil.copyfile(yaml, target.with_suffix(".yaml"))
     card, shown = source.with_suffix(".json"), target.with_suffix(".json")
     if card.is_file() and not shown.exists():  # the host writes into it when its user edits it, so it is a copy and is never replaced

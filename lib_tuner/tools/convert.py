@@ -14,7 +14,7 @@ from . import command
 from .command import Parser
 from .lora_names import FORMS, peft_files, read_any, write_any
 from .provenance import kept_metadata
-from .weights import EMA, MODELS, Planned, Told, Weights, is_part_of_model, kept, stored_as, write_weights
+from .weights import EMA, MODELS, Planned, Told, Weights, is_part_of_model, keep_yaml, kept, stored_as, write_weights
 
 _NOT = {"embedding": "the Train tab writes embeddings in every form", "hypernetwork": "the WebUI reads hypernetworks as .pt alone"}
 
@@ -77,6 +77,7 @@ def convert(weights: Weights, path: Path, dtype: torch.dtype | None = None, prun
         if ema == "use" and dtype is None:  # the averages are often in fp32 beside weights in fp16
             plan[key] = Planned(plan[key].shape, stored_as(weights.dtypes[key], None), plan[key].make)
     write_weights(path, plan, kept_metadata(weights.metadata, path), told)
+    keep_yaml(weights.path, path)
     return len(weights.shapes) - len(plan)
 
 

@@ -44,6 +44,7 @@ def join(loras: Sequence[Weighted], path: Path, keep: Keep = Keep(), dtype: torc
     Raises ValueError where layers are of different sizes, and for DoRAs.
     """
     files = [read_any(lora.path) for lora in loras]
+    words = words_of(files)
     modules = list(dict.fromkeys(module for file in files for module in file.modules))
     found = {}
     for number, module in enumerate(modules):
@@ -58,8 +59,19 @@ def join(loras: Sequence[Weighted], path: Path, keep: Keep = Keep(), dtype: torc
         found[module] = as_lora(*(torch.cat(tensors, dim) for tensors, dim in zip(zip(*pairs), (1, 0))), shape, keep)
         if told:
             told(number + 1, len(modules))
-    write_lora(path, found, {**joined(path, files, list(map(str, loras))), **lora_kind(found)}, dtype)
-    return LoraFile(path, found)
+    write_lora(path, found, {**joined(path, files, list(map(str, loras))), **lora_kind(found)}, dtype, words)
+    return LoraFile(path, found, embeddings=words)
+
+
+def words_of(files: Sequence[LoraFile]) -> dict[str, Tensor]:
+    """The words that LoRAs of pivotal tuning have inside. Raises ValueError where two of them mean another by the same one."""
+    words: dict[str, Tensor] = {}
+    for file in files:
+        for name, vectors in file.embeddings.items():
+            if name in words and not torch.equal(words[name], vectors):
+                raise ValueError(f"{file.path.name} has another word {name!r} inside than a file before it; join them without one of the two.")
+            words[name] = vectors
+    return words
 
 
 def factors_of(file: LoraFile, module: Module, weight: float = 1.0) -> tuple[Tensor, Tensor]:

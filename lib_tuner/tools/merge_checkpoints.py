@@ -13,7 +13,7 @@ from ..sd.kinds import describe
 from . import command
 from .command import Parser
 from .provenance import merged_checkpoint
-from .weights import MODELS, Planned, Told, Weights, drawing, is_part_of_model, kept, stored_as, write_weights
+from .weights import MODELS, Planned, Told, Weights, drawing, is_part_of_model, keep_yaml, kept, stored_as, write_weights
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ def merge(recipe: Recipe, path: Path, told: Told | None = None) -> int:
     if left == len(plan):
         raise ValueError(f"{a.path.name} has no tensor in common with {others[0].path.name}.")
     write_weights(path, plan, merged_checkpoint(path, a.metadata, [str(recipe)]), told)
+    keep_yaml(a.path, path)
     return left
 
 

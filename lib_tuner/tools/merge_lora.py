@@ -15,7 +15,7 @@ from .command import Parser, Weighted
 from .deltas import Parts, change, shape_of
 from .lora_names import read_any
 from .provenance import merged_checkpoint
-from .weights import Planned, Told, Weights, drawing, kept, path_in, stored_as, write_weights
+from .weights import Planned, Told, Weights, drawing, keep_yaml, kept, path_in, stored_as, write_weights
 
 KINDS = ("sd1", "sd1-inpainting")
 
@@ -32,7 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     loras = command.loras_of(args, parser)
     path = command.output(args, [args.checkpoint, *(lora.path for lora in loras), *([args.recipe] if args.recipe else [])])
     changed = merge(args.checkpoint, loras, path, command.dtype_of(args), command.Progress("writing tensor"))
-    return command.say([f"{command.size_of(path)}, {changed} layers changed by {', '.join(map(str, loras))}"])
+    said = [f"{command.size_of(path)}, {changed} layers changed by {', '.join(map(str, loras))}"]
+    if words := sorted({word for lora in loras for word in read_any(lora.path).embeddings}):
+        said.append(f"A checkpoint has no place for words: keep {', '.join(words)} as embeddings, or go on using the LoRA they came in.")
+    return command.say(said)
 
 
 def merge(checkpoint: Path, loras: Sequence[Weighted], path: Path, dtype: torch.dtype | None = None, told: Told | None = None) -> int:
@@ -56,6 +59,7 @@ def merge(checkpoint: Path, loras: Sequence[Weighted], path: Path, dtype: torch.
         key = where[module]
         plan[key] = Planned(base.shapes[key], stored_as(base.dtypes[key], dtype), _merged(base, key, module, changes))
     write_weights(path, plan, merged_checkpoint(path, base.metadata, [base.path.stem, *map(str, loras)]), told)
+    keep_yaml(base.path, path)
     return len(own)
 
 

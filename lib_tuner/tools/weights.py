@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +124,14 @@ def write_weights(path: str | Path, plan: Mapping[str, Planned], metadata: Mappi
         except OSError as error:
             raise OSError(f"{path} cannot be written ({error.strerror or error}); make room or choose another folder.") from error
     return path
+
+
+def keep_yaml(source: Path, target: Path) -> None:
+    """The description without which the WebUI takes a checkpoint for an eps model; one that is there already is not replaced."""
+    theirs, own = source.with_suffix(".yaml"), target.with_suffix(".yaml")
+    if theirs.is_file() and not own.exists():
+        with atomic(own) as temporary:
+            shutil.copyfile(theirs, temporary)
 
 
 def _header(plan: Mapping[str, Planned], order: list[str], metadata: Mapping[str, str]) -> bytes:
