@@ -83,6 +83,9 @@ class Extension:
     def __init__(self):
         self.loaded_networks: list[SimpleNamespace] = []
 
+    def load_networks(self, names):
+        self.loaded_networks[:] = [net for net in self.loaded_networks if net.name in names]
+
     def network_apply_weights(self, layer):
         wanted = tuple(net.name for net in self.loaded_networks)
         if getattr(layer, "network_current_names", ()) == wanted:
