@@ -160,7 +160,14 @@ def _adamw_schedulefree(cfg: Any, groups: list[dict]) -> Optimizer:
     return optimizer
 
 
-AVERAGES = {"adamw": 8, "adamw8bit": 2, "lion": 4, "adafactor": 1, "prodigy": 16, "adamw_schedulefree": 8}  # bytes per trained fp32 parameter
+_AVERAGES = {"adamw": 8, "adamw8bit": 2, "lion": 4, "adafactor": 1, "prodigy": 16, "adamw_schedulefree": 8}  # bytes per trained fp32 parameter
+
+
+def average_bytes(name: str, itemsize: int = 4) -> float:
+    """What an optimizer keeps of each trained parameter, whose own bytes are `itemsize`; 8-bit averages are 8-bit ones always."""
+    return _AVERAGES[name] * (1.0 if name == "adamw8bit" else itemsize / 4)
+
+
 OPTIMIZERS: dict[str, Callable[[Any, list[dict]], Optimizer]] = {
     "adamw": _adamw, "adamw8bit": _adamw8bit, "lion": _lion, "adafactor": _adafactor, "prodigy": _prodigy, "adamw_schedulefree": _adamw_schedulefree,
 }

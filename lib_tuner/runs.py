@@ -247,15 +247,14 @@ def step_of(path: Path) -> int | None:
 
 def use_text(run: Record, path: Path) -> str:
     """What a person writes into the prompt to use a file: `<lora:name:0.8> trigger`, `<hypernet:name:1> trigger`, or an embedding's name; empty for a file that is chosen elsewhere."""
-    if run.method in METHODS and not METHODS[run.method].in_prompt:
-        return ""
+    kind = METHODS[run.method].file_kind(path) if run.method in METHODS else ""
     name = run.names.get(path.name, path.stem)
-    if run.method in METHODS and METHODS[run.method].file_kind(path) == "textual_inversion":
+    if kind == "textual_inversion":
         return name
-    if run.method == "hypernetwork":
+    if kind == "hypernetwork":
         return f"<hypernet:{name}:1> {run.words}".strip()
-    if run.method in METHODS and METHODS[run.method].file_kind(path) == "dreambooth":
-        return run.words  # the checkpoint itself is chosen, not named
+    if kind and not METHODS[kind].in_prompt:
+        return run.words if kind == "dreambooth" else ""
     return f"<lora:{name}:0.8> {run.words}".strip()
 
 

@@ -71,11 +71,15 @@ def small_run(checkpoint_file: Path, data_folder: Path, tmp_path: Path) -> dict:
     }
 
 
+LONG = ("test_world", "test_hosts", "test_page", "test_webui_page", "test_localization_page", "test_webui_extension", "test_webui_traps")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """On the double in half precision, which a CPU computes slowly, only the tests that are marked `half` run."""
     slow = [item for item in items if "double-half" in item.name and not item.get_closest_marker("half")]
     config.hook.pytest_deselected(items=slow)
-    items[:] = [item for item in items if item not in slow]
+    left = [item for item in items if item not in slow]
+    items[:] = sorted(left, key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))  # two processes take turns at files: the longest may not come last
 
 
 def until(true: Callable[[], Any], seconds: float = 60.0) -> Any:

@@ -15,6 +15,7 @@ from lib_tuner.data.conditions import Recipe, make_hint
 from lib_tuner.data.hints import Hints
 from lib_tuner.data.items import from_rows, items_digest, scan, to_rows
 from lib_tuner.data.pictures import fit, from_pixels, to_pixels
+from lib_tuner.methods import METHODS, settings
 from lib_tuner.settings import DataConfig
 
 SIZES = [(96, 64), (64, 96), (80, 80), (200, 96)]
@@ -70,6 +71,20 @@ def test_a_hint_is_of_the_very_pixels_that_the_latent_is_of(folder, cache):
         flips |= {view.flip for view in batch.views}
         shifts |= {view.shift for view in batch.views}
     assert flips == {True, False} and len(shifts) > 3
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_a_hint_of_a_cut_out_has_the_background_that_its_latent_has(folder, masks):
+    """With masks the colours under a transparent background stay as they were painted, without they become white: in the latent and in the hint."""
+    for path in folder.glob("*.png"):
+        with Image.open(path) as image:
+            alpha = Image.linear_gradient("L").resize(image.size).point(lambda v: 255 * (v > 100))
+            image.putalpha(alpha)
+            image.save(path)
+    batch = batches(config(folder, masks=masks), Hints(Recipe("colour", cell=8), masks=masks)).at(0)
+    means = torch.nn.functional.avg_pool2d(batch.hint * 2 - 1, 8)
+    assert (means - batch.latents[:, :3]).abs().max() <= 1.01 / 255
+    assert METHODS["controlnet"](settings({"data.folder": "x", "method": "controlnet", "data.masks": masks})).hints.masks == masks
 
 
 def test_ones_own_hint_is_cropped_and_mirrored_with_the_picture(folder, tmp_path):

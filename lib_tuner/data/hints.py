@@ -27,8 +27,8 @@ LIMIT = 256 * 2**20  # bytes of hints that are kept; the others are made anew ea
 class Hints:
     """Hints by item and view. `folder`: of one's own (`recipe.kind` is then "own"); `shown`: a folder of those that samples are drawn under, or empty."""
 
-    def __init__(self, recipe: Recipe, folder: str = "", shown: str = "", limit: int = LIMIT):
-        self.recipe, self.folder, self.shown, self.limit = recipe, folder, shown, limit
+    def __init__(self, recipe: Recipe, folder: str = "", shown: str = "", limit: int = LIMIT, masks: bool = False):
+        self.recipe, self.folder, self.shown, self.limit, self.masks = recipe, folder, shown, limit, masks
         self.bytes = 0
         self._held: OrderedDict[tuple[str, str, View], Tensor] = OrderedDict()
         self._read = sources.Reader()
@@ -49,7 +49,8 @@ class Hints:
         """(1 or 3, H, W) in bytes."""
         if item.hint is not None:
             return _bytes(_fitted(_own_picture(item.hint, self._read.hint(item)), item.size, view))
-        image, _ = pictures.fit(pictures.load(item, self._read.picture(item))[0], None, view)
+        mask = self._read.mask(item) if self.masks else None  # where there is one, the colours below are not white, as in the latents
+        image, _ = pictures.fit(pictures.load(item, self._read.picture(item), self.masks, mask)[0], None, view)
         return _levels(make_hint((pictures.to_pixels(image) + 1) / 2, self.recipe))
 
     # ---- one's own ---------------------------------------------------------------------------------------------------

@@ -193,7 +193,7 @@ class WebUI:
     def _refresh(self) -> None:
         """The host's lists, with what was saved."""
         made, self._published = self._published, []
-        for kind in sorted({kind for _, kind in made if METHODS[kind].in_prompt and kind != "dreambooth"}):  # the ControlNet extension has a button of its own for its list
+        for kind in sorted({kind for _, kind in made if METHODS[kind].in_prompt}):  # the ControlNet extension has a button of its own for its list
             refresh(self.w, {path.stem for path, of in made if of == kind}, kind)
         if any(kind == "dreambooth" for _, kind in made):
             refresh_checkpoints(self.w)

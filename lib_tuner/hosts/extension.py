@@ -136,7 +136,7 @@ def saves_of(home: Path) -> list[axes.Save]:
     for source, target in published_as(home).items():
         method, step = METHODS.get(runs.known_record(source.parent).method), runs.step_of(source)
         kind = method.file_kind(source) if method else ""
-        if method and not method.in_prompt or kind == "dreambooth":
+        if kind and not METHODS[kind].in_prompt:
             continue  # chosen elsewhere; for checkpoints the plot has an axis of its own
         found.append(axes.Save(target.stem, source.parent.name, step, kind))
     return axes.in_order(found)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ..data.hints import Hints
 from ..host import Components
-from ..optim import AVERAGES, lr_at
+from ..optim import average_bytes, lr_at
 from ..sd.loss import generator_for
 from ..settings import TrainConfig
 from .metadata import Made
@@ -147,11 +147,33 @@ class Method:
         Weights, gradients and the last good weights in fp32, their copy in half precision, the optimizer's averages.
         """
         copied = dtype.itemsize if dtype.itemsize < 4 else 0
-        return Costs(self.own_parameters(shapes) * (12 + copied + AVERAGES[self.cfg.optim.name] + 4 * bool(self.cfg.optim.ema)))
+        return Costs(self.own_parameters(shapes) * (12 + copied + average_bytes(self.cfg.optim.name) + 4 * bool(self.cfg.optim.ema)))
 
     def triggers(self) -> str:
         """The word that stands for [name] in templates and sample prompts."""
         return self.cfg.trigger
+
+
+class HookMethod(Method):
+    """Acts on the model through hooks alone, which ask `_on` whether they may; the model itself stays as it is."""
+
+    def __init__(self, cfg: TrainConfig):
+        super().__init__(cfg)
+        self._handles: list[Any] = []
+        self._on = True
+
+    def detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        before, self._on = self._on, False
+        try:
+            yield
+        finally:
+            self._on = before
 
 
 class Layer(nn.Module):
@@ -220,15 +242,13 @@ def _without_bias(module: nn.Module, x: Tensor) -> Tensor:
     return F.linear(x, weight)
 
 
-class LayerMethod(Method):
+class LayerMethod(HookMethod):
     """Adds a `Layer` to each target module by a forward hook."""
 
     def __init__(self, cfg: TrainConfig):
         super().__init__(cfg)
         self.layers: dict[Target, Layer] = {}
         self._beside: dict[Target, nn.Module] = {}
-        self._handles: list[Any] = []
-        self._on = True
 
     def targets(self, sd: Components) -> Iterable[tuple[Target, nn.Module]]:
         """The modules that get a layer."""
@@ -258,18 +278,8 @@ class LayerMethod(Method):
         return add
 
     def detach(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        super().detach()
         self.layers, self._beside = {}, {}
-
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        before, self._on = self._on, False
-        try:
-            yield
-        finally:
-            self._on = before
 
     @property
     def saved_dtype(self) -> torch.dtype:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..config import opt
 from ..host import Components
-from ..optim import text_scale
+from ..optim import average_bytes, text_scale
 from ..settings import TrainConfig
 from .adapters import DTYPES
 from .base import Costs, Method, parts
@@ -67,6 +67,7 @@ class DreamBooth(Method):
     """Trains the model itself; the host's model is the frozen one again while `disabled`, and for good after `detach`."""
 
     Config, kind, label = DreamBoothConfig, "dreambooth", "DreamBooth"
+    in_prompt = False  # nor is the checkpoint named there; the LoRA of the difference is, as its kind says
     drifts = True
     good_every = 100
     settings: DreamBoothConfig
@@ -182,7 +183,7 @@ class DreamBooth(Method):
     def costs(self, sizes: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, device: str) -> Costs:
         s, count = self.settings, sizes["unet"] + sizes["text"] * self.settings.text_encoder
         own, kept = DTYPES[s.masters].itemsize, DTYPES[s.save_dtype].itemsize
-        averages = {"adamw": 2 * own, "adamw8bit": 2, "lion": own, "adafactor": 0}.get(self.cfg.optim.name, 4 * own)
+        averages = average_bytes(self.cfg.optim.name, own)
         masters = own if dtype != DTYPES[s.masters] else 0
         ema = 4 if self.cfg.optim.ema else 0
         aside = dtype.itemsize if device == "cpu" or self.cfg.prior.weight else 0  # the originals; the snapshot is in RAM

@@ -5,8 +5,8 @@ Axes: B samples, C channels, h w latent pixels, H W = 8 h, 8 w pixels of the hin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ..data.conditions import Recipe
 from ..data.hints import OWN, Hints
 from ..host import Components
 from .adapters import DTYPES
-from .base import Method
+from .base import HookMethod
 from .control_file import read_control, write_control
 from .metadata import Made, control_metadata
 
@@ -52,7 +52,7 @@ class HintConfig:
             raise ValueError(f"canny_low ({self.canny_low}) is above canny_high ({self.canny_high})")
 
 
-class Hinted(Method):
+class Hinted(HookMethod):
     """A network beside the UNet; without a hint the model is the frozen one."""
 
     Config = HintConfig
@@ -62,13 +62,11 @@ class Hinted(Method):
     def __init__(self, cfg: Any):
         super().__init__(cfg)
         s = self.settings
-        self.hints = Hints(Recipe(s.hint, s.canny_low, s.canny_high, s.blur, s.cell), s.hints, s.sample_hints)
+        self.hints = Hints(Recipe(s.hint, s.canny_low, s.canny_high, s.blur, s.cell), s.hints, s.sample_hints, masks=cfg.data.masks)
         self.net: nn.Module | None = None
         self._sd: Components | None = None
         self._hint: Tensor | None = None
         self._added: list[Tensor] = []  # of the last forward pass; kept until the next, since checkpointing runs the hooks again in the backward pass
-        self._handles: list[Any] = []
-        self._on = True
 
     def new_net(self, sd: Components) -> nn.Module:
         """The network at its start, in fp32 on the UNet's device."""
@@ -93,18 +91,9 @@ class Hinted(Method):
         return [{"params": list(self.net.parameters())}]
 
     def detach(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._added = [], []
+        super().detach()
+        self._added = []
         self.net = self._sd = self._hint = None
-
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        before, self._on = self._on, False
-        try:
-            yield
-        finally:
-            self._on = before
 
     def begin(self, batch: Any) -> None:
         self._hint = None if batch.hint is None else batch.hint.to(self._sd.device, torch.float32)

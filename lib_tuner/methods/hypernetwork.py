@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from ..host import Components
 from ..sd.files import file_sha256
 from ..sd.loss import generator_for
 from .adapters import Draws
-from .base import Method
+from .base import HookMethod
 from .hypernetwork_file import ACTIVATIONS, INITS, HypernetworkFile, Structure, numbers, read_hypernetwork, write_hypernetwork
 from .metadata import Made, settings_metadata
 
@@ -163,7 +162,7 @@ def _drawn(init: str, shape: tuple[int, ...], generator: Generator) -> Tensor:
 # ---- the method ------------------------------------------------------------------------------------------------------
 
 
-class Hypernetwork(Method):
+class Hypernetwork(HookMethod):
     """Networks before the keys and the values of attention; the model itself stays as it is."""
 
     Config, kind, label = HypernetworkConfig, "hypernetwork", "Hypernetwork"
@@ -175,8 +174,6 @@ class Hypernetwork(Method):
         self.pairs: dict[int, nn.ModuleList] = {}
         self._draws = WideDraws(cfg.seed)
         self._structure, self._before = structure_of(self.settings), 0
-        self._handles: list[Any] = []
-        self._on = True
 
     def attach(self, sd: Components) -> list[dict[str, Any]]:
         found = dict(attentions(sd.unet))
@@ -219,18 +216,8 @@ class Hypernetwork(Method):
         return add
 
     def detach(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        super().detach()
         self.pairs = {}
-
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        before, self._on = self._on, False
-        try:
-            yield
-        finally:
-            self._on = before
 
     def train(self, mode: bool = True) -> None:
         for pair in self.pairs.values():

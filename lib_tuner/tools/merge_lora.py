@@ -31,16 +31,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     loras = command.loras_of(args, parser)
     path = command.output(args, [args.checkpoint, *(lora.path for lora in loras), *([args.recipe] if args.recipe else [])])
-    changed = merge(args.checkpoint, loras, path, command.dtype_of(args), command.Progress("writing tensor"))
+    changed, words = merge(args.checkpoint, loras, path, command.dtype_of(args), command.Progress("writing tensor"))
     said = [f"{command.size_of(path)}, {changed} layers changed by {', '.join(map(str, loras))}"]
-    if words := sorted({word for lora in loras for word in read_any(lora.path).embeddings}):
+    if words:
         said.append(f"A checkpoint has no place for words: keep {', '.join(words)} as embeddings, or go on using the LoRA they came in.")
     return command.say(said)
 
 
-def merge(checkpoint: Path, loras: Sequence[Weighted], path: Path, dtype: torch.dtype | None = None, told: Told | None = None) -> int:
-    """Writes `checkpoint` with the LoRAs in it: W + Σ weight * change, of W's own precision unless `dtype` says another. Returns how many layers change.
+def merge(checkpoint: Path, loras: Sequence[Weighted], path: Path, dtype: torch.dtype | None = None, told: Told | None = None) -> tuple[int, list[str]]:
+    """Writes `checkpoint` with the LoRAs in it: W + Σ weight * change, of W's own precision unless `dtype` says another.
 
+    Returns how many layers change, and the words inside the LoRAs, for which a checkpoint has no place.
     A DoRA's change is that of the checkpoint's own weights, whatever other LoRAs add, as the WebUI has it.
     Raises ValueError for files that do not fit each other.
     """
@@ -60,7 +61,7 @@ def merge(checkpoint: Path, loras: Sequence[Weighted], path: Path, dtype: torch.
         plan[key] = Planned(base.shapes[key], stored_as(base.dtypes[key], dtype), _merged(base, key, module, changes))
     write_weights(path, plan, merged_checkpoint(path, base.metadata, [base.path.stem, *map(str, loras)]), told)
     keep_yaml(base.path, path)
-    return len(own)
+    return len(own), sorted({word for file in files for word in file.embeddings})
 
 
 def _merged(base: Weights, key: str, module: Module, changes: list[tuple[Parts, float]]) -> Callable[[], Tensor]:
