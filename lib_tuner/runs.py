@@ -246,7 +246,10 @@ def step_of(path: Path) -> int | None:
 
 
 def use_text(run: Record, path: Path) -> str:
-    """What a person writes into the prompt to use a file: `<lora:name:0.8> trigger`, `<hypernet:name:1> trigger`, or an embedding's name; empty for a file that is chosen elsewhere."""
+    """What a person writes into the prompt to use a file: `<lora:name:0.8> trigger`, `<hypernet:name:1> trigger`, or an embedding's name.
+
+    Of a checkpoint the trigger alone; empty for a network that follows hints, which is chosen elsewhere.
+    """
     kind = METHODS[run.method].file_kind(path) if run.method in METHODS else ""
     name = run.names.get(path.name, path.stem)
     if kind == "textual_inversion":

@@ -59,6 +59,8 @@ class Named(Page):
 
     def english(self, *own: str, root: str = "body") -> dict[str, str]:
         """The English words that are seen, each with the text that it is in."""
+        # gradio's own "processing | 0.1s" is there while an answer is waited for
+        self.page.wait_for_function("![...document.querySelectorAll('.progress-text, .meta-text, .meta-text-center')].some((e) => e.checkVisibility())")
         allowed = {word.lower() for word in [*TERMS, *CHOICES, *OWN, *own]}
         found = {}
         for text in self.seen(root):
