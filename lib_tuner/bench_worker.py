@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from .config import build
 from .data.batches import Batch, Batches
-from .events import Event, Finished, Started, Stepped
-from .host import Components, Host
+from .events import Event, Finished, Saved, Started, Stepped
+from .host import Components, Host, LoadReport
 from .methods import METHODS
 from .sd.loss import generator_for, noise_for, timesteps_for
 from .sd.schedule import Schedule
@@ -33,6 +33,9 @@ WORD = "zxqbench"  # the word that Textual Inversion learns; no caption contains
 VECTORS, RANK = 4, 16
 RATES = {"lora": "1e-4", "textual_inversion": "5e-3"}
 CLIPS = {"lora": 1.0, "textual_inversion": 0.0}  # longest gradient, 0: off; as in diffusers' example scripts
+OWN = {  # settings of the method that are not its defaults: sizes that both sides share; word and adapter in every update; what fits beside another process
+    "lora": {"rank": RANK, "alpha": RANK}, "textual_inversion": {"vectors": VECTORS}, "pivotal": {"inversion_steps": 0}, "dreambooth": {"masters": "bf16"},
+}
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,11 @@ class Side:
 
 def config_for(side: Side) -> TrainConfig:
     """The run that a side measures: every batch has all pictures, and nothing is saved, sampled or validated on the way."""
-    own = {"lora": {"rank": RANK, "alpha": RANK}, "textual_inversion": {"vectors": VECTORS}}[side.task]
+    own = OWN.get(side.task, {})
     return build(TrainConfig, {
         "name": WORD, "method": side.task, "checkpoint": str(side.checkpoint), "output": str(side.folder / "runs"), "steps": 10**6, "save_every": 0,
         "data": {"folder": str(side.folder / "pictures"), "resolution": side.size, "batch": side.batch, "buckets": False, "latent": "deterministic"},
-        "optim": {"lr": RATES[side.task], "clip": CLIPS[side.task]}, "memory": {"precision": side.precision, "device": side.device}, side.task: own,
+        "optim": {"lr": RATES.get(side.task, "1e-5"), "clip": CLIPS.get(side.task, 1.0)}, "memory": {"precision": side.precision, "device": side.device}, side.task: own,
     }, METHODS[side.task].Config)  # fmt: skip
 
 
@@ -225,17 +228,37 @@ class WithLatents:
     def interrupted(self) -> bool:
         return False
 
+    def reload(self, path: Path) -> LoadReport:
+        return self.host.reload(path)
+
 
 class Ours(Worker):
     """`train()` itself, advanced event by event: an update's time is that from one `Stepped` to the next."""
 
     def __init__(self, side: Side, host: HostClass):
         cfg = config_for(side)
-        self.method, self.host = METHODS[side.task](cfg), WithLatents(host(cfg))
-        self.events = train(cfg, self.method, self.host)
+        self.method, self.host, self._ended, self._groups = METHODS[side.task](cfg), WithLatents(host(cfg)), False, []
+        attach = self.method.attach
+        self.method.attach = lambda sd: self._noted(attach(sd))
+        self.events = train(cfg, self.method, self.host, lambda: self._ended)
         self._next(Started)
         self.device = torch.device(self.host.sd.device)
         self.drawn, self.passes = Drawn(cfg, self.device), Passes(self.host.sd.unet, self.device)
+
+    def _noted(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        self._groups = groups
+        return groups
+
+    def parameters(self) -> int:
+        """How many numbers are trained."""
+        return sum(p.numel() for group in self._groups for p in group["params"])
+
+    def saved(self) -> int:
+        """Stops the run, and returns the bytes of the files that it saves; no update comes after."""
+        self._ended = True
+        event = self._next(Saved)
+        self.events.close()  # before it writes a state to resume from
+        return sum(path.stat().st_size for path in event.paths)
 
     def _next(self, kind: type[Event]) -> Any:
         for event in self.events:

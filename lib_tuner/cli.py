@@ -138,12 +138,28 @@ def _opener(browser: bool) -> Callable[[str], None]:
 
 
 def bench(rest: list[str], enter: Enter) -> int | None:
-    parser = _parser("bench", "Measure a training step of ours beside the same step of diffusers + peft, on random full-size weights.")
+    if rest[:1] == ["methods"]:
+        return bench_methods(rest[1:], enter)
+    parser = _parser("bench", "Measure a training step of ours beside the same step of diffusers + peft, on random full-size weights; `bench methods`: all methods.")
     parser.add_argument("--quick", action="store_true", help="256 px only, in about two minutes")
     parser.add_argument("--json", action="store_true", help="print a list of rows as JSON")
     args = parser.parse_args(rest)
     enter(RUN, TEST)  # the peers are among the tests' packages
     from .bench import main
+    from .hosts.standalone import Standalone
+
+    return main(args, Standalone)
+
+
+def bench_methods(rest: list[str], enter: Enter) -> int | None:
+    parser = _parser("bench methods", "Every method: what an update costs beside LoRA's on random full-size weights, and what it learns on the embedded model.")
+    parser.add_argument("--report", metavar="FILE", default="", help="the JSON file (default benchmarks/DATE-methods.json); what is in it already is not measured again")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each method on the embedded model (default 3, of one to six minutes each); 0: costs alone")
+    parser.add_argument("--only", metavar="NAME", action="append", default=[], help="this row alone; may be given several times")
+    parser.add_argument("--no-costs", action="store_true", help="what is learned alone")
+    args = parser.parse_args(rest)
+    enter(RUN)
+    from .bench_methods import main
     from .hosts.standalone import Standalone
 
     return main(args, Standalone)

@@ -86,11 +86,11 @@ class Follower:
         return pictures
 
 
-def measure(kind: str, folder: Path, host_class: Callable[[TrainConfig], Host], steps: int = 0) -> dict[str, Any]:
+def measure(kind: str, folder: Path, host_class: Callable[[TrainConfig], Host], steps: int = 0, seed: int = 1) -> dict[str, Any]:
     """Trains one of `TASKS` in an empty folder and judges it: per attribute the part of held-out pictures that show what their hint shows, with its 95%
     interval, `with_hint` and `without`, beside `chance`; and what it took. `steps` 0: the task's own number.
     """
-    began, task, judge = time.monotonic(), Follower(kind, folder, steps), Judge.load()
+    began, task, judge = time.monotonic(), Follower(kind, folder, steps, seed), Judge.load()
     task.write_data()
     cfg = task.settings()
     host, method = host_class(cfg), METHODS[kind](cfg)

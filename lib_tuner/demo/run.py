@@ -6,10 +6,12 @@ The embedding is a combination of known parts, a purple striped moon; the LoRA a
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 import time
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ from ..progress import Status, duration
 from ..recorders import csv
 from ..settings import TrainConfig
 from ..train import train
+from .evaluate import saturation
 from .judge import Judge
 from .world import PHRASES as WORLD_PHRASES
 from .world import Scenes, caption, draw, random_scenes
@@ -40,14 +43,36 @@ ORDINARY = (0, 5, 2, 4, 7, 10, 11, 8)  # phrases of ordinary pictures, which nam
 PHRASES = ("a {name} on a {background} background", "{name}, {background} background", "a picture of a {name} on a {background} background")
 
 HostClass = Callable[[TrainConfig], Host]
+Judged = tuple["Score", list[Image.Image]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is learned: how a prompt names it (`{colour}` and the like may stand in it), and what the judge then has to see."""
+
+    name: str
+    wanted: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Score:
-    """How often the judge sees the subject, and how much of everything else it still sees, 0..1."""
+    """How often the judge sees the subject, how often what ordinary prompts name, 0..1; and how diverse the ordinary pictures are.
+
+    `kinds` is the effective number of shapes seen (the exponential of their entropy), `saturation` that of `evaluate`: a model that draws one thing for
+    everything has few kinds, one whose pictures are washed out little saturation.
+    """
 
     subject: float
     ordinary: float
+    kinds: float
+    saturation: float
+
+    def kept(self, before: Score) -> float:
+        """How much is kept of what was `before`: the worst of what prompts name, diversity and saturation, at most 1."""
+        return min(1.0, self.ordinary / before.ordinary, self.kinds / before.kinds, self.saturation / before.saturation)
+
+
+SUBJECTS = {"embedding": Subject("embedding", MOON), "lora": Subject("{colour} robot", {"shape": "robot"})}
 
 
 def main(args: Namespace, host_class: HostClass) -> int:
@@ -65,14 +90,13 @@ def main(args: Namespace, host_class: HostClass) -> int:
     for kind, values in subjects.items():
         cfg = build(TrainConfig, values, METHODS[values["method"]].Config)
         host = host_class(cfg)
-        before, pictures = judged(host, judge, kind)
+        before, pictures = judged(host, judge, SUBJECTS[kind])
         rows.append(pictures)
-        method = METHODS[cfg.method](cfg)
-        after, pictures = trained(cfg, method, host, judge, kind, bar)
+        after, pictures = trained(cfg, host, lambda: judged(host, judge, SUBJECTS[kind]), bar)
         rows.append(pictures)
         report[kind] = {"before": round(before.subject, 3), "after": round(after.subject, 3)}
         if kind == "lora":
-            report[kind]["kept"] = round(min(1.0, after.ordinary / before.ordinary), 3)
+            report[kind]["kept"] = round(after.kept(before), 3)
         shutil.copyfile(next((out / "runs").glob(f"{kind}-*")) / f"{kind}.safetensors", out / f"{kind}.safetensors")
     grid(rows).save(out / "grid.png")
     report["seconds"] = round(time.monotonic() - began, 1)
@@ -151,33 +175,41 @@ class Bar:
         self.status.clear()
 
 
-def trained(cfg: TrainConfig, method: Any, host: Host, judge: Judge, kind: str, bar: Bar) -> tuple[Score, list[Image.Image]]:
+def trained(cfg: TrainConfig, host: Host, judge: Callable[[], Judged], bar: Bar) -> Judged:
     """Trains, and judges the live model at the end of the run."""
-    last = None
-    with closing(csv(bar.show(train(cfg, method, host), kind, cfg.steps))) as events:
+    last, method = None, METHODS[cfg.method](cfg)
+    with closing(csv(bar.show(train(cfg, method, host), cfg.name, cfg.steps))) as events:
         for event in events:
             if isinstance(event, Finished):
                 last = event
                 method.train(False)
-                result = judged(host, judge, kind)  # still attached: the run ends when its generator does
+                result = judge()  # still attached: the run ends when its generator does
     if last is None or last.reason != "done":
-        raise RuntimeError(f"The demo's {kind} run ended early: {last.reason if last else 'no end'}.")
+        raise RuntimeError(f"The demo's run {cfg.name} ended early: {last.reason if last else 'no end'}.")
     return result
 
 
-def judged(host: Host, judge: Judge, kind: str) -> tuple[Score, list[Image.Image]]:
-    """The score of `JUDGED` pictures of the subject and as many ordinary ones, and the first eight pictures of the subject."""
-    scenes = random_scenes(JUDGED, torch.Generator().manual_seed(5))
+def judged(host: Host, judge: Judge, subject: Subject, seed: int = 0) -> Judged:
+    """The score of `JUDGED` pictures of the subject and as many ordinary ones, other pictures with every seed, and the first eight pictures of the subject."""
+    scenes = random_scenes(JUDGED, torch.Generator().manual_seed(5 + seed))
     words = [scenes.words(i) for i in range(JUDGED)]
-    name, wanted = ("embedding", MOON) if kind == "embedding" else ("{colour} robot", {"shape": "robot"})
-    prompts = [PHRASES[i % len(PHRASES)].format(name=name.format(**w), background=w["background"]) for i, w in enumerate(words)]
-    pictures = drawn(host, prompts, seed=21)
+    prompts = [PHRASES[i % len(PHRASES)].format(name=subject.name.format(**w), background=w["background"]) for i, w in enumerate(words)]
+    pictures = drawn(host, prompts, seed=21 + 10_000 * seed)
     seen = judge.words(pixels(pictures))
-    subject = sum(all(s[k] == v for k, v in wanted.items()) for s in seen) / JUDGED
     phrases = [ORDINARY[i % len(ORDINARY)] for i in range(JUDGED)]
-    ordinary = judge.words(pixels(drawn(host, [caption(w, phrase) for w, phrase in zip(words, phrases)], seed=1021)))
-    right = [s[k] == w[k] for s, w, phrase in zip(ordinary, words, phrases) for k in ASKED if f"{{{k}}}" in WORLD_PHRASES[phrase]]
-    return Score(subject, sum(right) / len(right)), pictures[:8]
+    ordinary = pixels(drawn(host, [caption(w, phrase) for w, phrase in zip(words, phrases)], seed=1021 + 10_000 * seed))
+    shown = judge.words(ordinary)
+    right = [s[k] == w[k] for s, w, phrase in zip(shown, words, phrases) for k in ASKED if f"{{{k}}}" in WORLD_PHRASES[phrase]]
+    score = Score(
+        sum(all(s[k] == v for k, v in subject.wanted.items()) for s in seen) / JUDGED, sum(right) / len(right), kinds([s["shape"] for s in shown]), float(saturation(ordinary))
+    )
+    return score, pictures[:8]
+
+
+def kinds(seen: list[str]) -> float:
+    """The effective number of different words: exp of the entropy of how often each was seen."""
+    parts = [count / len(seen) for count in Counter(seen).values()]
+    return math.exp(-sum(part * math.log(part) for part in parts))
 
 
 def drawn(host: Host, prompts: list[str], seed: int) -> list[Image.Image]:
