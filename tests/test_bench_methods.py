@@ -15,7 +15,7 @@ from lib_tuner.bench_methods import LEARNS, Report, costs, table
 from lib_tuner.bench_worker import Ours, Side
 from lib_tuner.data.pictures import from_pixels
 from lib_tuner.demo import learned, run
-from lib_tuner.demo.run import Score, kinds
+from lib_tuner.demo.run import Rest, kinds
 from lib_tuner.demo.world import draw, random_scenes
 from lib_tuner.hosts.standalone import Standalone
 from lib_tuner.methods import METHODS
@@ -26,9 +26,9 @@ def test_every_method_learns_something_in_the_table():
 
 
 def test_what_is_kept_is_the_worst_of_prompts_diversity_and_saturation():
-    before = Score(0.0, 0.9, 8.0, 0.4)
-    assert Score(1.0, 0.9, 8.0, 0.4).kept(before) == 1 and Score(1.0, 0.95, 9.0, 0.5).kept(before) == 1
-    assert [Score(1.0, *after).kept(before) for after in ((0.45, 8.0, 0.4), (0.9, 2.0, 0.4), (0.9, 8.0, 0.1))] == [0.5, 0.25, 0.25]
+    before = Rest(0.9, 8.0, 0.4)
+    assert Rest(0.9, 8.0, 0.4).kept(before) == 1 and Rest(0.95, 9.0, 0.5).kept(before) == 1
+    assert [Rest(*after).kept(before) for after in ((0.45, 8.0, 0.4), (0.9, 2.0, 0.4), (0.9, 8.0, 0.1))] == [0.5, 0.25, 0.25]
 
 
 def test_kinds_count_what_is_seen_often():
@@ -52,7 +52,7 @@ def test_a_row_is_learned_on_the_seeds_prompts_and_judged_before_and_after(tmp_p
     monkeypatch.setattr(run, "drawn", (drawn := Drawn()).drawn)
     row = learned.measure("pivotal", 2, tmp_path, Standalone, {"steps": 2, "pivotal.inversion_steps": 1})
     assert (row["task"], row["seed"], row["steps"], row["pictures"]) == ("pivotal", 2, 2, 4)
-    assert row["before"] == row["after"] == 0 and row["kept"] == row["attributes"] == row["kinds"] == row["saturation"] == 1  # the same pictures came both times
+    assert row["before"] == row["after"] == 0 and row["kept"] == row["right"] == row["kinds"] == row["saturation"] == 1  # the same pictures came both times
     assert all(learned.WORD in prompt for prompt in drawn.asked[0]) and drawn.asked[0] == drawn.asked[2] and drawn.asked[1] == drawn.asked[3]
     assert list(tmp_path.glob(f"runs/*/{learned.WORD}.safetensors"))
 

@@ -88,9 +88,9 @@ def test_a_fill_is_said_to_show_where_the_drawing_has_it():
 
 
 def test_the_shipped_model_draws_what_the_prompt_says():
-    report = evaluate(count=100)
+    report = evaluate(count=48)
     made = {name: report["generated"][name][0] for name in ATTRIBUTES}
-    wanted = {"shape": 0.93, "colour": 0.97, "background": 0.97, "fill": 0.87, "size": 0.92}  # what the README states, less what 100 prompts can miss by chance
+    wanted = {"shape": 0.91, "colour": 0.95, "background": 0.95, "fill": 0.84, "size": 0.89}  # what the README states, less what 48 prompts can miss by chance
     assert all(made[name] >= least for name, least in wanted.items()), made
     assert report["kinds"]["colour"][0] == report["kinds"]["colour"][1] and report["kinds"]["shape"][0] == report["kinds"]["shape"][1]
     assert 0.9 < report["colourfulness"] < 1.15

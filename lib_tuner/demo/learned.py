@@ -1,7 +1,7 @@
 """What each method learns of the demo's subjects on the embedded model, and what is kept of everything else: one row for `bench methods`.
 
-A word of its own learns what it can, the purple striped moon, a combination of known parts; everything else that is used by a prompt learns the robot, which the
-model has never drawn; what follows a hint is judged by `followed`.
+A word of its own learns what it can, the purple striped moon, a combination of known parts; everything else that is used by a prompt learns the robot, which
+the model has never drawn; what follows a hint is judged by `followed`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..methods import METHODS
 from ..settings import TrainConfig
 from . import followed
 from .judge import Judge
-from .run import JUDGED, SUBJECTS, Bar, HostClass, Subject, embedding_settings, judged, lora_settings, trained, write_data
+from .run import JUDGED, SUBJECTS, Bar, HostClass, Rest, Subject, embedding_settings, judged, lora_settings, rest, trained, write_data
 
 WORD = "zbot"  # what pivotal tuning calls the robot: a word without a meaning
 PROMPTS = 64  # class prompts of the frozen prior
@@ -42,6 +42,7 @@ def _robot(method: str, steps: int = 480, lr: str = "4e-3", **own: Any) -> Task:
 
 ALONE = {"data.class_folder": "", "data.class_share": 0.0}
 EIGHT = {"rank": 8, "alpha": 8, "conv_rank": 8, "conv_alpha": 8}
+LAYERS = {f"pivotal.layers.{name}": value for name, value in EIGHT.items()}
 TASKS: dict[str, Task] = {
     "lora": _robot("lora", **EIGHT),
     "lora, DoRA": _robot("lora", **EIGHT, dora=True),
@@ -53,7 +54,7 @@ TASKS: dict[str, Task] = {
     "adalora": _robot("adalora", rank=8, first_rank=12, alpha=12, conv_rank=8, conv_alpha=8),
     "textual_inversion": Task("textual_inversion", SUBJECTS["embedding"], {}),
     "pivotal": replace(
-        _robot("pivotal", steps=600, inversion_steps=120, inversion_lr=6e-2, continue_lr=5e-3, **{f"pivotal.layers.{name}": value for name, value in EIGHT.items()}, **{"pivotal.words.init": "a"}),
+        _robot("pivotal", steps=600, inversion_steps=120, inversion_lr=6e-2, continue_lr=5e-3, **LAYERS, **{"pivotal.words.init": "a"}),
         subject=Subject(f"{{colour}} {WORD}", {"shape": "robot"}),
     ),
     "dreambooth": _robot("dreambooth", steps=300, lr="1e-3", **{"data.class_share": 0.3}),
@@ -91,10 +92,14 @@ def measure(name: str, seed: int, folder: Path, host_class: HostClass, more: Map
     prepare(folder)
     cfg = settings(task, folder, seed, more)
     host = host_class(cfg)
-    before, _ = judged(host, judge, task.subject, seed)
-    after, pictures = trained(cfg, host, lambda: judged(host, judge, task.subject, seed), Bar(sys.stderr))
+
+    def look() -> tuple[float, Rest]:
+        return judged(host, judge, task.subject, seed)[0], rest(host, judge, seed)
+
+    before, rest_before = look()
+    after, rest_after = trained(cfg, host, look, Bar(sys.stderr))
+    quotients = {part: round(getattr(rest_after, part) / getattr(rest_before, part), 4) for part in ("right", "kinds", "saturation")}
     return {
-        "task": name, "seed": seed, "pictures": JUDGED, "steps": cfg.steps, "before": round(before.subject, 4), "after": round(after.subject, 4), "kept": round(after.kept(before), 4),
-        "attributes": round(after.ordinary / before.ordinary, 4), "kinds": round(after.kinds / before.kinds, 4), "saturation": round(after.saturation / before.saturation, 4),
-        "seconds": round(time.monotonic() - began, 1),
+        "task": name, "seed": seed, "pictures": JUDGED, "steps": cfg.steps, "before": round(before, 4), "after": round(after, 4),
+        "kept": round(rest_after.kept(rest_before), 4), **quotients, "seconds": round(time.monotonic() - began, 1),
     }  # fmt: skip

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image, ImageDraw
@@ -37,13 +37,13 @@ from .world import PHRASES as WORLD_PHRASES
 from .world import Scenes, caption, draw, random_scenes
 
 MOON = {"shape": "moon", "colour": "purple", "fill": "striped"}
-JUDGED = 48  # pictures per score
+JUDGED, STEPS = 48, 12  # pictures per score, and the sampler's steps: DDIM with 10 draws what it draws with 40
 ASKED = ("shape", "colour", "background", "fill")  # what the judge compares with the prompt, where the prompt names it
 ORDINARY = (0, 5, 2, 4, 7, 10, 11, 8)  # phrases of ordinary pictures, which name much or little: what is kept has to be kept in all of them
 PHRASES = ("a {name} on a {background} background", "{name}, {background} background", "a picture of a {name} on a {background} background")
 
 HostClass = Callable[[TrainConfig], Host]
-Judged = tuple["Score", list[Image.Image]]
+Judged = TypeVar("Judged")
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,20 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Score:
-    """How often the judge sees the subject, how often what ordinary prompts name, 0..1; and how diverse the ordinary pictures are.
+class Rest:
+    """What ordinary prompts give: the part of what they name that the judge sees, 0..1, and how diverse the pictures are.
 
     `kinds` is the effective number of shapes seen (the exponential of their entropy), `saturation` that of `evaluate`: a model that draws one thing for
     everything has few kinds, one whose pictures are washed out little saturation.
     """
 
-    subject: float
-    ordinary: float
+    right: float
     kinds: float
     saturation: float
 
-    def kept(self, before: Score) -> float:
+    def kept(self, before: Rest) -> float:
         """How much is kept of what was `before`: the worst of what prompts name, diversity and saturation, at most 1."""
-        return min(1.0, self.ordinary / before.ordinary, self.kinds / before.kinds, self.saturation / before.saturation)
+        return min(1.0, self.right / before.right, self.kinds / before.kinds, self.saturation / before.saturation)
 
 
 SUBJECTS = {"embedding": Subject("embedding", MOON), "lora": Subject("{colour} robot", {"shape": "robot"})}
@@ -89,14 +88,8 @@ def main(args: Namespace, host_class: HostClass) -> int:
     report, rows = {}, [training_row(out / "data")]
     for kind, values in subjects.items():
         cfg = build(TrainConfig, values, METHODS[values["method"]].Config)
-        host = host_class(cfg)
-        before, pictures = judged(host, judge, SUBJECTS[kind])
-        rows.append(pictures)
-        after, pictures = trained(cfg, host, lambda: judged(host, judge, SUBJECTS[kind]), bar)
-        rows.append(pictures)
-        report[kind] = {"before": round(before.subject, 3), "after": round(after.subject, 3)}
-        if kind == "lora":
-            report[kind]["kept"] = round(after.kept(before), 3)
+        report[kind], pictures = one(kind, cfg, host_class(cfg), judge, bar)
+        rows += pictures
         shutil.copyfile(next((out / "runs").glob(f"{kind}-*")) / f"{kind}.safetensors", out / f"{kind}.safetensors")
     grid(rows).save(out / "grid.png")
     report["seconds"] = round(time.monotonic() - began, 1)
@@ -104,6 +97,15 @@ def main(args: Namespace, host_class: HostClass) -> int:
     bar.done()
     sys.stdout.write(json.dumps(report) + "\n" if args.json else summary(report, out))
     return 0
+
+
+def one(kind: str, cfg: TrainConfig, host: Host, judge: Judge, bar: Bar) -> tuple[dict[str, float], list[list[Image.Image]]]:
+    """The report of one run, and pictures before and after it. An embedding leaves everything else as it is, so only the LoRA's `kept` is looked at."""
+    look = [lambda: judged(host, judge, SUBJECTS[kind])] + ([lambda: rest(host, judge)] if kind == "lora" else [])
+    before = [each() for each in look]
+    after = trained(cfg, host, lambda: [each() for each in look], bar)
+    report = {"before": round(before[0][0], 3), "after": round(after[0][0], 3)}
+    return report | {"kept": round(b.kept(a), 3) for a, b in zip(before[1:], after[1:])}, [before[0][1], after[0][1]]
 
 
 # ---- data
@@ -176,7 +178,7 @@ class Bar:
 
 
 def trained(cfg: TrainConfig, host: Host, judge: Callable[[], Judged], bar: Bar) -> Judged:
-    """Trains, and judges the live model at the end of the run."""
+    """Trains, and returns what `judge` finds with the live model at the end of the run."""
     last, method = None, METHODS[cfg.method](cfg)
     with closing(csv(bar.show(train(cfg, method, host), cfg.name, cfg.steps))) as events:
         for event in events:
@@ -189,21 +191,26 @@ def trained(cfg: TrainConfig, host: Host, judge: Callable[[], Judged], bar: Bar)
     return result
 
 
-def judged(host: Host, judge: Judge, subject: Subject, seed: int = 0) -> Judged:
-    """The score of `JUDGED` pictures of the subject and as many ordinary ones, other pictures with every seed, and the first eight pictures of the subject."""
-    scenes = random_scenes(JUDGED, torch.Generator().manual_seed(5 + seed))
-    words = [scenes.words(i) for i in range(JUDGED)]
-    prompts = [PHRASES[i % len(PHRASES)].format(name=subject.name.format(**w), background=w["background"]) for i, w in enumerate(words)]
+def judged(host: Host, judge: Judge, subject: Subject, seed: int = 0) -> tuple[float, list[Image.Image]]:
+    """The part of `JUDGED` pictures in which the judge sees the subject, other prompts and noise with every seed, and the first eight pictures."""
+    prompts = [PHRASES[i % len(PHRASES)].format(name=subject.name.format(**w), background=w["background"]) for i, w in enumerate(_words(seed))]
     pictures = drawn(host, prompts, seed=21 + 10_000 * seed)
-    seen = judge.words(pixels(pictures))
-    phrases = [ORDINARY[i % len(ORDINARY)] for i in range(JUDGED)]
-    ordinary = pixels(drawn(host, [caption(w, phrase) for w, phrase in zip(words, phrases)], seed=1021 + 10_000 * seed))
-    shown = judge.words(ordinary)
+    return sum(all(seen[k] == v for k, v in subject.wanted.items()) for seen in judge.words(pixels(pictures))) / JUDGED, pictures[:8]
+
+
+def rest(host: Host, judge: Judge, seed: int = 0) -> Rest:
+    """What `JUDGED` ordinary prompts give, which name much or little."""
+    words, phrases = _words(seed), [ORDINARY[i % len(ORDINARY)] for i in range(JUDGED)]
+    made = pixels(drawn(host, [caption(w, phrase) for w, phrase in zip(words, phrases)], seed=1021 + 10_000 * seed))
+    shown = judge.words(made)
     right = [s[k] == w[k] for s, w, phrase in zip(shown, words, phrases) for k in ASKED if f"{{{k}}}" in WORLD_PHRASES[phrase]]
-    score = Score(
-        sum(all(s[k] == v for k, v in subject.wanted.items()) for s in seen) / JUDGED, sum(right) / len(right), kinds([s["shape"] for s in shown]), float(saturation(ordinary))
-    )
-    return score, pictures[:8]
+    return Rest(sum(right) / len(right), kinds([s["shape"] for s in shown]), float(saturation(made)))
+
+
+def _words(seed: int) -> list[dict[str, str]]:
+    """What the prompts of a seed name."""
+    scenes = random_scenes(JUDGED, torch.Generator().manual_seed(5 + seed))
+    return [scenes.words(i) for i in range(JUDGED)]
 
 
 def kinds(seen: list[str]) -> float:
@@ -214,7 +221,7 @@ def kinds(seen: list[str]) -> float:
 
 def drawn(host: Host, prompts: list[str], seed: int) -> list[Image.Image]:
     """A picture of each prompt as the host draws it now."""
-    return host.generate([GenerateRequest(prompt, width=64, height=64, steps=20, cfg=3.0, seed=seed + i) for i, prompt in enumerate(prompts)])
+    return host.generate([GenerateRequest(prompt, width=64, height=64, steps=STEPS, cfg=3.0, seed=seed + i) for i, prompt in enumerate(prompts)])
 
 
 def pixels(pictures: list[Image.Image]) -> Tensor:

@@ -11,7 +11,7 @@ import importlib.util
 import json
 import os
 import sys
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,17 +25,19 @@ class Tokenizer:
 
     bos, eos = BOS, EOS
 
-    @cached_property
-    def _bpe(self) -> Any:
-        return _open_clip_tokenizer().SimpleTokenizer()
-
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, however long; upper case and runs of spaces make no difference, HTML entities are read."""
-        return self._bpe.encode(text)
+        return _bpe().encode(text)
 
     def decode(self, ids: list[int]) -> str:
         """The text of token ids, in lower case."""
-        return self._bpe.decode(ids).strip()
+        return _bpe().decode(ids).strip()
+
+
+@lru_cache(maxsize=1)
+def _bpe() -> Any:
+    """One for the process: to read the vocabulary takes a quarter of a second."""
+    return _open_clip_tokenizer().SimpleTokenizer()
 
 
 @lru_cache(maxsize=1)
