@@ -91,6 +91,7 @@ def test_a_missing_open_clip_is_said_with_the_remedy(monkeypatch):
     from lib_tuner.sd import tokenizer as module
 
     module._open_clip_tokenizer.cache_clear()
+    module._open_clips_own.cache_clear()
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install open_clip_torch"):
         Tokenizer().encode("a")

@@ -25,17 +25,21 @@ class Tokenizer:
 
     bos, eos = BOS, EOS
 
+    @property
+    def _bpe(self) -> Any:
+        return _open_clips_own()
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, however long; upper case and runs of spaces make no difference, HTML entities are read."""
-        return _bpe().encode(text)
+        return self._bpe.encode(text)
 
     def decode(self, ids: list[int]) -> str:
         """The text of token ids, in lower case."""
-        return _bpe().decode(ids).strip()
+        return self._bpe.decode(ids).strip()
 
 
 @lru_cache(maxsize=1)
-def _bpe() -> Any:
+def _open_clips_own() -> Any:
     """One for the process: to read the vocabulary takes a quarter of a second."""
     return _open_clip_tokenizer().SimpleTokenizer()
 
