@@ -56,6 +56,7 @@ class Forecast:
     checkpointing: bool = False
     file: float = 0.0  # bytes of a saved file and of a state to resume from, where those are many
     state: float = 0.0
+    inpainting: bool | None = None  # None: it does not know
 
 
 class TextEncoder(Protocol):
@@ -83,7 +84,7 @@ class Autoencoder(Protocol):
 class Components:
     """A host's model, frozen, on its device."""
 
-    unet: nn.Module  # (B, 4, h, w), (B,), (B, L, C) -> (B, 4, h, w)
+    unet: nn.Module  # (B, 4, h, w), (B,), (B, L, C) -> (B, 4, h, w); of an inpainting model (B, 9, h, w)
     text: TextEncoder
     vae: Autoencoder
     schedule: Schedule

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .sd.inpaint import joined
 from .sd.loss import generator_for
 from .sd.schedule import Schedule
 
@@ -30,7 +31,8 @@ def validation_loss(unet: Denoiser, encode: Encode, batches: Iterable[Any], sche
                     begin: Callable[[Any], None] | None = None, timesteps: Sequence[int] = TIMESTEPS) -> float:
     """Mean squared error of the prediction over every held-out picture at every timestep, without weights, masks or dropout.
 
-    `batches` give `latents` (B, c, h, w), `captions` and `indices`, which choose the noise; `begin` hands each batch to the method.
+    `batches` give `latents` (B, c, h, w), an inpainting model's `extra` (B, 5, h, w) or None, `captions`, and `indices`, which choose the noise;
+    `begin` hands each batch to the method.
     `encode(captions)` gives (B, L, C). The caller puts the method's own layers into eval mode. The global random state is left as it was.
     Raises ValueError where there is no picture.
     """
@@ -44,7 +46,7 @@ def validation_loss(unet: Denoiser, encode: Encode, batches: Iterable[Any], sche
                 if begin is not None:
                     begin(batch)
                 x0 = batch.latents.to(device, torch.float32)
-                losses += _losses(unet, encode(batch.captions), x0, batch.indices, _reaching(schedule, timesteps).to(device), seed, timesteps)
+                losses += _losses(joined(unet, batch.extra), encode(batch.captions), x0, batch.indices, _reaching(schedule, timesteps).to(device), seed, timesteps)
     if not losses:
         raise ValueError("data.validation_folder: there is no picture in it to validate on; add some, or set validate_every to 0.")
     return torch.cat(losses).cpu().double().mean().item()

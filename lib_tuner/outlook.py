@@ -16,12 +16,13 @@ from .checkpoint import KEPT as STATES
 from .config import flat_values
 from .data import class_pictures
 from .data.batches import Batches
+from .data.holes import Holes
 from .host import Forecast
 from .methods import METHODS
 from .optim import parse_betas, parse_lr
 from .progress import duration
 from .sd.tokenizer import Tokenizer
-from .settings import TrainConfig
+from .settings import InpaintConfig, TrainConfig
 
 USUAL = {  # learning rates at which a method is usually trained with AdamW on SD1.5 (kohya's, the WebUI's and diffusers' guides)
     "lora": (1e-5, 1e-3), "locon": (1e-5, 1e-3), "loha": (1e-5, 1e-3), "lokr": (1e-5, 1e-3), "adalora": (5e-5, 5e-3), "textual_inversion": (1e-4, 2e-2),
@@ -89,9 +90,11 @@ def outlook(cfg: TrainConfig, forecast: Forecast, seconds: float | None = None) 
     method = METHODS[cfg.method](cfg)
     trigger, undrawn = method.triggers(), [] if cfg.resume else class_pictures.missing(cfg)
     data = replace(cfg.data, class_folder="") if len(undrawn) == cfg.prior.pictures > 0 else cfg.data  # there is no class picture yet
-    batches = Batches(data, SimpleNamespace(vae=SimpleNamespace(factor=8, cache_key="")), cfg.seed, trigger, hints=method.hints)
-    lines = [_pictures(batches), _drawn_first(len(undrawn)), _buckets(batches), _length(cfg, batches), _stages(cfg), _time(cfg, seconds), _memory(forecast), _disk(cfg, forecast)]
-    told = (_captions(batches), _rate(cfg, forecast), _rank(cfg, forecast), _known_word(cfg, trigger, forecast), _timesteps(cfg), _no_samples(cfg))
+    batches = Batches(data, SimpleNamespace(vae=SimpleNamespace(factor=8, cache_key="")), cfg.seed, trigger, hints=method.hints,
+                      holes=Holes(cfg.inpaint, cfg.seed) if forecast.inpainting else None)  # fmt: skip
+    seen = (_pictures(batches), _drawn_first(len(undrawn)), _buckets(batches), _masks(batches))
+    lines = [*seen, _length(cfg, batches), _stages(cfg), _time(cfg, seconds), _memory(forecast), _disk(cfg, forecast)]
+    told = (_captions(batches), _rate(cfg, forecast), _rank(cfg, forecast), _known_word(cfg, trigger, forecast), _timesteps(cfg), _no_samples(cfg), _no_masks(cfg, forecast))
     warnings = [w for w in (*told, _no_room(cfg, forecast), _no_disk(cfg, forecast)) if w]
     problems = [str(p) for p in batches.problems]
     more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
@@ -116,6 +119,18 @@ def _buckets(batches: Batches) -> str:
     shown = [f"{size['resolution'][0]}x{size['resolution'][1]} ({size['count']})" for size in sorted(sizes, key=lambda s: -s["count"])]
     more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
     return f"{_count(len(shown), 'bucket')}: {', '.join(shown[:5])}{more}."
+
+
+def _masks(batches: Batches) -> str:
+    """What an inpainting model's masks cost: each has a latent of its own."""
+    if batches.holes is None:
+        return ""
+    encoded = batches.encoded
+    if not encoded:
+        return "An inpainting model: a new random mask for every example, each of which is encoded twice in its step, whole and without what the mask hides."
+    size = sum(2 * 4 * 4 * (w // 8) * (h // 8) for w, h in encoded)  # mean and deviation of four channels, fp32
+    times = batches.holes.cfg.variants + 1
+    return f"An inpainting model: each view of a picture is encoded {times} times, whole and without what a random mask hides: {len(encoded)} latents, {size / 1e6:.1f} MB in the cache."
 
 
 def _length(cfg: TrainConfig, batches: Batches) -> str:
@@ -215,6 +230,13 @@ def _timesteps(cfg: TrainConfig) -> Warning_ | None:
         return None
     text = "A T2I-Adapter is usually trained at the noisy timesteps, where the layout is decided (cubic)."
     return Warning_(text, Fix("Draw timesteps as cubic", {"loss.t_distribution": "cubic"}))
+
+
+def _no_masks(cfg: TrainConfig, forecast: Forecast) -> Warning_ | None:
+    if forecast.inpainting is not False or cfg.inpaint == InpaintConfig():
+        return None
+    usual = {f"inpaint.{name}": value for name, value in flat_values(InpaintConfig()).items()}
+    return Warning_("The settings for inpainting models are not used: this model is an ordinary one, which is given no masks.", Fix("Set them as usual", usual))
 
 
 def _no_samples(cfg: TrainConfig) -> Warning_ | None:

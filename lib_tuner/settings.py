@@ -101,6 +101,22 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class InpaintConfig:
+    """What an inpainting model learns to fill in; an ordinary model does not use it."""
+
+    shape: str = opt("mixed", "Mask shapes", "What hides a part of the picture: rectangles, ellipses, thick lines, or each as often.", choices=("mixed", "rectangles", "ellipses", "lines"))
+    whole: float = opt(0.25, "Whole picture hidden", "Part of the examples in which all is hidden, as in txt2img; inpainting models were made with a quarter.", min=0.0, max=1.0)
+    smallest: float = opt(0.1, "Smallest mask", "Shortest side of a mask, as a part of the picture's.", min=0.0, max=1.0)
+    largest: float = opt(1.0, "Largest mask", "Longest side of a mask, as a part of the picture's.", min=0.0, max=1.0)
+    variants: int = opt(4, "Masks of a picture", "How many masks of each picture are cached, each with a latent of what it leaves; without a latent cache every mask is a new one.", min=1, max=64)
+    outside: float = opt(1.0, "Weight of what is seen", "Weight of the loss where nothing is hidden; 1: the whole picture counts, as in diffusers; 0: what is hidden alone.", min=0.0, max=1.0)
+
+    def check(self) -> None:
+        if self.smallest > self.largest:
+            raise ValueError(f"smallest ({self.smallest}) is above largest ({self.largest})")
+
+
+@dataclass(frozen=True)
 class PriorConfig:
     """What keeps the model from forgetting the ordinary class, and how that is measured."""
 
@@ -201,6 +217,7 @@ class TrainConfig:
     data: DataConfig = section(DataConfig)
     optim: OptimConfig = section(OptimConfig)
     loss: LossConfig = section(LossConfig)
+    inpaint: InpaintConfig = section(InpaintConfig)
     prior: PriorConfig = section(PriorConfig)
     sample: SampleConfig = section(SampleConfig)
     memory: MemoryConfig = section(MemoryConfig)

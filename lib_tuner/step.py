@@ -18,6 +18,7 @@ from .data.cache import TextCache
 from .host import Components
 from .methods.base import Method
 from .optim import EMA, set_lr, weights_for_eval
+from .sd.inpaint import joined
 from .sd.loss import diffusion_loss, generator_for, noise_for, timesteps_for
 from .sd.rounding import rounded_step
 from .sd.schedule import Schedule
@@ -134,14 +135,19 @@ class Step:
         mask = None if batch.mask is None else batch.mask.to(device)
         method.begin(batch)
         encode = self.sd.text if method.trains_text else self._cached  # asked each time: a stage may end in which words were learned
-        kept = self._kept(batch, xt, t, encode) if cfg.prior.weight else None
+        unet = joined(self.sd.unet, None if batch.extra is None else batch.extra.to(device))
+
+        def predict(ctx: Tensor) -> Tensor:
+            return unet(xt, t, ctx).float()
+
+        kept = self._kept(batch, predict, t, encode) if cfg.prior.weight else None
         with self.sd.autocast():
-            pred = self.sd.unet(xt, t, encode(batch.captions))
-        each = diffusion_loss(pred.float(), target, t, self.schedule, cfg.loss, mask)  # (B,)
+            pred = predict(encode(batch.captions))
+        each = diffusion_loss(pred, target, t, self.schedule, cfg.loss, mask)  # (B,)
         each = each if kept is None else each + cfg.prior.weight * kept
         return (each * batch.weights.to(device)).sum() + len(batch) * method.extra_loss()
 
-    def _kept(self, batch: Batch, xt: Tensor, t: Tensor, encode: Callable[[list[str]], Tensor]) -> Tensor:
+    def _kept(self, batch: Batch, predict: Callable[[Tensor], Tensor], t: Tensor, encode: Callable[[list[str]], Tensor]) -> Tensor:
         """How far each sample's prediction (B,) for a class prompt is from the frozen model's: what the frozen model would have said is the target.
 
         OneTrainer's prior prediction and ai-toolkit's differential output preservation; here at the noisy subject, so that no class picture is needed.
@@ -149,10 +155,10 @@ class Step:
         lines = self.cfg.prior.prompts
         prompts = [lines[int(torch.randint(len(lines), (), generator=generator_for(self.cfg.seed, i, "class prompt")))] for i in batch.indices]
         with torch.no_grad(), self.state.method.disabled(), self.sd.autocast():
-            wanted = self.sd.unet(xt, t, self._frozen_text(prompts)).float()
+            wanted = predict(self._frozen_text(prompts))
         with self.sd.autocast():  # one of its own: autocast keeps converted weights until its end, and those of before were the frozen ones
-            pred = self.sd.unet(xt, t, encode(prompts))
-        return diffusion_loss(pred.float(), wanted, t, self.schedule, self.cfg.loss)
+            pred = predict(encode(prompts))
+        return diffusion_loss(pred, wanted, t, self.schedule, self.cfg.loss)
 
     def _update(self, loss: Tensor, number: int) -> None:
         """Unscales, clips and steps; a step whose gradients are no numbers changes nothing."""

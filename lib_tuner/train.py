@@ -16,6 +16,7 @@ from . import checkpoint
 from .config import build, flat_values, read_toml, to_toml
 from .data import class_pictures
 from .data.batches import Batches, find_items, validation
+from .data.holes import Holes
 from .data.items import from_rows, to_rows
 from .data.pictures import beside, from_pixels
 from .events import Drifted, Event, Finished, Preparing, Sampled, Saved, Started, Stepped, Validated, Warned
@@ -25,8 +26,9 @@ from .methods.metadata import Made
 from .metrics import drift_prompts, prior_drift, validation_loss
 from .optim import EMA, lr_ended, make_optimizer, weights_for_eval
 from .sd.files import atomic
+from .sd.inpaint import is_inpainting, joined
 from .sd.loss import check_weights
-from .settings import TrainConfig
+from .settings import InpaintConfig, TrainConfig
 from .step import NotANumber, State, Step, schedule_for
 
 
@@ -99,6 +101,8 @@ def train(cfg: TrainConfig, method: Method, host: Host, stop: Callable[[], bool]
         run.writes = rank == 0
         for problem in run.batches.problems:
             yield Warned(str(problem))
+        if run.batches.holes is None and cfg.inpaint != InpaintConfig():
+            yield Warned("The settings for inpainting models are not used: this model is an ordinary one, which is given no masks.")
         for done, total, name in run.batches.prepare():
             yield Preparing(done, total, f"Encoding {name}")
             if stopped := stop() or host.interrupted():
@@ -106,7 +110,7 @@ def train(cfg: TrainConfig, method: Method, host: Host, stop: Callable[[], bool]
         if _anyone(stopped, reduce, sd):
             yield Finished(start, "stopped", [])
             return
-        run.held_out = validation(cfg.data, sd, method.triggers(), method.hints) if cfg.validate_every else []
+        run.held_out = validation(cfg.data, sd, method.triggers(), method.hints, run.batches.holes) if cfg.validate_every else []
         step = Step(cfg, sd, run.state, run.batches, rank, world, reduce)
         run.folder = _folder(cfg) if run.writes else run.folder
         yield Started(start, cfg.steps, run.folder, _shown(run.batches), sd.model_name)
@@ -152,7 +156,8 @@ def _prepare(cfg: TrainConfig, method: Method, host: Host, sd: Components, group
     scaler = torch.cuda.amp.GradScaler() if sd.dtype == torch.float16 else None
     state = State(method, optimizer, EMA(params, cfg.optim.ema) if cfg.optim.ema else None, scaler)
     saved = checkpoint.load(Path(cfg.resume).expanduser()) if cfg.resume else None
-    batches = Batches(cfg.data, sd, cfg.seed, method.triggers(), from_rows(saved.state["items"]) if saved else None, method.hints)
+    holes = Holes(cfg.inpaint, cfg.seed) if is_inpainting(sd.unet) else None
+    batches = Batches(cfg.data, sd, cfg.seed, method.triggers(), from_rows(saved.state["items"]) if saved else None, method.hints, holes)
     if saved:
         _check_same(saved.state, sd, cfg)
         state.load_state_dict(saved.state["run"])
@@ -343,10 +348,11 @@ def _drift(run: Run, step: int) -> Iterator[Event]:
     batch = run.batches.at(0)
     latents = batch.latents[:1].to(run.sd.device).expand(len(prompts), -1, -1, -1)
     run.method.begin(replace(batch, indices=tuple(range(len(prompts))), hint=None if batch.hint is None else batch.hint[:1]))
+    unet = joined(run.sd.unet, None if batch.extra is None else batch.extra[:1])
 
     def predict(*given: torch.Tensor) -> torch.Tensor:
         with run.sd.autocast():  # anew for each: it keeps converted weights, and there are two models here
-            return run.sd.unet(*given)
+            return unet(*given)
 
     yield Drifted(step, prior_drift(predict, run.method.disabled, run.sd.text, latents, prompts, schedule_for(run.cfg.loss, run.sd.schedule), run.cfg.seed))
 

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,10 @@ TEXT = CLIPSizes(width=48, layers=2, heads=4, inner=96)
 SMALL_VAE = VAESizes((32, 32, 32, 32))
 
 
-def random_parts(seed: int = 0) -> tuple[UNet, CLIPText, VAE]:
+def random_parts(seed: int = 0, inputs: int = 4) -> tuple[UNet, CLIPText, VAE]:
     """A UNet, text encoder and VAE with default random weights, frozen."""
     torch.manual_seed(seed)
-    parts = UNet(UNET), CLIPText(TEXT), VAE(SMALL_VAE)
+    parts = UNet(replace(UNET, inputs=inputs)), CLIPText(TEXT), VAE(SMALL_VAE)
     return tuple(part.eval().requires_grad_(False) for part in parts)
 
 
@@ -44,10 +45,25 @@ def sd(checkpoint_file: Path) -> Components:
 @pytest.fixture(scope="session")
 def checkpoint_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small random model as a checkpoint."""
-    unet, text, vae = random_parts()
-    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    return write_random(tmp_path_factory.mktemp("model") / "small.safetensors")
+
+
+@pytest.fixture(scope="session")
+def inpainting_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An inpainting model (9 channels) of the same sizes."""
+    return write_random(tmp_path_factory.mktemp("inpainting") / "nine.safetensors", inputs=9)
+
+
+def write_random(path: Path, seed: int = 0, inputs: int = 4) -> Path:
+    """The parts of `random_parts` as a checkpoint."""
+    unet, text, vae = random_parts(seed, inputs)
     heads = {"tuner_unet_heads": str(UNET.heads), "tuner_text_heads": str(TEXT.heads)}
     return save_checkpoint(path, unet.state_dict(), vae.state_dict(), text.state_dict(), heads)
+
+
+def widened(weight: torch.Tensor) -> torch.Tensor:
+    """The first convolution (C, 4, 3, 3) of an ordinary model as that of an inpainting model which does not look at its five new channels yet."""
+    return torch.cat([weight, weight.new_zeros(len(weight), 5, 3, 3)], 1)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ NOT_TOLD = frozenset(("TypeError", "AssertionError", "KeyError", "NotImplemented
 TEXTS = {"Warned": 0, "Preparing": 2, "Warning_": 0, "Fix": 0, "Problem": 1, "complain": 1, "ValueError": 0, "Kind": 1, "AxisOption": 0, "LoadReport": 4}  # call -> which argument is told
 TOLD = frozenset(("said", "general", "error", "text", "trouble", "note"))  # keywords, dict keys and attributes whose value is told
 SAYS = frozenset((  # functions whose answer is told
-    "outlook.py:_pictures", "outlook.py:_buckets", "outlook.py:_length", "outlook.py:_stages", "outlook.py:_time", "outlook.py:_memory", "host.py:__str__",
+    "outlook.py:_pictures", "outlook.py:_buckets", "outlook.py:_masks", "outlook.py:_length", "outlook.py:_stages", "outlook.py:_time", "outlook.py:_memory", "host.py:__str__",
     "__init__.py:_of_values", "__init__.py:_draft", "kohya_forms.py:of_metadata",
 ))  # fmt: skip
 PIECES = (  # words that are put together in other ways; each stands so in the source

@@ -36,7 +36,7 @@ def encode(captions):
 
 def batch(*indices, size=(4, 8, 8)):
     latents = torch.stack([torch.randn(size, generator=torch.Generator().manual_seed(i)) for i in indices])
-    return SimpleNamespace(latents=latents, captions=["x" * i for i in indices], indices=list(indices))
+    return SimpleNamespace(latents=latents, captions=["x" * i for i in indices], indices=list(indices), extra=None)
 
 
 def by_hand(indices, w, u, seed, timesteps=TIMESTEPS, prediction="eps"):

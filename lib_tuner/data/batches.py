@@ -19,10 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..sd.inpaint import channels
 from ..settings import DataConfig
 from .buckets import bucket_for
 from .cache import Entry, LatentCache
 from .hints import Hints
+from .holes import Holes
 from .item import Item
 from .items import Problem, items_digest, scan
 from .keyed import rng
@@ -44,6 +46,7 @@ class Batch:
     items: list[Item]
     views: list[View]  # how each picture was cropped and mirrored: hints are treated in the same way
     hint: Tensor | None = None  # (B, 3, H, W) in [0, 1], for a method that asks for hints
+    extra: Tensor | None = None  # (B, 5, h, w): what an inpainting model reads beside the noisy latents
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -52,16 +55,18 @@ class Batch:
 class Batches:
     """The training examples of a run; `items` are the frozen ones of a resumed run, else the folders are scanned.
 
-    `sd.vae` as in `LatentCache`; `hints`: of a method that asks for them. Latents are encoded when first asked for, or beforehand by `prepare`.
+    `sd.vae` as in `LatentCache`; `hints`: of a method that asks for them, `holes`: of an inpainting model. Latents are encoded when first asked for, or
+    beforehand by `prepare`.
     Raises ValueError for folders without pictures and settings that do not fit together.
     """
 
-    def __init__(self, cfg: DataConfig, sd: Any, seed: int = 0, trigger: str = "", items: list[Item] | None = None, hints: Hints | None = None):
+    def __init__(self, cfg: DataConfig, sd: Any, seed: int = 0, trigger: str = "", items: list[Item] | None = None, hints: Hints | None = None,
+                 holes: Holes | None = None):  # fmt: skip
         if cfg.bucket_step % sd.vae.factor:
             raise ValueError(f"data.bucket_step: {cfg.bucket_step} px is no multiple of {sd.vae.factor} px, the side of a latent pixel; set one that is.")
         self.cfg, self.seed = cfg, seed
         self.prompts = Prompts(cfg, trigger)
-        self.hints = hints
+        self.hints, self.holes = hints, holes
         self.items, self.problems = (items, []) if items is not None else with_hints(find_items(cfg), hints)
         self.cache = LatentCache(sd.vae, cfg.cache, cache_folder(cfg), cfg.masks)
         self._buckets = [bucket_for(item.size, cfg) for item in self.items]
@@ -82,12 +87,22 @@ class Batches:
 
     def prepare(self) -> Iterator[tuple[int, int, str]]:
         """Encodes every view that the run can ask for, one picture at a time, and yields (done, total, picture's name) after each; nothing without a cache."""
-        if self.cfg.cache == "off":
-            return
-        jobs = [(item, view) for i, item in enumerate(self.items) for view in self._views(i)]
-        for done, (item, view) in enumerate(jobs, start=1):
-            self.cache.get(item, view)
+        jobs = self._jobs()
+        for done, (item, view, number) in enumerate(jobs, start=1):
+            self.cache.get(item, view, None if number is None else self.holes.variant(number, item.digest, view.bucket))
             yield done, len(jobs), item.name
+
+    @property
+    def encoded(self) -> list[tuple[int, int]]:
+        """The size (W, H) of each latent that `prepare` makes."""
+        return [view.bucket for _, view, _ in self._jobs()]
+
+    def _jobs(self) -> list[tuple[Item, View, int | None]]:
+        """What is encoded beforehand: each view, and what each of its masks leaves of it."""
+        if self.cfg.cache == "off":
+            return []
+        numbers = (None, *range(self.holes.cfg.variants)) if self.holes else (None,)
+        return [(item, view, number) for i, item in enumerate(self.items) for view in self._views(i) for number in numbers]
 
     def at(self, step: int, rank: int = 0, world: int = 1, update: int | None = None) -> Batch:
         """The examples of one step that process `rank` of `world` computes; all processes share a batch of `cfg.batch`.
@@ -103,15 +118,17 @@ class Batches:
         views = [self._view(i, index) for index, i in mine]
         entries = [self.cache.get(self.items[i], view) for (_, i), view in zip(mine, views)]
         latents = [e.sample(self.cfg.latent, self.seed, self.items[i].digest, index) for e, (index, i) in zip(entries, mine)]
+        extra = torch.stack([self._extra(i, index, view) for view, (index, i) in zip(views, mine)]) if self.holes and mine else None
         return Batch(
             indices=tuple(index for index, _ in mine),
             latents=torch.stack(latents) if latents else torch.zeros(0, 4, *(side // self.cache.vae.factor for side in reversed(shape))),
             captions=[self._caption(i, index, step if update is None else update) for index, i in mine],
             weights=torch.tensor([self.items[i].weight for _, i in mine]),
-            mask=stack_masks(entries, self.cfg.mask_floor),
+            mask=seen_less(stack_masks(entries, self.cfg.mask_floor), extra, self.holes),
             items=[self.items[i] for _, i in mine],
             views=views,
             hint=stack_hints(self.hints, [self.items[i] for _, i in mine], views),
+            extra=extra,
         )
 
     def summary(self) -> dict[str, Any]:
@@ -176,6 +193,14 @@ class Batches:
     def _caption(self, i: int, index: int, step: int) -> str:
         return self.prompts.caption(self.items[i], rng(self.seed, "caption", index), step)
 
+    def _extra(self, i: int, index: int, view: View) -> Tensor:
+        """(5, h, w): what sample `index` hides of item `i`, and a latent of the rest."""
+        digest = self.items[i].digest
+        hole = self.holes.of_sample(index, digest, view.bucket, self.cfg.cache != "off")
+        if hole.all():
+            return self.cache.all_hidden(view.bucket)
+        return channels(hole, self.cache.get(self.items[i], view, hole).sample(self.cfg.latent, self.seed, digest, index, "seen latent"))
+
     def _view(self, i: int, index: int) -> View:
         """How sample `index` sees item `i`."""
         random = rng(self.seed, "view", index)
@@ -206,7 +231,7 @@ class Batches:
         return self.cfg.flip == "all" or (self.cfg.flip == "safe" and not _HAS_A_SIDE.search(self.items[i].caption))
 
 
-def validation(cfg: DataConfig, sd: Any, trigger: str = "", hints: Hints | None = None) -> list[Batch]:
+def validation(cfg: DataConfig, sd: Any, trigger: str = "", hints: Hints | None = None, holes: Holes | None = None) -> list[Batch]:
     """The held-out pictures in batches of one bucket: centre crops, latent means, captions without anything random. Empty without a folder for them."""
     if not cfg.validation_folder:
         return []
@@ -223,9 +248,16 @@ def validation(cfg: DataConfig, sd: Any, trigger: str = "", hints: Hints | None 
         entries = [cache.get(item, view) for item, view in zip(part, views)]
         captions = [prompts.caption(item, rng("validation", item.digest)) for item in part]  # template line and wildcard: always the same ones
         latents, mask = torch.stack([entry.mean for entry in entries]), stack_masks(entries, cfg.mask_floor)
-        batches.append(Batch(tuple(range(first, first + len(part))), latents, captions, torch.ones(len(part)), mask, part, views, stack_hints(hints, part, views)))
+        extra = torch.stack([_held_extra(cache, item, view, holes) for item, view in zip(part, views)]) if holes else None
+        indices = tuple(range(first, first + len(part)))
+        batches.append(Batch(indices, latents, captions, torch.ones(len(part)), mask, part, views, stack_hints(hints, part, views), extra))
         first += len(part)
     return batches
+
+
+def _held_extra(cache: LatentCache, item: Item, view: View, holes: Holes) -> Tensor:
+    hole = holes.of_validation(item.digest, view.bucket)
+    return cache.all_hidden(view.bucket) if hole.all() else channels(hole, cache.get(item, view, hole).mean)
 
 
 def find_items(cfg: DataConfig) -> tuple[list[Item], list[Problem]]:
@@ -267,6 +299,14 @@ def stack_masks(entries: list[Entry], floor: float) -> Tensor | None:
     if all(entry.mask is None for entry in entries):
         return None
     return torch.stack([torch.ones_like(e.mean[:1]) if e.mask is None else e.mask.clamp(floor, 1.0) for e in entries])
+
+
+def seen_less(mask: Tensor | None, extra: Tensor | None, holes: Holes | None) -> Tensor | None:
+    """The loss's mask (B, 1, h, w) with what an inpainting model sees weighed less, where the settings say so."""
+    if extra is None or holes.cfg.outside == 1:
+        return mask
+    weight = extra[:, :1].clamp(min=holes.cfg.outside)
+    return weight if mask is None else weight * mask
 
 
 def _folders(items: list[Item]) -> dict[str, dict[str, int]]:

@@ -22,6 +22,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from ..sd.inpaint import all_hidden, hidden
 from ..sd.loss import generator_for
 from . import pictures, sources
 from .item import Item
@@ -36,16 +37,16 @@ class Entry:
     std: Tensor
     mask: Tensor | None = None
 
-    def sample(self, kind: str, seed: int, digest: str, index: int) -> Tensor:
+    def sample(self, kind: str, seed: int, digest: str, index: int, stream: str = "latent") -> Tensor:
         """A latent (C, h, w): the mean ("deterministic"), the picture's one draw ("once"), or the draw of sample `index` ("random")."""
         if kind == "deterministic":
             return self.mean
-        generator = generator_for(seed, 0, f"latent/{digest}") if kind == "once" else generator_for(seed, index, "latent")
+        generator = generator_for(seed, 0, f"{stream}/{digest}") if kind == "once" else generator_for(seed, index, stream)
         return self.mean + self.std * torch.randn(self.mean.shape, generator=generator)
 
 
 class LatentCache:
-    """Entries of (item, view), encoded on first use and kept in memory, on disk, or not at all.
+    """Entries of (item, view), or of what a mask leaves of it, encoded on first use and kept in memory, on disk, or not at all.
 
     `vae.encode(pixels (1, 3, H, W)) -> (mean, std)`, `vae.cache_key` names its weights, `vae.factor` is H / h. Raises ValueError for a picture that changed
     or gives no finite latent, OSError for a cache folder that cannot be written.
@@ -54,33 +55,42 @@ class LatentCache:
     def __init__(self, vae: Any, kind: str = "memory", folder: Path | None = None, masks: bool = False):
         self.vae, self.kind, self.folder, self.masks = vae, kind, folder, masks
         self._held: dict[str, Entry] = {}
+        self._whole: dict[tuple[int, int], Tensor] = {}
         self._read = sources.Reader()
 
-    def get(self, item: Item, view: View) -> Entry:
-        """The entry of a picture's view, from the cache if it is there and whole."""
+    def get(self, item: Item, view: View, hole: Tensor | None = None) -> Entry:
+        """The entry of a picture's view, from the cache if it is there and whole; with a `hole` (H, W) that of what it does not hide."""
         if self.kind == "off":
-            return self._encode(item, view)
-        key = self.key(item, view)
+            return self._encode(item, view, hole)
+        key = self.key(item, view, hole)
         if self.kind == "disk":
-            return self._load(key, view) or self._store(key, self._encode(item, view))
+            return self._load(key, view) or self._store(key, self._encode(item, view, hole))
         if key not in self._held:
-            self._held[key] = self._encode(item, view)
+            self._held[key] = self._encode(item, view, hole)
         return self._held[key]
 
-    def key(self, item: Item, view: View) -> str:
-        """Names an entry by all that it is a function of: content, mask, view, VAE. Seeds are not among them."""
+    def all_hidden(self, bucket: tuple[int, int]) -> Tensor:
+        """(5, h, w) of any picture of that size (W, H) that is hidden as a whole."""
+        if bucket not in self._whole:
+            self._whole[bucket] = all_hidden(self.vae, bucket).cpu()
+        return self._whole[bucket]
+
+    def key(self, item: Item, view: View, hole: Tensor | None = None) -> str:
+        """Names an entry by all that it is a function of: content, masks, view, VAE. Seeds are not among them."""
         made_of = [item.digest, item.mask_digest if self.masks else "", self.masks, asdict(view), self.vae.cache_key, 1]
+        made_of += [] if hole is None else [hashlib.sha256(hole.numpy().tobytes()).hexdigest()]
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
-    def _encode(self, item: Item, view: View) -> Entry:
+    def _encode(self, item: Item, view: View, hole: Tensor | None = None) -> Entry:
         mask_data = self._read.mask(item) if self.masks else None
         image, mask = pictures.load(item, self._read.picture(item), self.masks, mask_data)
         image, mask = pictures.fit(image, mask, view)
+        pixels = pictures.to_pixels(image)[None]
         with torch.no_grad():
-            mean, std = (x[0].detach().float().cpu().contiguous() for x in self.vae.encode(pictures.to_pixels(image)[None]))
+            mean, std = (x[0].detach().float().cpu().contiguous() for x in self.vae.encode(pixels if hole is None else hidden(pixels, hole)))
         if not (torch.isfinite(mean).all() and torch.isfinite(std).all()):
             raise ValueError(f"{item.path}: the VAE gives numbers that are not finite for this picture; set memory.precision to bf16 or fp32.")
-        return Entry(mean, std, None if mask is None else pictures.to_latent_mask(mask, self.vae.factor))
+        return Entry(mean, std, None if mask is None or hole is not None else pictures.to_latent_mask(mask, self.vae.factor))
 
     # ---- disk --------------------------------------------------------------------------------------------------------
 

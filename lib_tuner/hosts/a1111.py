@@ -31,13 +31,14 @@ from ..host import Components, Forecast, GenerateRequest, LoadReport
 from ..methods import METHODS
 from ..methods.control_file import FORMATS
 from ..progress import sentence
+from ..sd.inpaint import is_inpainting
 from ..sd.place import in_ram, stays
 from ..settings import TrainConfig
 from . import ldm, previews
 from .job import interrupted, job, refuse_decided
 from .kept import attributes, checkpointing, frozen, random_state, without_members
 from .networks import take_out, without_networks
-from .plan import CHECKPOINTED, SIZES, WIDTH, activation_bytes
+from .plan import CHECKPOINTED, SIZES, WIDTH, activation_bytes, reads_nine
 from .published import publish, sweep
 from .readback import read_back
 
@@ -79,6 +80,7 @@ class WebUI:
         with job(w), ExitStack() as stack:
             model = w.shared.sd_model
             ldm.refuse(model)
+            self._refuse_second_pass(model)
             self._model, self._checkpoint = model, model.sd_checkpoint_info
             stack.callback(self._refresh)
             self._quiet(stack, model)
@@ -87,6 +89,12 @@ class WebUI:
                 yield self._sd
             finally:
                 self._sd = self._model = self._checkpoint = None
+
+    def _refuse_second_pass(self, model: Any) -> None:
+        """Raises ValueError where samples would fail: for a latent's enlargement the host makes an inpainting model's mask in the first pass's size (processing.py)."""
+        own = self.cfg.webui
+        if own.hires_scale and is_inpainting(model.model.diffusion_model) and own.hires_upscaler in self.w.shared.latent_upscale_modes:
+            raise ValueError(f"webui.hires_upscaler: the WebUI cannot enlarge an inpainting model's samples by {own.hires_upscaler!r}; choose one that works on pixels, such as Lanczos.")
 
     def _quiet(self, stack: ExitStack, model: Any) -> None:
         """Takes away what pictures and settings have left in the model; `stack` brings it back."""
@@ -214,7 +222,8 @@ class WebUI:
         name = model.sd_checkpoint_info.model_name if model is not None else "the model that is loaded first"
         note = f"{name}, {device}, {str(dtype).removeprefix('torch.')}" + ", gradient checkpointing" * tight
         there = 0 if free is not None else sum(sizes.values()) * dtype.itemsize  # on a GPU the model is there already
-        return Forecast(note, activations * (1 - CHECKPOINTED * tight) + there + costs.device, free, width < WIDTH, tight, costs.file, costs.state)
+        return Forecast(note, activations * (1 - CHECKPOINTED * tight) + there + costs.device, free, width < WIDTH, tight, costs.file, costs.state,
+                        reads_nine(shapes))  # fmt: skip
 
     def _checkpoints(self, needed: float, free: float | None) -> bool:
         """Whether activations are computed anew: as the settings say, and where those leave it open, if what is `needed` would not fit."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..sd.inpaint import INPUTS, LATENT
 from ..sd.schedule import Schedule
 from ..sd.text import TextEncoder
 from ..sd.vae import Autoencoder
@@ -69,8 +70,9 @@ def refuse(model: Any) -> None:
         raise ValueError("The loaded model is none of SD1.5's kind: choose an SD1.5 checkpoint at the top of the page.")
     if getattr(model, "lowvram", False):
         raise ValueError("With --medvram or --lowvram the WebUI moves the model about in pieces, which training cannot: start the WebUI without it, and turn gradient checkpointing on.")
-    if model.model.conditioning_key in ("hybrid", "concat"):
-        raise ValueError("The loaded model is an inpainting model (9 input channels), which cannot be trained yet: choose an ordinary SD1.5 checkpoint.")
+    inputs, key = model.model.diffusion_model.input_blocks[0][0].weight.shape[1], model.model.conditioning_key
+    if (inputs, key) not in ((LATENT, "crossattn"), (INPUTS, "hybrid")):  # 8: InstructPix2Pix; 5: depth
+        raise ValueError(f"The loaded model is of a kind that cannot be trained (its UNet reads {inputs} channels, {key}): choose an ordinary SD1.5 checkpoint or an inpainting one.")
     if any("float8" in str(p.dtype) for p in model.parameters()):
         raise ValueError("The model's weights are kept in fp8, which has too few digits to train on: turn FP8 weight off in Settings > Optimizations.")
 

@@ -12,6 +12,7 @@ import torch
 from ..methods import METHODS
 from ..methods.base import Costs
 from ..sd.files import place_of, read_header
+from ..sd.inpaint import FIRST, INPUTS
 from ..settings import TrainConfig
 from ..step import has_bf16
 
@@ -39,6 +40,7 @@ class Plan:
     free: float | None = None  # bytes of the device, None where it cannot be asked
     small: bool = False
     costs: Costs = Costs()
+    inpainting: bool | None = None  # None: its header does not tell
 
 
 def plan_for(cfg: TrainConfig, checkpoint: Path) -> Plan:
@@ -54,12 +56,18 @@ def plan_for(cfg: TrainConfig, checkpoint: Path) -> Plan:
     # on CPUs channels-last costs 5 to 30% in fp32 and gives nothing in bf16, and sd.products wants the weights as they lie in the file
     channels_last = {"on": True, "off": False, "auto": not small and device.type != "cpu"}[cfg.memory.channels_last]
     note = f"{device}, {str(dtype).removeprefix('torch.')}" + ", gradient checkpointing" * checkpointing + ", channels-last" * channels_last
-    return Plan(device, dtype, checkpointing, channels_last, note, need - activations * CHECKPOINTED * checkpointing, free, small, costs)
+    return Plan(device, dtype, checkpointing, channels_last, note, need - activations * CHECKPOINTED * checkpointing, free, small, costs, reads_nine(shapes))
 
 
 def activation_bytes(cfg: TrainConfig, width: int, dtype: torch.dtype) -> float:
     """What a step's forward passes add without checkpointing, in a UNet whose first level has `width` channels; the frozen prior brings a second one."""
     return (2 if cfg.prior.weight else 1) * ACTIVATIONS / 2 * width / WIDTH * (cfg.data.resolution / 8) ** 2 * cfg.data.batch * dtype.itemsize
+
+
+def reads_nine(shapes: Mapping[str, tuple[int, ...]]) -> bool | None:
+    """Whether a UNet of these tensors is an inpainting model's; None where they are not known."""
+    first = next((shape for name, shape in shapes.items() if name.endswith(f"{FIRST}.weight")), None)
+    return None if first is None else first[1] == INPUTS
 
 
 def _size(checkpoint: Path) -> tuple[dict[str, int], int, Mapping[str, tuple[int, ...]]]:

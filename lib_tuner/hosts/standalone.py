@@ -24,6 +24,7 @@ from ..methods.embedding_file import read_embedding
 from ..methods.hypernetwork import attentions
 from ..methods.hypernetwork_file import count_parts
 from ..methods.lora_file import count_host_keys
+from ..sd.inpaint import all_hidden, joined
 from ..sd.loss import generator_for
 from ..sd.model import Model, load_model
 from ..sd.place import in_ram, stays
@@ -61,10 +62,7 @@ class Standalone:
         """The loaded model."""
         if not self.model_path.exists():
             raise ValueError(f"checkpoint: {self.model_path} does not exist; give the path of an SD1.5 checkpoint (.safetensors or .ckpt).")
-        model = load_model(self.model_path, self.plan.dtype, self.plan.device, self.cfg.clip_skip)
-        if model.inpainting:
-            raise ValueError(f"checkpoint: {self.model_path.name} is an inpainting model (9 input channels), which cannot be trained yet; choose an ordinary one.")
-        return model
+        return load_model(self.model_path, self.plan.dtype, self.plan.device, self.cfg.clip_skip)
 
     @contextmanager
     def exclusive(self) -> Iterator[Components]:
@@ -107,7 +105,8 @@ class Standalone:
         shape = (4, kind.height // m.vae.factor, kind.width // m.vae.factor)
         generators = [generator_for(request.seed, 0, "sample") for request in requests]
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.plan.device)  # each picture's own, whatever it is drawn with
-        denoise = guided(self._predict, m.text([request.prompt for request in requests]), m.text([kind.negative]), kind.cfg)
+        extra = all_hidden(m.vae, (kind.width, kind.height))[None] if m.inpainting else None
+        denoise = guided(joined(self._predict, extra), m.text([request.prompt for request in requests]), m.text([kind.negative]), kind.cfg)
         latents = sample(denoise, noise, schedule, kind.steps, kind.sampler, generators)
         return [from_pixels(pixels) for pixels in m.vae.decode(latents)]
 
@@ -134,7 +133,8 @@ class Standalone:
 
     def forecast(self) -> Forecast:
         """How this run would go."""
-        return Forecast(self.plan.note, self.plan.need, self.plan.free, self.plan.small, self.plan.checkpointing, self.plan.costs.file, self.plan.costs.state)
+        plan = self.plan
+        return Forecast(plan.note, plan.need, plan.free, plan.small, plan.checkpointing, plan.costs.file, plan.costs.state, plan.inpainting)
 
     def told(self, event: Event) -> None:
         """The page and the command line show the run by themselves."""

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ..config import opt
 from ..host import Components
 from ..optim import text_scale
+from ..sd.inpaint import FIRST, INPUTS
 from ..sd.loss import generator_for
 from ..sd.names import BLOCKS26, block_name
 from .base import Layer, LayerMethod, Target, parts, weight_shapes
@@ -25,7 +26,7 @@ from .lora_file import LoraFile, check_fits, read_lora, write_lora
 from .metadata import Made, lora_metadata, write_card
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-OUTER = ("input_blocks.0.0", "out.2", "time_embed.0", "time_embed.2")  # in no block of the UNet
+OUTER = (FIRST, "out.2", "time_embed.0", "time_embed.2")  # in no block of the UNet
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class AdapterConfig:
     attention: bool = opt(True, "Attention", "Train the attention's query, key, value and output.")
     feed_forward: bool = opt(True, "Feed-forward", "Train the feed-forward layers.")
     projections: bool = opt(True, "Projections", "Train the projections into and out of the transformers.")
-    outer: bool = opt(False, "Outer layers", "Train the first and the last convolution and the time embedding too, at the convolutions' rank.")
+    outer: bool = opt(False, "Outer layers", "Train the first and the last convolution and the time embedding too, at the convolutions' rank; of an inpainting model not the first.")
     text_encoder: bool = opt(False, "Text encoder", "Train the text encoder too, on its own learning rate.")
     blocks: str = opt("all", "Blocks", "Which blocks of the UNet: all, or names such as `IN04, IN05, M00, OUT03` (IN00-IN11, M00, OUT00-OUT11).")
     block_ranks: str = opt("", "Ranks of blocks", "Ranks that differ from the rank, as `M00=4, OUT03=32, BASE=8` (BASE: the text encoder).")
@@ -161,7 +162,7 @@ class Adapters(LayerMethod):
         blocks = chosen_blocks(self.settings.blocks)
         for part, root in parts(sd).items():
             for path, module in root.named_modules():
-                known = isinstance(module, (nn.Linear, nn.Conv2d)) and self._rank(part, path, module)
+                known = isinstance(module, (nn.Linear, nn.Conv2d)) and self._rank(part, path, module) and not _of_nine(path, module)
                 if known and (part == "text" or path in OUTER or block_name(path) in blocks):
                     yield (part, path), module
 
@@ -246,6 +247,11 @@ class Adapters(LayerMethod):
         file = write_lora(path.with_name(path.name + ".safetensors"), modules, metadata, self.saved_dtype)
         write_card(file, self.cfg.trigger)
         return [file]
+
+
+def _of_nine(path: str, module: nn.Module) -> bool:
+    """Whether it is an inpainting model's first convolution: the WebUI takes a change of any for one of 4 channels and adds 5 (its networks.py)."""
+    return path == FIRST and module.weight.shape[1] == INPUTS
 
 
 def kaiming(shape: tuple[int, ...], generator: Generator, fan_in: int) -> nn.Parameter:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..config import opt
 from ..host import Components
 from ..optim import average_bytes, text_scale
+from ..sd.inpaint import FIRST, LATENT
 from ..settings import TrainConfig
 from .adapters import DTYPES
 from .base import Costs, Method, parts
@@ -215,12 +216,16 @@ class DreamBooth(Method):
         return file
 
     def _changes(self) -> Iterator[tuple[tuple[str, str], Tensor]]:
-        """The change of each weight of a Linear or Conv2d; norms, biases and the vocabulary have no place in a LoRA."""
+        """The change of each weight of a Linear or Conv2d; norms, biases and the vocabulary have no place in a LoRA.
+
+        Nor have an inpainting model's five channels beside the latent's: the WebUI takes a change of the first convolution's four and fills up with zeros.
+        """
         kinds = {(part, name) for part, root in parts(self._sd).items() for name, m in root.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
         for w in self.weights:
             path = w.place[1].removesuffix(".weight")
             if (w.place[0], path) in kinds and path != w.place[1]:
-                yield (w.place[0], path), w.master.detach().float() - w.original.to(w.master.device).float()
+                change = w.master.detach().float() - w.original.to(w.master.device).float()
+                yield (w.place[0], path), change[:, :LATENT] if w.place == ("unet", f"{FIRST}.weight") else change
 
 
 def _collector(master: nn.Parameter) -> Any:

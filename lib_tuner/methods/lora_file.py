@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..sd.files import read_header, read_tensors, write_tensors
+from ..sd.inpaint import FIRST, INPUTS, LATENT
 from ..sd.kinds import describe, kind_of
 from ..sd.names import BLOCKS26, block_name, kohya_key, module_path
 
@@ -177,6 +178,12 @@ def _fits(parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> bool:
     return not own or own[:2] == shape[:2] and (own[2:] or (1, 1)) == (shape[2:] or (1, 1))  # a 1x1 convolution is a Linear to the WebUI
 
 
+def _filled_up(module: Module, shapes: Mapping[Module, Iterable[int]]) -> tuple[int, ...]:
+    """The shape of the change that the WebUI takes for a module: of an inpainting model's first convolution that of four channels, which it fills up with zeros."""
+    shape = tuple(shapes[module])
+    return (shape[0], LATENT, *shape[2:]) if module == ("unet", FIRST) and shape[1] == INPUTS else shape
+
+
 def layer_shape(parts: Mapping[str, Tensor]) -> tuple[int, ...]:
     """The weight's shape that up @ (mid @) down makes; () for other families."""
     if "lora_down.weight" not in parts:
@@ -193,7 +200,7 @@ def count_host_keys(path: str | Path, shapes: Mapping[Module, Iterable[int]] | N
     """
     tensors, _ = read_tensors(path)
     modules = [(_module(key), parts) for key, parts in _grouped(tensors).items()]
-    taken = [parts for module, parts in modules if module and _complete(parts) and (shapes is None or module in shapes and _fits(parts, tuple(shapes[module])))]
+    taken = [parts for module, parts in modules if module and _complete(parts) and (shapes is None or module in shapes and _fits(parts, _filled_up(module, shapes)))]
     words, table = _bundled(tensors), (shapes or {}).get(_VOCABULARY)
     fitting = [name for name, vectors in words.items() if table is None or vectors.shape[1] == tuple(table)[1]]
     return len(taken) + len(fitting), len(modules) + len(words)

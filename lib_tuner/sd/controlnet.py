@@ -6,9 +6,12 @@ prefix `control_model.`: 340 tensors at SD1.5's sizes.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
+from .inpaint import FIRST, LATENT
 from .layers import conv, start_as_usual
 from .names import diffusers_path
 from .unet import UNet, UNetSizes, run_block, timestep_embedding
@@ -19,7 +22,10 @@ COPIED = ("time_embed.", "input_blocks.", "middle_block.")
 
 
 class ControlNet(nn.Module):
-    """x (B, 4, h, w), hint (B, 3, H, W) in [0, 1], timesteps (B,), ctx (B, L, context) -> what is added to each of the 12 skips, and to the middle."""
+    """x (B, 4, h, w), hint (B, 3, H, W) in [0, 1], timesteps (B,), ctx (B, L, context) -> what is added to each of the 12 skips, and to the middle.
+
+    Of what an inpainting model reads it is given the noisy latent alone, as by diffusers and the WebUI's ControlNet extension (its scripts/hook.py).
+    """
 
     def __init__(self, sizes: UNetSizes = UNetSizes()):
         super().__init__()
@@ -36,15 +42,14 @@ class ControlNet(nn.Module):
     def copy_of(cls, unet: nn.Module) -> ControlNet:
         """A ControlNet in fp32 with the weights of a UNet (ours or ldm's), on its device, whose outputs are all zero."""
         state = unet.state_dict()
-        sizes = UNetSizes.of(state, heads_of(unet))
         with torch.device("meta"):
-            net = cls(sizes)
+            net = cls(sizes_beside(unet))
         device = next(unet.parameters()).device
         net.to_empty(device=device)
         with torch.no_grad():
             for name, parameter in net.named_parameters():
                 if name.startswith(COPIED):
-                    parameter.copy_(state[name])
+                    parameter.copy_(state[name][:, :LATENT] if name == f"{FIRST}.weight" else state[name])
         return net
 
     def reset(self, generator: torch.Generator) -> None:
@@ -60,7 +65,7 @@ class ControlNet(nn.Module):
     def forward(self, x: Tensor, hint: Tensor, timesteps: Tensor, context: Tensor) -> list[Tensor]:
         dtype = self.middle_block_out[0].weight.dtype
         emb = self.time_embed(timestep_embedding(timesteps, self.sizes.channels[0]).to(dtype))  # (B, 4 * first)
-        h, ctx = x.to(dtype), context.to(dtype)
+        h, ctx = x[:, :LATENT].to(dtype), context.to(dtype)
         guide, added = self.input_hint_block(hint.to(dtype)), []
         for i, (block, zero) in enumerate(zip(self.input_blocks, self.zero_convs)):
             h = run_block(block, (h, emb, ctx), self.checkpointing)
@@ -68,6 +73,11 @@ class ControlNet(nn.Module):
             added.append(zero(h))
         h = run_block(self.middle_block, (h, emb, ctx), self.checkpointing)
         return [*added, self.middle_block_out(h)]
+
+
+def sizes_beside(unet: nn.Module) -> UNetSizes:
+    """The sizes of a ControlNet beside this UNet, which reads a latent also where the UNet is an inpainting model's."""
+    return replace(UNetSizes.of(unet.state_dict(), heads_of(unet)), inputs=LATENT)
 
 
 def _hint_layers(last: int) -> list[nn.Module]:

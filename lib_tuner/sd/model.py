@@ -19,7 +19,7 @@ from .vae import VAE, Autoencoder
 class Model:
     """SD1.5 or a model of its structure, frozen, in eval mode."""
 
-    unet: UNet  # (B, 4, h, w), (B,), (B, L, C) -> (B, 4, h, w)
+    unet: UNet  # (B, 4, h, w), or (B, 9, h, w) of an inpainting model, (B,), (B, L, C) -> (B, 4, h, w)
     text: TextEncoder  # captions -> (B, 77 k, C)
     vae: Autoencoder  # (B, 3, H, W) in [-1, 1] <-> (B, 4, H / 8, W / 8)
     schedule: Schedule

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 
 from .files import Checkpoint
+from .inpaint import INPUTS
 from .unet import UNetSizes
 from .vae import VAESizes
 
 CLIP = "openai/clip-vit-large-patch14"  # the text encoder of SD1.5, as the WebUI's own yaml names it
 
-# Names and values are those of v1-inference.yaml, which the WebUI's ldm package builds its modules from.
+# Names and values are those of v1-inference.yaml and v1-inpainting-inference.yaml, which the WebUI's ldm package builds its modules from.
 _YAML = """\
 # {stem}: what a model with Stable Diffusion 1.5's structure is made of, for the WebUI
 model:
-  target: ldm.models.diffusion.ddpm.LatentDiffusion
+  target: ldm.models.diffusion.ddpm.{model}
   params:
     linear_start: 0.00085
     linear_end: 0.0120
@@ -25,7 +26,7 @@ model:
     first_stage_key: jpg
     cond_stage_key: txt
     cond_stage_trainable: false
-    conditioning_key: crossattn
+    conditioning_key: {conditioning}
     image_size: 64
     channels: 4
     monitor: val/loss_simple_ema
@@ -79,7 +80,10 @@ def yaml_of(checkpoint: Checkpoint, clip: str = CLIP, prediction: str = "") -> s
     Raises ValueError for a model whose widths such a yaml cannot say.
     """
     unet, vae = UNetSizes.of(checkpoint.unet, checkpoint.heads.unet), VAESizes.of(checkpoint.vae)
+    inpainting = unet.inputs == INPUTS
     return _YAML.format(
+        model="LatentInpaintDiffusion" if inpainting else "LatentDiffusion",
+        conditioning="hybrid\n    finetune_keys: null" if inpainting else "crossattn",
         stem=checkpoint.path.stem,
         prediction=prediction or checkpoint.prediction,
         inputs=unet.inputs,

@@ -18,7 +18,7 @@ LINES = {"sample.prompts": 3, "prior.prompt": 3, "sample.negative": 1, "textual_
 OWN = "own"  # where the method's own essentials stand
 ROWS = (("checkpoint", "method"), ("name", "trigger"), ("data.folder",), ("steps", "optim.lr"), (OWN,), ("data.resolution", "data.batch"), ("sample.prompts",))
 ESSENTIALS = frozenset(key for row in ROWS for key in row)
-SECTIONS = {"": "Run", "data": "Data", "optim": "Optimizer", "loss": "Loss", "prior": "Prior preservation", "sample": "Samples", "memory": "Memory", "webui": "Samples in the WebUI"}
+SECTIONS = {"": "Run", "data": "Data", "optim": "Optimizer", "loss": "Loss", "inpaint": "Inpainting models", "prior": "Prior preservation", "sample": "Samples", "memory": "Memory", "webui": "Samples in the WebUI"}
 _SECTION = re.compile(r"(?:([\w.]+): )?(.*)")  # `optim.lr: ...`, `sample: every is ...`, or a sentence of the run's own settings
 LEFT_OUT = frozenset(("resume",))  # a button of its own
 
