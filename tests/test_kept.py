@@ -211,18 +211,33 @@ def test_the_last_prompt_of_the_person_stays_the_last(tmp_path, before):
 def model_like(**change):
     network = nn.Linear(2, 2)
     plain = {"is_sdxl": False, "is_sd2": False, "is_sd1": True, "lowvram": False, "cond_stage_model": SimpleNamespace(wrapped=1),
-             "model": SimpleNamespace(conditioning_key="crossattn"), "parameters": network.parameters}  # fmt: skip
+             "model": reading(4, "crossattn"), "parameters": network.parameters}  # fmt: skip
     return SimpleNamespace(**{**plain, **change})
+
+
+def reading(inputs: int, key: str):
+    """The host's wrapper of a UNet with so many channels."""
+    return SimpleNamespace(conditioning_key=key, diffusion_model=SimpleNamespace(input_blocks=[[nn.Conv2d(inputs, 2, 3)]]))
 
 
 @pytest.mark.parametrize(("change", "words"), [
     ({"is_sdxl": True}, "SDXL"), ({"is_sd2": True}, "SD2"), ({"forge_objects": 1}, "Forge"), ({"lowvram": True}, "--medvram"), ({"is_sd1": False}, "SD1.5's kind"),
-    ({"model": SimpleNamespace(conditioning_key="hybrid")}, "inpainting"), ({"parameters": lambda: [torch.zeros(1).to(torch.float8_e4m3fn)]}, "fp8"),
+    ({"parameters": lambda: [torch.zeros(1).to(torch.float8_e4m3fn)]}, "fp8"),
 ])  # fmt: skip
 def test_what_cannot_be_trained_is_refused_by_its_name(change, words):
     ldm.refuse(model_like())
     with pytest.raises(ValueError, match=words):
         ldm.refuse(model_like(**change))
+
+
+@pytest.mark.parametrize(("inputs", "key", "fits"), [(4, "crossattn", True), (9, "hybrid", True), (8, "hybrid", False), (5, "hybrid", False), (9, "concat", False), (9, "crossattn", False)])
+def test_of_models_that_read_more_than_a_latent_inpainting_ones_alone_can_be_trained(inputs, key, fits):
+    model = model_like(model=reading(inputs, key))
+    if fits:
+        ldm.refuse(model)
+    else:
+        with pytest.raises(ValueError, match=f"its UNet reads {inputs} channels, {key}"):
+            ldm.refuse(model)
 
 
 def test_the_schedule_is_that_of_the_file_whatever_a_picture_made_of_it():

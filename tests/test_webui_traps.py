@@ -355,13 +355,13 @@ def test_t14_what_cannot_be_trained_is_refused_before_anything_is_touched(world,
     assert difference(before, world.snapshot()) == {}
 
 
-def test_t14_fp8_weights_and_inpainting_models_are_refused(world):
+def test_t14_fp8_weights_and_unets_of_other_inputs_are_refused(world):
     with pytest.raises(ValueError, match="no model loaded"):
         ldm.refuse(None)
     conditioning = world.model.model.conditioning_key
     try:
         world.model.model.conditioning_key = "hybrid"
-        with pytest.raises(ValueError, match="inpainting"):
+        with pytest.raises(ValueError, match="its UNet reads 4 channels, hybrid"):
             ldm.refuse(world.model)
     finally:
         world.model.model.conditioning_key = conditioning

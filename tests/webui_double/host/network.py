@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.nn import functional as F
 
 from modules import shared
 
@@ -154,5 +155,7 @@ class NetworkModule:
         factor = self.scale * (self.network.te_multiplier if self.of_text else self.network.unet_multiplier)
         parts = {name: part.to(weight.device, torch.float32) if part.is_floating_point() else part for name, part in self.parts.items()}
         made = self.kind.change(parts, weight.detach().float(), self.network.dyn_dim)
+        if weight.ndim == 4 and weight.shape[1] == 9:  # of an inpainting model: the host takes any change for one of four channels
+            made = F.pad(made.reshape(len(weight), -1, *weight.shape[2:]), (0, 0, 0, 0, 0, 5))
         bias = parts.get(self.kind.bias)
         return factor * made.reshape(weight.shape), None if bias is None else factor * bias

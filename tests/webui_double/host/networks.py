@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -161,8 +162,13 @@ def _write(layer: nn.Module, nets: Sequence[network.Network]) -> None:
 
 
 def _changes(layer: nn.Module, nets: Sequence[network.Network]) -> list[tuple[Tensor, Tensor | None]]:
-    modules = [net.modules.get(layer.network_layer_name) for net in nets]
-    return [module.change(layer.weight) for module in modules if module is not None]
+    """One that does not fit the layer is left out without a word."""
+    changes = []
+    for module in (net.modules.get(layer.network_layer_name) for net in nets):
+        if module is not None:
+            with suppress(RuntimeError):
+                changes.append(module.change(layer.weight))
+    return changes
 
 
 def network_reset_cached_weight(layer: nn.Module, *loading: Any) -> None:

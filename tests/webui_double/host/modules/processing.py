@@ -181,16 +181,29 @@ def _draw_batch(p: StableDiffusionProcessing, model: Any, sampler: Any, upscale:
     noise = ImageRNG((4, p.height // 8, p.width // 8), seeds)
     with devices.autocast():
         wanted, unwanted = p.states(p.cached_c, texts, networks), p.states(p.cached_uc, negatives, networks)
-        guess = sd_samplers.Guided(model, wanted, unwanted, p.cfg_scale, Levels(model.alphas_cumprod))
-        latents = sd_samplers.sample(sampler, p.scheduler, p.steps, guess, noise.next, noise.first())
+        start = noise.first()  # before the conditioning, which draws from everybody's random numbers
+        guess = sd_samplers.Guided(model, wanted, unwanted, p.cfg_scale, Levels(model.alphas_cumprod), txt2img_image_conditioning(model, start, p.width, p.height))
+        latents = sd_samplers.sample(sampler, p.scheduler, p.steps, guess, noise.next, start)
         if upscale is not None and not shared.state.interrupted:
             shared.state.nextjob()
             latents = upscale(latents)
+            # of a latent's enlargement in the size of the first pass: the host's mistake, by which an inpainting model fails there
+            side = (p.width, p.height) if p.hr_upscaler in (None, *shared.latent_upscale_modes) else (8 * latents.shape[3], 8 * latents.shape[2])
+            guess.beside = txt2img_image_conditioning(model, latents, *side)
             noise = ImageRNG(latents.shape[1:], seeds)
             guess.wanted, guess.unwanted = p.states(p.cached_hr_c, texts, networks), p.states(p.cached_hr_uc, negatives, networks)
             steps = p.hr_second_pass_steps or p.steps
             latents = sd_samplers.sample(sampler, p.scheduler, steps, guess, noise.next, noise.first(), start=latents, strength=p.denoising_strength)
     return _pictures(_decode(model, latents))
+
+
+def txt2img_image_conditioning(sd_model: Any, x: Tensor, width: int, height: int) -> Tensor:
+    """What an inpainting model is given beside latents x: a mask of ones over a grey picture, of whose latent a sample is drawn."""
+    if sd_model.model.conditioning_key not in ("hybrid", "concat"):
+        return x.new_zeros(len(x), 5, 1, 1)
+    grey = torch.full((len(x), 3, height, width), 0.5, device=devices.device, dtype=devices.dtype_vae) * 2 - 1
+    latent = torch.cat([sd_model.get_first_stage_encoding(sd_model.encode_first_stage(each[None])) for each in grey])
+    return F.pad(latent, (0, 0, 0, 0, 1, 0), value=1.0).to(x.dtype)
 
 
 def _decode(model: Any, latents: Tensor) -> Tensor:

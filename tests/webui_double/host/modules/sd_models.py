@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.ddpm import LatentDiffusion, LatentInpaintDiffusion
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,7 +22,8 @@ from . import devices, errors, hashes, paths_internal, script_callbacks, sd_hija
 from .token_merging import merge_tokens
 
 model_path = os.path.join(paths_internal.models_path, "Stable-diffusion")
-DEFAULT_CONFIG = os.path.join(paths_internal.script_path, "configs", "v1-inference.yaml")
+DEFAULT_CONFIG, INPAINTING_CONFIG = (os.path.join(paths_internal.script_path, "configs", f"v1-{kind}inference.yaml") for kind in ("", "inpainting-"))
+FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -177,7 +178,17 @@ def reload_model_weights(sd_model: Any = None, info: CheckpointInfo | None = Non
 
 def config_of(info: CheckpointInfo) -> str:
     beside = os.path.splitext(info.filename)[0] + ".yaml"
-    return beside if os.path.isfile(beside) else DEFAULT_CONFIG
+    if os.path.isfile(beside):
+        return beside
+    return INPAINTING_CONFIG if _inputs(info.filename) == 9 else DEFAULT_CONFIG
+
+
+def _inputs(path: str) -> int:
+    """Channels that a checkpoint's UNet reads."""
+    if not path.endswith(".safetensors"):
+        return read_state_dict(path)[FIRST].shape[1]
+    with safe_open(path, "pt") as file:
+        return file.get_slice(FIRST).get_shape()[1]
 
 
 def _built(info: CheckpointInfo, state: dict[str, Tensor]) -> LatentDiffusion:
@@ -186,8 +197,9 @@ def _built(info: CheckpointInfo, state: dict[str, Tensor]) -> LatentDiffusion:
     if info.filename.endswith(".safetensors"):
         with safe_open(info.filename, "pt") as file:
             said = file.metadata() or said
+    kind = LatentInpaintDiffusion if state[FIRST].shape[1] == 9 else LatentDiffusion
     with torch.random.fork_rng(devices=[]):
-        model = LatentDiffusion({key: value.shape for key, value in state.items()}, int(said.get("tuner_unet_heads", 8)), int(said.get("tuner_text_heads", 12)))
+        model = kind({key: value.shape for key, value in state.items()}, int(said.get("tuner_unet_heads", 8)), int(said.get("tuner_text_heads", 12)))
     for part, dtype in ((model, devices.dtype), (model.model, devices.dtype_unet), (model.first_stage_model, devices.dtype_vae)):
         part.to(devices.device, dtype)
     model.requires_grad_(False)

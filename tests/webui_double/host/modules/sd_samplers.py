@@ -123,30 +123,31 @@ class Guided:
     unwanted: Tensor
     scale: float
     known: Levels
+    beside: Tensor  # (B, 5, h, w) for an inpainting model; (B, 5, 1, 1) of zeros, which nobody looks at, for others
 
     def __call__(self, x: Tensor, level: float) -> Tensor:
         state = shared.state
         sizes = x.new_full((2 * len(x),), level)
         seen = script_callbacks.CFGDenoiserParams(
-            x=torch.cat([x, x]), image_cond=None, sigma=sizes, sampling_step=state.sampling_step, total_sampling_steps=state.sampling_steps,
+            x=torch.cat([x, x]), image_cond=torch.cat([self.beside, self.beside]), sigma=sizes, sampling_step=state.sampling_step, total_sampling_steps=state.sampling_steps,
             text_cond=self.wanted, text_uncond=self.unwanted,
         )  # fmt: skip
         script_callbacks.cfg_denoiser_callback(seen)
         return self._together(seen, level) if seen.text_cond.shape == seen.text_uncond.shape else self._apart(seen, level)
 
     def _together(self, seen: Any, level: float) -> Tensor:
-        wanted, unwanted = self._clean(seen.x, level, torch.cat([seen.text_cond, seen.text_uncond])).chunk(2)
+        wanted, unwanted = self._clean(seen.x, level, torch.cat([seen.text_cond, seen.text_uncond]), seen.image_cond).chunk(2)
         return torch.lerp(unwanted, wanted, self.scale)
 
     def _apart(self, seen: Any, level: float) -> Tensor:
         """One prompt has more chunks of 77 than the other."""
-        sides = zip(seen.x.chunk(2), (seen.text_cond, seen.text_uncond))
-        wanted, unwanted = (self._clean(x, level, states) for x, states in sides)
+        sides = zip(seen.x.chunk(2), (seen.text_cond, seen.text_uncond), seen.image_cond.chunk(2))
+        wanted, unwanted = (self._clean(x, level, states, beside) for x, states, beside in sides)
         return torch.lerp(unwanted, wanted, self.scale)
 
-    def _clean(self, x: Tensor, level: float, states: Tensor) -> Tensor:
-        size = (1 + level**2) ** 0.5
-        said = self.model.apply_model(x / size, x.new_full((len(x),), self.known.time_of(level)), states).float()
+    def _clean(self, x: Tensor, level: float, states: Tensor, beside: Tensor) -> Tensor:
+        size, given = (1 + level**2) ** 0.5, {"c_crossattn": [states], "c_concat": [beside]}
+        said = self.model.apply_model(x / size, x.new_full((len(x),), self.known.time_of(level)), given).float()
         return x / size**2 - said * level / size if self.model.parameterization == "v" else x - level * said
 
 

@@ -1,4 +1,4 @@
-"""The three networks with their noise levels. x (B, 4, h, w), t (B,), c (B, M, D)."""
+"""The three networks with their noise levels. x (B, 4, h, w), t (B,), c (B, M, D) or {"c_crossattn": [c], "c_concat": [(B, 5, h, w)]}."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from torch.nn import functional as F
 
 
 class DiffusionWrapper(nn.Module):
-    conditioning_key = "crossattn"  # "hybrid" and "concat" would be an inpainting model's
+    """`conditioning_key`: crossattn reads the text alone, hybrid also takes more channels beside x, as an inpainting model does."""
 
     def __init__(self, unet: UNetModel):
         super().__init__()
-        self.diffusion_model = unet
+        self.diffusion_model, self.conditioning_key = unet, "crossattn" if unet.in_channels == 4 else "hybrid"
 
-    def forward(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
-        return self.diffusion_model(x, t, context=c)
+    def forward(self, x: Tensor, t: Tensor, c_concat: list[Tensor] | None = None, c_crossattn: list[Tensor] | None = None) -> Tensor:
+        beside = c_concat if self.conditioning_key == "hybrid" else []  # where they are missing, that is a TypeError
+        return self.diffusion_model(torch.cat([x] + beside, 1), t, context=torch.cat(c_crossattn, 1))
 
 
 class LatentDiffusion(nn.Module):
@@ -41,8 +42,8 @@ class LatentDiffusion(nn.Module):
             self.register_buffer(name, values.float())
         self.alphas_cumprod_original = self.alphas_cumprod
 
-    def apply_model(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
-        return self.model(x, t, c)
+    def apply_model(self, x: Tensor, t: Tensor, c: Tensor | dict[str, list[Tensor]]) -> Tensor:
+        return self.model(x, t, **(c if isinstance(c, dict) else {"c_crossattn": [c]}))
 
     def q_sample(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         picture, added = (level[t].reshape(-1, 1, 1, 1) for level in (self.sqrt_alphas_cumprod, self.sqrt_one_minus_alphas_cumprod))
@@ -66,3 +67,7 @@ class LatentDiffusion(nn.Module):
     @torch.no_grad()
     def decode_first_stage(self, latents: Tensor) -> Tensor:
         return self.first_stage_model.decode(latents / self.scale_factor)
+
+
+class LatentInpaintDiffusion(LatentDiffusion):
+    """As v1-inpainting-inference.yaml describes it: its UNet reads 9 channels."""
