@@ -18,7 +18,7 @@ HOLE = "\0"
 MOST = 12  # texts of one expression; a part that would make more becomes a hole
 DEPTH = 4  # functions that call functions
 # not on the page: the command line, the benchmarks, the making of the demo, the host's own comparison grid, the API's description
-ELSEWHERE = ("cli.py", "__main__.py", "environment.py", "bench.py", "bench_peers.py", "bench_worker.py", "webui_suite.py", "demo", "tools", "compare", "ui", "bodies.py")
+ELSEWHERE = ("cli.py", "__main__.py", "environment.py", "bench.py", "bench_methods.py", "bench_peers.py", "bench_worker.py", "webui_suite.py", "demo", "tools", "compare", "ui", "bodies.py")
 NOT_TOLD = frozenset(("TypeError", "AssertionError", "KeyError", "NotImplementedError", "SystemExit", "StopIteration"))  # a programmer's mistakes
 TEXTS = {"Warned": 0, "Preparing": 2, "Warning_": 0, "Fix": 0, "Problem": 1, "complain": 1, "ValueError": 0, "Kind": 1, "AxisOption": 0, "LoadReport": 4}  # call -> which argument is told
 TOLD = frozenset(("said", "general", "error", "text", "trouble", "note"))  # keywords, dict keys and attributes whose value is told
