@@ -149,7 +149,7 @@ def _adafactor(cfg: Any, groups: list[dict]) -> Optimizer:
 
 def _prodigy(cfg: Any, groups: list[dict]) -> Optimizer:
     if len({g["lr"] for g in groups} - {0.0}) > 1:
-        raise ValueError("optim.name: prodigy finds one learning rate for all weights; take away text_lr and LoRA+ ratios or choose another optimizer.")
+        raise ValueError("optim.name: prodigy finds one learning rate for all weights; take away text_lr, LoRA+ ratios and rates of blocks or choose another optimizer.")
     options = {"betas": parse_betas(cfg.betas), "eps": cfg.eps, "use_bias_correction": True, "safeguard_warmup": cfg.warmup > 0}
     return _optional("prodigyopt", "prodigyopt", cfg).Prodigy(groups, **options)
 

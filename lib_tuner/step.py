@@ -80,10 +80,6 @@ class Step:
     def __post_init__(self):
         self.schedule = schedule_for(self.cfg.loss, self.sd.schedule)
         method = self.state.method
-        if self.cfg.prior.weight and type(method).disabled is Method.disabled:
-            raise ValueError(f"prior.weight: {method.label} cannot be switched off while it learns, so there is no frozen model to compare with; set it to 0.")
-        if self.cfg.prior.weight and method.hints is not None:
-            raise ValueError(f"prior.weight: without its hint a {method.label} is the frozen model, so such a prior would teach it to ignore the hint; set it to 0.")
         self._cached = TextCache(self.sd.text)
         self._frozen_text = TextCache(self.sd.text) if method.trains_text else self._cached
         self.params = [p for group in self.state.optimizer.param_groups for p in group["params"]]

@@ -87,6 +87,7 @@ def train(cfg: TrainConfig, method: Method, host: Host, stop: Callable[[], bool]
     Of `world` processes (torchrun) each computes its share of every batch, and rank 0 alone samples, validates and writes.
     Closing the generator cancels the run without saving. Raises ValueError or OSError with one sentence before the first step where something does not fit.
     """
+    method.check(cfg)
     reduce, stopped = _reducer(world), False
     yield Preparing(0, 0, "Loading the model")
     with host.exclusive() as sd, ExitStack() as attached:

@@ -342,7 +342,7 @@ def test_drift_is_measured_under_the_hint_of_its_one_picture(small_run):
 
 
 def test_a_prior_that_would_teach_to_ignore_the_hint_is_refused(small_run):
-    with pytest.raises(ValueError, match="prior.weight: without its hint a ControlNet is the frozen model"):
+    with pytest.raises(ValueError, match="prior.weight: without its hint the model is the frozen one"):
         run(values_of(small_run, "controlnet", **{"prior.weight": 1.0, "prior.prompt": "a dog"}))
 
 

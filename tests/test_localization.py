@@ -90,7 +90,8 @@ def of_settings() -> Iterator[str]:
         if option.key != "resume":
             yield from (label_of(option), help_of(option), *map(str, option.choices or ()))
     yield from SECTIONS.values()
-    yield from (method.label for method in METHODS.values())
+    for method in METHODS.values():
+        yield from (method.label, *method.refuses.values())
 
 
 def of_presets() -> Iterator[str]:

@@ -60,14 +60,18 @@ class AdaLoRALayer(Adapter):
         return len(self.lam)
 
     def forward(self, x: Tensor) -> Tensor:
-        p, q, lam = (factor.to(x.dtype) for factor in (self.p, self.q, self.lam * self.scale))
+        p, q, lam = (factor.to(x.dtype) for factor in (self.p, self.q, self._left() * self.scale))
         h = self.apply_weight(x, q)
         if self.conv:
             return F.conv2d(self.whole(h * lam[:, None, None]), p[..., None, None])
         return F.linear(self.whole(h * lam), p)
 
     def delta_weight(self) -> Tensor:
-        return ((self.p * self.lam) @ self.q.flatten(1) * self.scale).reshape(self.shape)
+        return ((self.p * self._left()) @ self.q.flatten(1) * self.scale).reshape(self.shape)
+
+    def _left(self) -> Tensor:
+        """λ (r,): while it learns all, so that a rank may come back; else those that a file has. An average remembers ranks that are gone."""
+        return self.lam if self.training else self.lam * self.alive
 
     def tensors(self) -> dict[str, Tensor]:
         """An ordinary LoRA of the ranks that are left, the largest first, since the WebUI can use the first ranks of a file alone."""
@@ -81,6 +85,7 @@ class AdaLoRALayer(Adapter):
         factors = {"q": parts["lora_down.weight"], "p": parts["lora_up.weight"].flatten(1)}
         made._parameters = {name: nn.Parameter(factor.to(dtype).to(factor.dtype), False) for name, factor in factors.items()}
         made._parameters |= {"lam": nn.Parameter(torch.ones_like(self.lam[: len(factors["q"])]), False), "magnitude": None}
+        made._buffers = {"alive": torch.ones_like(made.lam, dtype=torch.bool)}
         made.alpha = float(parts["alpha"]) or 1.0
         return made
 
@@ -152,7 +157,7 @@ class AdaLoRA(Adapters):
 
     def attach(self, sd: Any) -> list[dict[str, Any]]:
         groups = super().attach(sd)
-        layers = list(self.layers.values())
+        layers = [layer for layer in self.layers.values() if layer.lam.requires_grad]  # not those of blocks that stay as the file has them
         self.importance = Importance(layers, self.settings.smoothing)
         self._alike: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)  # vectors in rows, or in columns, by their shape
         for layer in layers:

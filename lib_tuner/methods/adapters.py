@@ -20,8 +20,9 @@ from ..host import Components
 from ..optim import text_scale
 from ..sd.inpaint import FIRST, INPUTS
 from ..sd.loss import generator_for
-from ..sd.names import BLOCKS26, block_name
+from ..sd.names import block_name
 from .base import Layer, LayerMethod, Target, parts, weight_shapes
+from .blocks import RATE_HELP, block_ranks, block_rates, check_blocks, chosen_blocks, rate_of
 from .lora_file import LoraFile, check_fits, read_lora, write_lora
 from .metadata import Made, lora_metadata, write_card
 
@@ -44,6 +45,7 @@ class AdapterConfig:
     text_encoder: bool = opt(False, "Text encoder", "Train the text encoder too, on its own learning rate.")
     blocks: str = opt("all", "Blocks", "Which blocks of the UNet: all, or names such as `IN04, IN05, M00, OUT03` (IN00-IN11, M00, OUT00-OUT11).")
     block_ranks: str = opt("", "Ranks of blocks", "Ranks that differ from the rank, as `M00=4, OUT03=32, BASE=8` (BASE: the text encoder).")
+    block_rates: str = opt("", "Learning rates of blocks", RATE_HELP)
     module_dropout: float = opt(0.0, "Module dropout", "Probability that a whole layer's adapter is skipped.", min=0.0, max=0.95)
     dora: bool = opt(False, "DoRA", "Learn the length of the weights apart from their direction (2402.09353), as the WebUI reads it; alpha must be the rank.")
     start: str = opt("", "Start from", "A LoRA file to go on from; its ranks are taken over.")
@@ -51,30 +53,13 @@ class AdapterConfig:
 
     def check(self) -> None:
         """Raises ValueError for block names there are not, and for what no file can say."""
-        chosen_blocks(self.blocks)
+        check_blocks(self, self.text_encoder or bool(self.start))
         ranks = block_ranks(self.block_ranks)
+        if self.start and ranks:
+            raise ValueError("block_ranks: the file in start says the ranks of its blocks: leave block_ranks empty, or start without a file")
         # the WebUI multiplies by alpha / rank after it has brought the weights to their length (its network.py), which is right at 1 alone
         if self.dora and (self.alpha != self.rank or self.conv_rank and self.conv_alpha != self.conv_rank or set(ranks.values()) - {self.rank}):
             raise ValueError("dora: alpha must be the rank, conv_alpha the convolutions' rank, and block_ranks empty: the WebUI draws any other wrongly")
-
-
-def chosen_blocks(text: str) -> frozenset[str]:
-    """The blocks that `blocks` names."""
-    names = frozenset(BLOCKS26) if text.strip().lower() in ("", "all") else frozenset(n.strip().upper() for n in text.split(",") if n.strip())
-    if unknown := sorted(names - set(BLOCKS26)):
-        raise ValueError(f"blocks: {unknown[0]!r} is no block; there are BASE, IN00 to IN11, M00 and OUT00 to OUT11, or write all")
-    return names
-
-
-def block_ranks(text: str) -> dict[str, int]:
-    """`M00=4, OUT03=32` as a table."""
-    table = {}
-    for part in filter(None, (p.strip() for p in text.split(","))):
-        name, _, rank = part.partition("=")
-        if name.strip().upper() not in BLOCKS26 or not rank.strip().isdigit() or not 1 <= int(rank) <= 1024:
-            raise ValueError(f"block_ranks: {part!r} is not a block and its rank, such as M00=4")
-        table[name.strip().upper()] = int(rank)
-    return table
 
 
 class Draws:
@@ -148,6 +133,7 @@ class Adapters(LayerMethod):
         super().__init__(cfg)
         self.trains_text = self.settings.text_encoder
         self._draws = Draws(cfg.seed)
+        self._rates = block_rates(self.settings.block_rates)
         self._start: Mapping[Target, Mapping[str, Tensor]] = {}
 
     def make(self, module: nn.Module, rank: int, alpha: float, generator: Generator) -> Adapter:
@@ -171,6 +157,8 @@ class Adapters(LayerMethod):
         s, own = self.settings, block_ranks(self.settings.block_ranks)
         if self._start:
             return s.rank if (part, path) in self._start else 0  # the file says which, and in most families of what rank
+        if not rate_of(self._rates, part, path):
+            return 0
         if part == "text":
             return own.get("BASE", s.rank) if s.text_encoder and ".encoder.layers." in path else 0
         if path in OUTER:
@@ -222,8 +210,13 @@ class Adapters(LayerMethod):
     def groups(self) -> list[dict[str, Any]]:
         groups = []
         for part, scale in (("unet", 1.0), ("text", text_scale(self.cfg.optim))):
-            layers = [layer for (p, _), layer in self.layers.items() if p == part]
-            groups += [{"params": params, "lr_scale": scale * more} for params, more in self.split(layers)]
+            by_rate: dict[float, list[Adapter]] = {}
+            for (p, path), layer in self.layers.items():
+                if p == part:
+                    by_rate.setdefault(rate_of(self._rates, part, path), []).append(layer)
+            for layer in by_rate.pop(0.0, ()):  # of the file to start from: it takes part, and stays as it is
+                layer.requires_grad_(False)
+            groups += [{"params": params, "lr_scale": scale * rate * more} for rate, layers in by_rate.items() for params, more in self.split(layers)]
         return [group for group in groups if group["params"]]
 
     def split(self, layers: list[Adapter]) -> list[tuple[list[nn.Parameter], float]]:

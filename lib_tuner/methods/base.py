@@ -16,6 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from ..config import flat_values
 from ..data.hints import Hints
 from ..host import Components
 from ..optim import average_bytes, lr_at
@@ -40,6 +41,11 @@ class Costs:
     state: float = 0.0
 
 
+def no_blocks(why: str) -> dict[str, str]:
+    """For `Method.refuses`: the method has no blocks to choose."""
+    return dict.fromkeys((".blocks", ".block_ranks", ".block_rates"), why)
+
+
 class Method:
     """What is trained. The hooks do nothing here; a method overrides three to five of them."""
 
@@ -54,10 +60,21 @@ class Method:
     trains_text = False  # the text encoder's states depend on what is trained, so they cannot be cached
     learns_words = False  # the trigger is a word with vectors of its own
     drifts = False  # changes the model so far that its language drift is measured unless somebody says no
+    refuses: Mapping[str, str] = {}  # a setting of the run, or `.name` of its own that it has not -> why it makes no sense here, and what to do
     good_every = 1  # updates between two snapshots, which are kept for the case that the loss is no number any more
 
     def __init__(self, cfg: TrainConfig):
         self.cfg, self.settings = cfg, cfg.settings
+
+    @classmethod
+    def check(cls, cfg: TrainConfig) -> None:
+        """Raises ValueError for settings of the run that make no sense for the method, with a line each; nothing is loaded for it."""
+        given, usual = flat_values(cfg), flat_values(TrainConfig())
+        problems = [f"{key}: {why}" for key, why in cls.refuses.items() if not key.startswith(".") and given[key] != usual[key]]
+        if problems:
+            raise ValueError("\n".join(problems))
+        if cfg.prior.weight and cls.disabled is Method.disabled:
+            raise ValueError(f"prior.weight: {cls.label} cannot be switched off while it learns, so there is no frozen model to compare with; set it to 0.")
 
     @contextmanager
     def attached(self, sd: Components) -> Iterator[list[dict[str, Any]]]:

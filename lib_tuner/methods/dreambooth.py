@@ -5,6 +5,7 @@ The only method that changes the host's weights. Each is kept aside as it was an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,15 +18,19 @@ from torch import Tensor, nn
 from ..config import opt
 from ..host import Components
 from ..optim import average_bytes, text_scale
+from ..sd.files import UNET
 from ..sd.inpaint import FIRST, LATENT
+from ..sd.names import block_name
 from ..settings import TrainConfig
 from .adapters import DTYPES
 from .base import Costs, Method, parts
+from .blocks import RATE_HELP, block_rates, check_blocks, chosen_blocks, rate_of
 from .checkpoint_file import Place, is_whole, write_whole, write_yaml
 from .difference import as_lora
 from .lora_file import write_lora
 from .metadata import Made, checkpoint_metadata, lora_metadata, write_card
 
+OF_UNET = tuple(f"{prefix}{root}." for prefix in (UNET, "") for root in ("input_blocks", "middle_block", "output_blocks", "out", "time_embed"))
 UNFIT = ("prodigy", "adamw_schedulefree")  # optimizers that look at all weights at once, which bf16 masters do not allow
 
 
@@ -34,11 +39,17 @@ class DreamBoothConfig:
     """What is trained, in which precision, and what is saved."""
 
     text_encoder: bool = opt(False, "Text encoder", "Train the text encoder too, on its own learning rate.", essential=True)
+    blocks: str = opt("all", "Blocks", "Which blocks of the UNet: all, or names such as `IN04, IN05, M00, OUT03` (IN00-IN11, M00, OUT00-OUT11); the others need no memory to learn.")
+    block_rates: str = opt("", "Learning rates of blocks", RATE_HELP)
     text_until: int = opt(0, "Text encoder until", "The text encoder learns in the first steps alone; 0: to the end.", min=0, max=10000000, unit="steps")
     masters: str = opt("fp32", "Trained weights", "fp32 is exact; bf16 with stochastic rounding needs less than half of the memory.", choices=("fp32", "bf16"))
     save: str = opt("checkpoint", "Save", "A whole checkpoint (2 GB in fp16), what was learned as a LoRA, or both.", choices=("checkpoint", "lora", "both"), essential=True)
     save_dtype: str = opt("fp16", "Saved precision", "Precision of the saved file.", choices=("fp16", "bf16", "fp32"))
     lora_rank: int = opt(64, "LoRA rank", "Rank of the saved LoRA: more keeps more of what was learned.", min=1, max=1024)
+
+    def check(self) -> None:
+        """Raises ValueError for block names there are not, and for what would be left aside."""
+        check_blocks(self, self.text_encoder)
 
 
 @dataclass(eq=False)
@@ -68,6 +79,7 @@ class DreamBooth(Method):
     """Trains the model itself; the host's model is the frozen one again while `disabled`, and for good after `detach`."""
 
     Config, kind, label = DreamBoothConfig, "dreambooth", "DreamBooth"
+    refuses = {".block_ranks": "whole weights have no rank; choose blocks, or set dreambooth.lora_rank for the saved LoRA"}
     in_prompt = False  # nor is the checkpoint named there; the LoRA of the difference is, as its kind says
     drifts = True
     good_every = 100
@@ -76,6 +88,7 @@ class DreamBooth(Method):
     def __init__(self, cfg: TrainConfig):
         super().__init__(cfg)
         self.trains_text = self.settings.text_encoder
+        self._blocks, self._rates = chosen_blocks(self.settings.blocks), block_rates(self.settings.block_rates)
         self.weights: list[_Weight] = []
         self._handles: list[Any] = []
         self._sd: Components | None = None
@@ -91,11 +104,22 @@ class DreamBooth(Method):
             raise ValueError(f"optim.name: {self.cfg.optim.name} does not work with dreambooth.masters = bf16; choose adamw, adafactor or another one.")
         self._sd, self._done = sd, 0
         for part, root in parts(sd).items():
-            if part == "unet" or s.text_encoder:
-                for name, param in root.named_parameters():
+            for name, param in root.named_parameters():
+                if self._rate(part, name):
                     self._take((part, name.replace(".wrapped.", ".")), param)  # the WebUI wraps the token embedding
-        groups = [{"params": [w.master for w in self._of(part)], "lr_scale": scale} for part, scale in (("unet", 1.0), ("text", text_scale(self.cfg.optim)))]
-        return [group for group in groups if group["params"]]
+        return [{"params": params, "lr_scale": scale * rate} for part, scale in (("unet", 1.0), ("text", text_scale(self.cfg.optim))) for rate, params in self._by_rate(part).items()]
+
+    def _rate(self, part: str, name: str) -> float:
+        """How many times the learning rate a weight learns at; 0 where it stays as it is."""
+        if part == "text":
+            return self._rates.get("BASE", 1.0) * self.settings.text_encoder
+        return rate_of(self._rates, part, name) * (block_name(name) in self._blocks)
+
+    def _by_rate(self, part: str) -> dict[float, list[nn.Parameter]]:
+        groups: dict[float, list[nn.Parameter]] = {}
+        for w in self._of(part):
+            groups.setdefault(self._rate(*w.place), []).append(w.master)
+        return groups
 
     def _take(self, place: Place, param: nn.Parameter) -> None:
         """Keeps a weight aside and makes it one that learns; frozen predictions at every step want the original where it is computed."""
@@ -182,7 +206,7 @@ class DreamBooth(Method):
         self._end_text()
 
     def costs(self, sizes: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, device: str) -> Costs:
-        s, count = self.settings, sizes["unet"] + sizes["text"] * self.settings.text_encoder
+        s, count = self.settings, self._unet_count(sizes["unet"], shapes) + sizes["text"] * self.settings.text_encoder
         own, kept = DTYPES[s.masters].itemsize, DTYPES[s.save_dtype].itemsize
         averages = average_bytes(self.cfg.optim.name, own)
         masters = own if dtype != DTYPES[s.masters] else 0
@@ -191,6 +215,11 @@ class DreamBooth(Method):
         snapshot = kept if device == "cpu" else 0
         file = sum(sizes.values()) * kept if s.save != "lora" else 0
         return Costs(count * (masters + own + averages + ema + aside + snapshot), file, count * (own + averages + ema))
+
+    def _unet_count(self, whole: int, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """How many of the UNet's numbers learn; all, where the shapes of its tensors are not known."""
+        own = {key.removeprefix(UNET): math.prod(shape) for key, shape in shapes.items() if key.startswith(OF_UNET)}
+        return sum(count for name, count in own.items() if self._rate("unet", name)) if own else whole
 
     # ---- files -------------------------------------------------------------------------------------------------------
 

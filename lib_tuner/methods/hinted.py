@@ -20,7 +20,7 @@ from ..data.conditions import Recipe
 from ..data.hints import OWN, Hints
 from ..host import Components
 from .adapters import DTYPES
-from .base import HookMethod
+from .base import HookMethod, no_blocks
 from .control_file import read_control, write_control
 from .metadata import Made, control_metadata
 
@@ -57,6 +57,10 @@ class Hinted(HookMethod):
 
     Config = HintConfig
     in_prompt = False
+    refuses = {
+        "prior.weight": "without its hint the model is the frozen one, so such a prior would teach to ignore the hint; set it to 0.",
+        **no_blocks("the network beside the UNet learns as a whole, since each of its blocks builds on those before; leave it out"),
+    }
     settings: HintConfig
 
     def __init__(self, cfg: Any):

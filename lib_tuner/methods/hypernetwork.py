@@ -21,7 +21,7 @@ from ..host import Components
 from ..sd.files import file_sha256
 from ..sd.loss import generator_for
 from .adapters import Draws
-from .base import HookMethod
+from .base import HookMethod, no_blocks
 from .hypernetwork_file import ACTIVATIONS, INITS, HypernetworkFile, Structure, numbers, read_hypernetwork, write_hypernetwork
 from .metadata import Made, settings_metadata
 
@@ -166,6 +166,7 @@ class Hypernetwork(HookMethod):
     """Networks before the keys and the values of attention; the model itself stays as it is."""
 
     Config, kind, label = HypernetworkConfig, "hypernetwork", "Hypernetwork"
+    refuses = no_blocks("its networks are shared by all attentions of a width, whatever the block; choose widths with hypernetwork.sizes")
     settings: HypernetworkConfig
 
     def __init__(self, cfg: Any):

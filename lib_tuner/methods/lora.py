@@ -138,7 +138,7 @@ class LoRA(Adapters):
         limit = self.settings.max_norm
         if not limit:
             return
-        for layer in self.layers.values():  # kohya's scale_weight_norms: the factors share the correction
+        for layer in filter(lambda layer: layer.up.requires_grad, self.layers.values()):  # kohya's scale_weight_norms: the factors share the correction
             ratio = (limit / layer.delta_weight().norm().clamp(min=1e-12)).clamp(max=1.0)
             factors = [p for name, p in layer.named_parameters() if name != "magnitude"]
             for p in factors:

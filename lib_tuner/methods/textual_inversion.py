@@ -19,7 +19,7 @@ from ..config import opt
 from ..host import Components
 from ..sd.loss import generator_for
 from ..settings import TrainConfig
-from .base import Method
+from .base import Method, no_blocks
 from .embedding_file import Embedding, read_embedding, valid_name, write_embedding, write_embedding_png
 from .metadata import Made, embedding_metadata
 
@@ -96,6 +96,11 @@ class TextualInversion(Method):
 
     Config, kind, label = TextualInversionConfig, "textual_inversion", "Textual Inversion"
     trains_text = learns_words = True
+    refuses = {
+        "prior.weight": "a word leaves the model as it is, so it predicts for class prompts what it did; set it to 0.",
+        "data.class_folder": "a word leaves the model as it is, so class pictures, whose captions do not have it, teach nothing; leave it empty.",
+        **no_blocks("a word is learned in the text encoder's input and touches no block of the UNet; leave it out, or take method = pivotal with pivotal.layers.blocks"),
+    }
     settings: TextualInversionConfig
 
     def __init__(self, cfg: Any):
