@@ -11,9 +11,11 @@ from torch import nn
 
 from lib_tuner.methods import METHODS, settings
 from lib_tuner.methods.base import LayerMethod
+from lib_tuner.methods.blocks import block_rates
 from lib_tuner.methods.lokr import factorization
 from lib_tuner.methods.lora_file import read_lora, write_lora
 from lib_tuner.methods.metadata import Made
+from lib_tuner.sd.names import block_name
 
 MADE = Made(step=1, epoch=0, started=0.0, finished=1.0)
 FAMILIES = {
@@ -176,6 +178,49 @@ def test_a_file_goes_on_where_it_stopped_whatever_ranks_are_set(sd, tmp_path, na
             if layer.magnitude is not None:
                 assert torch.equal(layer.magnitude, lengths[target])
         assert all(p.requires_grad for layer in other.layers.values() for p in layer.parameters())
+
+
+@pytest.mark.parametrize("kind", ["lora", "adalora"])
+def test_a_block_of_a_file_at_rate_0_takes_part_and_stays(sd, tmp_path, kind):
+    """Neither a gradient, a limit of norms nor the sharing out of ranks moves it."""
+    with (first := method_of("lora", rank=3, blocks="M00, OUT03", save_dtype="fp32")).attached(sd):
+        for layer in first.layers.values():
+            layer.up.data += 0.1
+        path = first.export(tmp_path / "x", {}, MADE)[0]
+    own = {"rank": 2, "first_rank": 3, "share_from": 0.0, "share_until": 0.0} if kind == "adalora" else {"max_norm": 1e-4}
+    method, x = method_of(kind, start=str(path), block_rates="M00=0", **own), torch.randn(1, 4, 8, 8)
+    with method.attached(sd) as groups:
+        mine = {target: [p.detach().clone() for p in layer.parameters()] for target, layer in method.layers.items()}
+        trained = [p for group in groups for p in group["params"]]
+        sd.unet(x, torch.tensor([400]), sd.text(["a"])).square().mean().backward()
+        torch.optim.AdamW(trained, lr=1e-2).step()
+        method.after_step(1)
+        moved = {block_name(path): False for _, path in mine} | {block_name(path): True for (part, path), layer in method.layers.items() if not all(map(torch.equal, mine[part, path], layer.parameters()))}
+        assert moved == {"M00": False, "OUT03": True} and all(p.grad is None for target, layer in method.layers.items() if block_name(target[1]) == "M00" for p in layer.parameters())
+        assert all(layer.delta_weight().any() for layer in method.layers.values())
+
+
+def test_rates_of_blocks_as_names_and_as_the_rows_that_users_know():
+    assert block_rates("m00=0.5, OUT03 = 0,") == {"M00": 0.5, "OUT03": 0.0} and block_rates("") == {}
+    row = [i / 4 for i in range(26)]
+    names = [("BASE", 0.0)] + [(f"IN{i:02}", row[1 + i]) for i in range(12)] + [("M00", row[13])] + [(f"OUT{i:02}", row[14 + i]) for i in range(12)]
+    assert block_rates(", ".join(map(str, row))) == dict(names) and block_rates(",".join(map(str, row[1:]))) == dict(names[1:])
+    few = block_rates(",".join(map(str, range(17))))
+    assert list(few) == "BASE IN01 IN02 IN04 IN05 IN07 IN08 M00 OUT03 OUT04 OUT05 OUT06 OUT07 OUT08 OUT09 OUT10 OUT11".split() and list(few.values()) == list(range(17))
+
+
+@pytest.mark.parametrize(("own", "sentence"), [
+    ({"block_rates": "1, 2, 3"}, "block_rates: 3 numbers are no row of block weights"), ({"block_rates": "M00=-1"}, "block_rates: 'M00=-1' is not a block"),
+    ({"block_rates": "M00=nan"}, "block_rates: 'M00=nan' is not a block"), ({"block_rates": "M99=1"}, "block_rates: 'M99=1' is not a block"),
+    ({"block_rates": "BASE=0.5"}, "block_rates: BASE is the text encoder"), ({"block_ranks": "BASE=2"}, "block_ranks: BASE is the text encoder"), ({"blocks": "BASE, M00"}, "blocks: BASE is the text"),
+    ({"blocks": "M00", "block_rates": "OUT03=2"}, "block_rates: OUT03 is not among"), ({"blocks": "M00", "block_ranks": "OUT03=2"}, "block_ranks: OUT03 is not among"),
+    ({"block_ranks": "IN03=2"}, "block_ranks: IN03 has no attention"), ({"text_encoder": True, "block_rates": "BASE=0"}, "block_rates: BASE=0 leaves the text encoder as it is"),
+    ({"blocks": "M00", "block_rates": "M00=0"}, "block_rates: with 0 for every block"), ({"start": "x.safetensors", "block_ranks": "M00=2"}, "block_ranks: the file in start says"),
+])  # fmt: skip
+def test_what_would_be_left_aside_without_a_word_is_refused(own, sentence):
+    with pytest.raises(ValueError, match=sentence) as caught:
+        method_of("lora", **own)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind, parts", [("loha", "lora"), ("lokr", "lora"), ("lora", "loha"), ("loha", "lokr")])

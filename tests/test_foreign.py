@@ -198,6 +198,8 @@ def test_where_kohya_is_silent_its_defaults_hold_and_the_text_encoder_is_trained
         ("cache_latents = false", {"data.cache": "off"}),
         (f'network_args = ["block_dims=0,{",".join(["4"] * 11)},2,{",".join(["4"] * 12)}"]\nnetwork_dim = 4',
          {"lora.block_ranks": "M00=2", "lora.blocks": ", ".join([f"IN{i:02}" for i in range(1, 12)] + ["M00"] + [f"OUT{i:02}" for i in range(12)])}),
+        (f'network_args = ["down_lr_weight={",".join(["0.05", "0.5"] + ["1"] * 10)}", "up_lr_weight={",".join(["2"] + ["1"] * 11)}", "block_lr_zero_threshold=0.1"]',
+         {"lora.block_rates": ", ".join(["0", "0.5"] + ["1"] * 11 + ["2"] + ["1"] * 11)}),
         ("clip_skip = 0\nmax_timestep = 0", {"clip_skip": None, "loss.t_max": None}),
     ],
 )  # fmt: skip
@@ -218,7 +220,8 @@ def test_what_kohya_means_is_what_is_set(tmp_path, text, expected):
         ('pretrained_model_name_or_path = "runwayml/stable-diffusion-v1-5"', ["pretrained_model_name_or_path = runwayml/stable-diffusion-v1-5"]),
         ("save_every_n_epochs = 2\nsave_last_n_steps = 100", ["save_last_n_steps = 100", "save_every_n_epochs = 2"]),
         ("color_aug = true\nrandom_crop = true\nweighted_captions = false\nresume = ''", ["color_aug = True", "random_crop = True"]),
-        ('network_args = ["down_lr_weight=1,0.5", "block_dims=1,2"]', ["network_args block_dims = 1,2", "network_args down_lr_weight = 1,0.5"]),
+        ('network_args = ["down_lr_weight=1,0.5", "block_dims=1,2", "mid_lr_weight=0.5", "up_lr_weight=sine"]',
+         ["network_args block_dims = 1,2", "network_args down_lr_weight = 1,0.5", "network_args mid_lr_weight = 0.5", "network_args up_lr_weight = sine"]),
         ("lr_warmup_steps = 0.1\nmax_train_epochs = 3", ["max_train_epochs = 3", "lr_warmup_steps = 0.1"]),
         ('optimizer_args = ["betas=0.9", "amsgrad=True", "foo=False"]', ["optimizer_args betas = 0.9", "optimizer_args amsgrad = True"]),
         ('optimizer_type = "Adafactor"', ["optimizer_args relative_step = True"]),

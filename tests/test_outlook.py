@@ -153,6 +153,19 @@ def test_a_graphics_card_needs_room_for_weights_gradients_and_averages(small_run
     assert METHODS["dreambooth"](cfg).costs(SIZES, {}, torch.bfloat16, "cuda").device == pytest.approx(gigabytes, rel=1e-3)
 
 
+def test_of_a_dreambooth_of_some_blocks_those_alone_need_room(small_run):
+    import torch
+
+    from lib_tuner.methods import METHODS
+
+    cfg = settings(dream(small_run, **{"dreambooth.blocks": "M00", "dreambooth.masters": "bf16"}))
+    shapes = {"input_blocks.1.0.in_layers.2.weight": (8, 8, 3, 3), "middle_block.0.in_layers.2.weight": (10, 10), "middle_block.0.in_layers.2.bias": (5,), "out.2.weight": (7,)}
+    whole = {"unet": 10**6, "text": 10**6, "vae": 10**6}
+    for prefix, more in (("model.diffusion_model.", {"first_stage_model.encoder.conv_in.weight": (9, 9)}), ("", {})):  # as in a checkpoint, as in the WebUI
+        costs = METHODS["dreambooth"](cfg).costs(whole, {**{prefix + key: shape for key, shape in shapes.items()}, **more}, torch.bfloat16, "cuda")
+        assert costs.device == 105 * (2 + 4) and costs.state == 105 * 6
+
+
 def test_a_dreambooths_files_are_forecast_as_large_as_they_get(small_run, tmp_path):
     from contextlib import closing
 

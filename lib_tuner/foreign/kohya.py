@@ -13,7 +13,7 @@ from math import isqrt
 from pathlib import Path
 from typing import Any
 
-from ..sd.names import BLOCKS26
+from ..sd.names import BLOCKS17, BLOCKS26
 from .draft import Draft, is_on, number
 
 Raw = Mapping[str, Any]
@@ -245,6 +245,7 @@ def _network(draft: Draft) -> None:
     elif module != "networks.lora":
         draft.miss("network_module", module)
     _blocks(draft, given, rank)
+    _block_rates(draft, given)
     if number(given.get("conv_alpha")) == 0:
         given["conv_alpha"] = given.get("conv_dim", "1")
     for key, value in given.items():
@@ -274,11 +275,24 @@ def _blocks(draft: Draft, given: dict[str, str], rank: Any) -> None:
     ranks = [int(number(n) or 0) for n in re.findall(r"\d+", text)]
     if len(ranks) == len(BLOCKS26) - 1 and any(ranks):
         own = dict(zip(BLOCKS26[1:], ranks))
-        differing = [f"{block}={r}" for block, r in own.items() if r and r != number(rank)]
+        differing = [f"{block}={r}" for block, r in own.items() if r and r != number(rank) and block in BLOCKS17]  # the others have no attention
         draft.put(".block_ranks", ", ".join(differing), "network_args block_dims", text)
         draft.put(".blocks", "all" if all(ranks) else ", ".join(block for block, r in own.items() if r), "network_args block_dims", text)
     else:
         draft.miss("network_args block_dims", text)
+
+
+def _block_rates(draft: Draft, given: dict[str, str]) -> None:
+    """How many times the learning rate 12 blocks down, the middle and 12 up learn at; up to the threshold a block gets no layers."""
+    texts = {key: given.pop(key) for key in ("down_lr_weight", "mid_lr_weight", "up_lr_weight") if key in given}
+    floor = number(given.pop("block_lr_zero_threshold", 0)) or 0.0
+    rows = [[number(n) for n in texts[key].split(",")] if key in texts else [1.0] * count for key, count in (("down_lr_weight", 12), ("mid_lr_weight", 1), ("up_lr_weight", 12))]
+    whole = [len(row) for row in rows] == [12, 1, 12] and not any(n is None for row in rows for n in row)
+    for key, text in texts.items():
+        if whole:
+            draft.put(".block_rates", ", ".join(f"{n if n > floor else 0:g}" for row in rows for n in row), f"network_args {key}", text)
+        else:  # a curve by name, such as sine
+            draft.miss(f"network_args {key}", text)
 
 
 def _resolution(draft: Draft) -> None:
