@@ -139,9 +139,9 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def _find(known: Mapping[str, Option], key: str, value: Any) -> Option | None:
     """The option of a key; None for an empty section. Raises ValueError for what there is not."""
-    sections = list(dict.fromkeys(".".join(k.split(".")[:n]) for k in known for n in range(1, k.count(".") + 1)))
     if key in known:
         return known[key]
+    sections = list(dict.fromkeys(".".join(k.split(".")[:n]) for k in known for n in range(1, k.count(".") + 1)))
     if key in sections:
         if isinstance(value, Mapping):
             return None

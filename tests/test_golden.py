@@ -24,8 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lib_tuner import checkpoint
-from lib_tuner.config import METADATA_KEY
-from lib_tuner.foreign import read_settings
+from lib_tuner.config import METADATA_KEY, flat_values, from_metadata
 from lib_tuner.host import Components
 from lib_tuner.methods import METHODS, embedding_png, settings
 from lib_tuner.methods.base import Method
@@ -87,9 +86,8 @@ def fill(params: Iterable[Tensor]) -> None:
 @pytest.fixture(scope="module")
 def sd(tmp_path_factory) -> Components:
     """SD1.5's structure as small as it gets, of fixed numbers."""
-    with torch.device("meta"):
-        parts = UNet(UNetSizes((32, 32, 32, 32), context=32, heads=4)), CLIPText(CLIPSizes(32, layers=1, heads=4, inner=64)), VAE(VAESizes((32, 32, 32, 32)))
-    unet, text, vae = (part.to_empty(device="cpu").eval().requires_grad_(False) for part in parts)
+    parts = UNet(UNetSizes((32, 32, 32, 32), context=32, heads=4)), CLIPText(CLIPSizes(32, layers=1, heads=4, inner=64)), VAE(VAESizes((32, 32, 32, 32)))
+    unet, text, vae = (part.eval().requires_grad_(False) for part in parts)
     for part in (unet, text, vae):
         fill(part.state_dict().values())
     path = save_checkpoint(tmp_path_factory.mktemp("model") / "small.safetensors", unet.state_dict(), vae.state_dict(), text.state_dict(), {})
@@ -299,8 +297,9 @@ def test_a_lora_of_before_is_read_and_gone_on_with(sd, name):
                 assert all(torch.equal(value.to(parts[key].dtype), parts[key]) for key, value in layer.tensors().items()) and layer.tensors().keys() == parts.keys()
         if kind == "pivotal":
             assert torch.equal(file.embeddings["zorb"], fixed((2, 32), 0)) and torch.equal(method.words.words[0].vectors, fixed((2, 32), 0))
-    values = read_settings(path, METHODS).values
-    assert (values["method"], values["name"], values["trigger"]) == (kind, "zorb", "zorb")
+    cfg = settings(from_metadata(file.metadata))
+    own = {"method": kind, "name": "zorb", "trigger": "zorb", **{f"{kind}.{key}": value for key, value in CASES[name].items() if key != "method"}}
+    assert {key: value for key, value in flat_values(cfg).items() if key in own} == own
 
 
 def test_the_difference_of_a_dreambooth_of_before_is_read():
