@@ -157,3 +157,19 @@ def test_a_lora_goes_on_as_one_whose_ranks_are_shared_out(sd, tmp_path):
 def test_what_does_not_go_together_is_one_sentence(own, sentence):
     with pytest.raises(ValueError, match=sentence):
         adalora(**own)
+
+
+def test_a_rank_that_is_gone_is_not_drawn_where_an_average_still_remembers_it(sd):
+    """While it learns such a rank takes part, since it may come back; the file has not got it."""
+    method = adalora()
+    with method.attached(sd):
+        layer = method.layers["unet", "middle_block.1.transformer_blocks.0.attn1.to_q"]
+        layer.lam.data.fill_(0.3)
+        layer.alive[1] = False
+        x, parts = torch.randn(2, 5, layer.shape[1]), layer.tensors()
+        left = parts["lora_up.weight"] @ parts["lora_down.weight"] * parts["alpha"] / len(parts["lora_down.weight"])
+        assert not torch.allclose(layer(x), x @ left.t(), rtol=1e-2)
+        method.train(False)
+        torch.testing.assert_close(layer(x), x @ left.t())
+        torch.testing.assert_close(layer.delta_weight(), left)
+        torch.testing.assert_close(layer.as_saved(torch.float32).delta_weight(), left)
