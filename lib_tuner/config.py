@@ -274,11 +274,12 @@ def toml_text(values: Mapping[str, Any]) -> str:
     sections: dict[str, list[str]] = {"": [f"version = {len(MIGRATIONS) + 1}"]}
     for key, value in values.items():
         head, _, name = key.rpartition(".")
-        sections.setdefault(head, []).append(f"{name} = {_toml(value)}")
+        sections.setdefault(head, []).append(f"{name} = {toml_value(value)}")
     return "\n\n".join("\n".join(([f"[{head}]"] if head else []) + lines) for head, lines in sections.items()) + "\n"
 
 
-def _toml(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """A bool, number or text as TOML writes it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if not isinstance(value, str):

@@ -250,7 +250,7 @@ def test_what_cannot_be_converted_is_one_sentence(tmp_path, slim, capsys):
     half = {f"unet.{diffusers_path(LINEAR[1])}.lora_A.weight": torch.ones(4, 32)}
     save_file(half, tmp_path / "half.safetensors")
     for argv, words in (
-        (("convert", slim, "--names", "kohya", *out), "--names is for LoRAs, and small.safetensors is a Stable Diffusion 1 checkpoint"),
+        (("convert", slim, "--names", "kohya", *out), "Names are for LoRAs, and small.safetensors is a Stable Diffusion 1 checkpoint"),
         (("convert", hada, "--prune", *out), "for checkpoints, not for a LoRA"), (("convert", hada, "--names", "diffusers", *out), "is no plain LoRA"),
         (("convert", hada, "--names", "peft", "-o", tmp_path / "p"), "is no plain LoRA"), (("convert", dora, "--names", "peft", "-o", tmp_path / "p"), "is a DoRA with a length per channel in"),
         (("convert", slim, "--ema", "use", *out), "has no averaged weights"), (("convert", tmp_path / "e.safetensors", *out), "is a textual inversion embedding"),

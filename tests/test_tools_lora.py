@@ -293,7 +293,7 @@ def test_what_does_not_fit_is_one_sentence(tmp_path, slim, capsys):
         (("resize", slim, *out), "is a Stable Diffusion 1 checkpoint, not a LoRA"),
         (("resize", small, "--energy", "1.5", *out), "'1.5' is not a part, above 0 and up to 1"),
         (("resize", small, "--ratio", "0.5", *out), "'0.5' is not a number from 1 up"),
-        (("scale", small, small, small, "--alpha", 1, *out), "no more files"),
+        (("scale", small, small, small, "--alpha", 1, *out), "unrecognized arguments"),
         (("extract", slim, slim, *out), "there is nothing to extract"),
         (("extract", slim, small, *out), "not a Stable Diffusion 1.5 checkpoint"),
     ):  # fmt: skip
@@ -321,7 +321,7 @@ def test_a_wrong_recipe_is_one_sentence(tmp_path, capsys, text, words):
 
 
 def test_a_colon_in_a_name_is_no_weight(tmp_path):
-    from lib_tuner.tools.command import weighted
+    from lib_tuner.tools.recipe import weighted
 
     assert weighted("C:/loras/cat.safetensors").path == Path("C:/loras/cat.safetensors") and weighted("C:/cat.safetensors:0.5").unet == 0.5
     odd = tmp_path / "cat:2"

@@ -1,1 +1,1 @@
-"""Command-line tools on model files."""
+"""Tools on model files: each declares what it asks (`arguments`), and the command line and the page are made of that."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from torch import Tensor
 from ..methods.lora_file import Module, write_lora
 from ..methods.low_rank import Keep
 from ..sd.names import text_paths, unet_paths
-from . import command
-from .command import Parser
+from .arguments import DTYPE, FORCE, KEEP, OUT, PART, RANKS, Argument, dtype_of, keep_of
+from .command import Made, Tool
 from .join_loras import as_lora_of_change
 from .merge_lora import model_of
 from .provenance import lora_kind, new_lora
@@ -54,27 +55,10 @@ class Report:
         return f"{layers}, which keep {self.kept:.2%} of their change; they hold {self.covered:.2%} of that of all weights"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the file named on the command line; returns the exit code. Raises ValueError or OSError, each one sentence."""
-    parser = Parser(
-        "extract", "Extract what a tuned checkpoint learned as a LoRA, with --conv-rank as a LoCon (parts in sums of squares are said afterwards).",
-        "base.safetensors tuned.safetensors -o learned.safetensors --rank 32 --conv-rank 16",
-    )  # fmt: skip
-    parser.add_argument("base", type=Path, help="the checkpoint that was trained on")
-    parser.add_argument("tuned", type=Path, help="the checkpoint that came out")
-    command.add_keep(parser)
-    parser.set_defaults(rank=16)
-    parser.add_argument("--conv-rank", type=command.rank, default=0, help="largest rank of convolutions, time projections, outer layers (default: none)")
-    parser.add_argument("--clamp", type=command.part, default=1.0, help="clamp factors at this quantile of their numbers, as kohya's 0.99 (default 1: not)")
-    parser.add_argument("--min-change", type=command.number, default=0.0, help="leave layers out whose largest change is not above this")
-    parser.add_argument("--no-text", action="store_true", help="leave the text encoder out")
-    command.add_output(parser)
-    command.add_dtype(parser, "fp16")
-    args = parser.parse_args(argv)
-    path = command.output(args, [args.base, args.tuned])
-    plan = Plan(command.keep_of(args), args.conv_rank, not args.no_text, args.clamp, args.min_change)
-    report = extract(args.base, args.tuned, path, plan, command.dtype_of(args), command.Progress("tensor"))
-    return command.say([f"{command.size_of(path)}, {report}"])
+def run(args: Namespace, told: Told) -> Made:
+    """Writes the difference as a LoRA, and says how much of it that is."""
+    plan = Plan(keep_of(args), args.conv_rank, not args.no_text, args.clamp, args.min_change)
+    return Made((args.out,), said=(str(extract(args.base, args.tuned, args.out, plan, dtype_of(args), told)),))
 
 
 def extract(base: Path, tuned: Path, path: Path, plan: Plan, dtype: torch.dtype = torch.float16, told: Told | None = None) -> Report:
@@ -124,3 +108,20 @@ def _changes(before: Weights, after: Weights, told: Told | None) -> Iterator[tup
 def _layers() -> frozenset[Module]:
     paths = (*unet_paths(), "input_blocks.10.0.skip_connection")
     return frozenset([*(("unet", path) for path in paths), *(("text", path) for path in text_paths())])
+
+
+TOOL = Tool(
+    "extract", "Extract a LoRA from a checkpoint", "Writes what a tuned checkpoint has learned beyond its base as a LoRA, with a rank for convolutions as a LoCon.",
+    "base.safetensors tuned.safetensors -o learned.safetensors --rank 32 --conv-rank 16",
+    (
+        Argument("base", "file", "Base checkpoint", "The checkpoint that was trained on.", required=True, of=("checkpoint",)),
+        Argument("tuned", "file", "Tuned checkpoint", "The checkpoint that came out.", required=True, of=("checkpoint",)),
+        replace(KEEP[0], default=16),
+        Argument("conv_rank", "number", "Rank of convolutions", "Largest rank of convolutions, time projections and outer layers.", 0, limits=RANKS, empty="none"),
+        Argument("no_text", "flag", "Leave the text encoder out", "Takes the UNet's change alone."), *KEEP[1:],
+        Argument("clamp", "number", "Clamp", "Clamps factors at this quantile of their numbers, as kohya's 0.99; 1: not at all.", 1.0, limits=PART, more=True),
+        Argument("min_change", "number", "Smallest change", "Leaves layers out whose largest change is not above this.", 0.0, more=True), OUT, FORCE, replace(DTYPE, default="fp16"),
+    ),
+    run, lambda args: f"{args.tuned.stem}-lora", makes="lora", step="tensor",
+)  # fmt: skip
+main = TOOL.main

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,8 @@ from ..sd.files import TEXT, UNET, current_name
 from ..sd.kinds import describe
 from ..sd.names import BLOCKS26, block_name
 from ..sd.pickles import read_pickle
-from . import command
-from .command import Parser
+from .arguments import FORCE, Argument
+from .command import Made, Tool
 from .deltas import delta, family, flat_factors
 from .lora_names import read_any
 from .picture import draw_blocks
@@ -39,29 +41,22 @@ _ABOUT = {  # what is told -> where it stands
 }  # fmt: skip
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Says what the file is on stdout; returns the exit code. Raises ValueError or OSError, each one sentence."""
-    parser = Parser("inspect", "Say what a file is: its kind, ranks, training, tags, and its norm in each block.", "cat.safetensors --picture blocks.png")
-    parser.add_argument("file", type=Path, help="a LoRA, embedding (pictures too), hypernetwork, checkpoint, ControlNet, T2I-Adapter, VAE ...")
-    parser.add_argument("--json", action="store_true", help="all of it as JSON")
-    parser.add_argument("--picture", type=Path, metavar="PNG", help="draw the norms of the blocks into this file")
-    parser.add_argument("--force", action="store_true", help="replace a picture that exists")
-    args = parser.parse_args(argv)
-    if args.picture:
-        command.output(args, [args.file], ".png", args.picture)
-    report = inspect(args.file, command.Progress("tensor"))
+def run(args: Namespace, told: Told) -> Made:
+    """Says what the file is, and draws it where a picture is named."""
+    report = inspect(args.file, told)
     if args.picture:
         if not report["blocks"]:
             raise ValueError(f"{args.file.name} is {report['is']}, which has no blocks to draw.")
         draw_blocks(args.picture, report["blocks"], f"{args.file.name}: {report['norms']}")
-    return command.say([json.dumps(report, indent=2, ensure_ascii=False)] if args.json else lines(report))
+    files = (args.picture,) if args.picture else ()
+    return Made(files, tuple([json.dumps(report, indent=2, ensure_ascii=False)] if args.json else lines(report)), report)
 
 
 def inspect(path: Path, told: Told | None = None) -> dict[str, Any]:
     """What a file is: `kind` by `sd.kinds`, `is` in words, and what is known of its kind. Raises ValueError or OSError for what is no weights file."""
     report: dict[str, Any] = {"file": path.name, "kind": "", "is": "", "blocks": {}, "norms": ""}
     if path.is_dir():
-        return {**report, "kind": "lora", **_lora(path, None)}
+        return {**report, "kind": "lora", **_lora(path, None, told)}
     report["bytes"] = path.stat().st_size if path.is_file() else 0
     if path.suffix.lower() in PICTURES:
         return {**report, "kind": "embedding", **_embedding(path)}
@@ -72,7 +67,7 @@ def inspect(path: Path, told: Told | None = None) -> dict[str, Any]:
         "precision": dict(numbers.most_common()), **_about(weights.metadata),
     }  # fmt: skip
     own: dict[str, Callable[[], dict[str, Any]]] = {
-        "lora": lambda: _lora(path, weights), "embedding": lambda: _embedding(path), "hypernetwork": lambda: _hypernetwork(path, weights),
+        "lora": lambda: _lora(path, weights, told), "embedding": lambda: _embedding(path), "hypernetwork": lambda: _hypernetwork(path, weights),
         "controlnet": lambda: _inputs(weights, "input_hint_block.0.weight", "hint channels"),
         "t2i-adapter": lambda: _inputs(weights, "conv_in.weight", "input channels"),
     }  # fmt: skip
@@ -104,7 +99,7 @@ def _about(metadata: Mapping[str, str]) -> dict[str, Any]:
 # ---- kinds -----------------------------------------------------------------------------------------------------------
 
 
-def _lora(path: Path, weights: Weights | None) -> dict[str, Any]:
+def _lora(path: Path, weights: Weights | None, told: Told | None) -> dict[str, Any]:
     try:
         file = read_any(path)
     except ValueError as error:
@@ -118,17 +113,19 @@ def _lora(path: Path, weights: Weights | None) -> dict[str, Any]:
     return {
         "is": f"a LoRA for Stable Diffusion 1.5 ({', '.join([*families, *more])})", "modules": dict(Counter(part for part, _ in file.modules)),
         "ranks": dict(sorted(Counter(file.ranks.values()).items())), "alphas": dict(sorted(Counter(file.alphas.values()).items())),
-        "embeddings": {name: len(vectors) for name, vectors in file.embeddings.items()}, "blocks": _change_norms(file),
+        "embeddings": {name: len(vectors) for name, vectors in file.embeddings.items()}, "blocks": _change_norms(file, told),
         "norms": "norm of the change of each block" + (", lengths left aside" if "DoRA" in more else ""), "summary": str(file),
     }  # fmt: skip
 
 
-def _change_norms(file: LoraFile) -> dict[str, float]:
+def _change_norms(file: LoraFile, told: Told | None) -> dict[str, float]:
     squares = dict.fromkeys(BLOCKS26, 0.0)
-    for module, parts in file.modules.items():
+    for number, (module, parts) in enumerate(file.modules.items()):
         plain = {name: tensor for name, tensor in parts.items() if name != "dora_scale"}
         square = square_sum(*flat_factors(module, plain)) if family(plain) == "LoRA" else float(delta(module, plain).double().square().sum())
         squares[block_name(module[1])] += square
+        if told:
+            told(number + 1, len(file.modules))
     return {name: math.sqrt(square) for name, square in squares.items()}
 
 
@@ -210,3 +207,16 @@ def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} ({n})" for key, n in value.items())
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+TOOL = Tool(
+    "inspect", "Look into a file", "Says what a file is: its kind, ranks, training and tags, and how strong it is in each block of the UNet.", "cat.safetensors --picture blocks.png",
+    (
+        Argument("file", "file", "File", "A LoRA, embedding (pictures too), hypernetwork, checkpoint, ControlNet, T2I-Adapter, VAE ...", required=True),
+        Argument("json", "flag", "Show all of it as JSON", "All that is known, as JSON for other programs.", more=True),
+        Argument("picture", "picture", "Picture of the blocks", "Draws the norms of the blocks into this .png file.", empty="none", more=True),
+        replace(FORCE, help="Replaces a picture that exists; an input is never replaced.", more=True),
+    ),
+    run, lambda args: f"{args.file.stem}-blocks.png", step="tensor", outputs=lambda args: ((args.picture, ".png"),) if args.picture else (),
+)  # fmt: skip
+main = TOOL.main

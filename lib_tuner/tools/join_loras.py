@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,29 +15,19 @@ from torch import Tensor
 
 from ..methods.lora_file import LoraFile, Module, write_lora
 from ..methods.low_rank import Keep, factors, svd, svd_of_product
-from . import command
-from .command import Parser, Weighted
+from .arguments import DTYPE, FORCE, KEEP, LORAS, OUT, dtype_of, keep_of, loras_of
+from .command import Made, Tool
 from .deltas import Shape, flat_factors, shape_of
 from .lora_names import read_any
 from .provenance import joined, lora_kind
+from .recipe import Weighted
 from .weights import Told
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the file named on the command line; returns the exit code. Raises ValueError or OSError, each one sentence."""
-    parser = Parser(
-        "join-loras", "Merge LoRAs with each other: exactly, by joining their ranks, unless --rank, --energy or --ratio ask for fewer.",
-        "cat.safetensors:0.8 style.safetensors:0.5 -o both.safetensors --rank 32",
-    )  # fmt: skip
-    command.add_loras(parser)
-    command.add_keep(parser)
-    command.add_output(parser)
-    command.add_dtype(parser, "fp16")
-    args = parser.parse_args(argv)
-    loras = command.loras_of(args, parser)
-    path = command.output(args, [*(lora.path for lora in loras), *([args.recipe] if args.recipe else [])])
-    done = join(loras, path, command.keep_of(args), command.dtype_of(args), command.Progress("layer"))
-    return command.say([f"{command.size_of(path)}, {done}"])
+def run(args: Namespace, told: Told) -> Made:
+    """Writes the LoRA that the others come to."""
+    done = join(loras_of(args), args.out, keep_of(args), dtype_of(args), told)
+    return Made((args.out,), said=(str(done),))
 
 
 def join(loras: Sequence[Weighted], path: Path, keep: Keep = Keep(), dtype: torch.dtype = torch.float16, told: Told | None = None) -> LoraFile:
@@ -107,3 +99,11 @@ def as_lora_of_change(found: Tensor, keep: Keep, clamp: float = 1.0) -> tuple[di
     up, down = factors(svd(matrix), keep, clamp)
     rest = (matrix - up @ down).square().sum() / matrix.square().sum()
     return parts_of(up, down, tuple(found.shape)), 1 - float(rest)
+
+
+TOOL = Tool(
+    "join-loras", "Join LoRAs", "Makes one LoRA of several: exactly, by joining their ranks, unless a rank, an energy or a ratio asks for fewer.",
+    "cat.safetensors:0.8 style.safetensors:0.5 -o both.safetensors --rank 32", (*LORAS, *KEEP, OUT, FORCE, replace(DTYPE, default="fp16")),
+    run, lambda args: "-".join(lora.path.stem for lora in args.loras), makes="lora", step="layer",
+)  # fmt: skip
+main = TOOL.main

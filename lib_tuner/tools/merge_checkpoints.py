@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..sd.kinds import describe
-from . import command
-from .command import Parser
+from .arguments import DTYPE, FORCE, OUT, Argument, dtype_of
+from .command import Made, Tool
 from .provenance import merged_checkpoint
 from .weights import MODELS, Planned, Told, Weights, drawing, is_part_of_model, keep_yaml, kept, stored_as, write_weights
 
@@ -34,24 +35,11 @@ class Recipe:
         return f"{self.a.stem} + {self.weight:g} x ({self.b.stem} - {(self.c or self.a).stem})"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the file named on the command line; returns the exit code. Raises ValueError or OSError, each one sentence."""
-    parser = Parser(
-        "merge-checkpoints", "Merge checkpoints: the weighted sum A (1 - w) + B w, or with a third file the difference added, A + w (B - C).",
-        "a.safetensors b.safetensors --weight 0.3 -o ab.safetensors",
-    )  # fmt: skip
-    parser.add_argument("a", type=Path, help="the first checkpoint; what the others lack stays as it is here")
-    parser.add_argument("b", type=Path, help="the second")
-    parser.add_argument("c", type=Path, nargs="?", help="what is taken away from the second")
-    parser.add_argument("--weight", type=command.number, default=0.5, help="w (default 0.5)")
-    command.add_output(parser)
-    command.add_dtype(parser)
-    args = parser.parse_args(argv)
-    recipe = Recipe(args.a, args.b, args.c, args.weight, command.dtype_of(args))
-    path = command.output(args, recipe.files)
-    left = merge(recipe, path, command.Progress("writing tensor"))
-    note = f"; {left} tensors that the others lack are those of {args.a.name}" if left else ""
-    return command.say([f"{command.size_of(path)}, {recipe}{note}"])
+def run(args: Namespace, told: Told) -> Made:
+    """Writes the merge."""
+    recipe = Recipe(args.a, args.b, args.c, args.weight, dtype_of(args))
+    left = merge(recipe, args.out, told)
+    return Made((args.out,), said=(f"{recipe}" + (f"; {left} tensors that the others lack are those of {args.a.name}" if left else ""),))
 
 
 def merge(recipe: Recipe, path: Path, told: Told | None = None) -> int:
@@ -112,3 +100,17 @@ def _merged(a: Weights, others: list[Weights], key: str, names: list[str], weigh
         return first
 
     return make
+
+
+TOOL = Tool(
+    "merge-checkpoints", "Merge checkpoints", "Mixes two checkpoints, A (1 - w) + B w; or with a third one adds what B has beyond it, A + w (B - C).",
+    "a.safetensors b.safetensors --weight 0.3 -o ab.safetensors",
+    (
+        Argument("a", "file", "Checkpoint A", "The first checkpoint; what the others lack stays as it is here.", required=True, of=("checkpoint",)),
+        Argument("b", "file", "Checkpoint B", "The second checkpoint.", required=True, of=("checkpoint",)),
+        Argument("c", "file", "Checkpoint C", "What is taken away from the second; none: the two are mixed.", empty="none", of=("checkpoint",)),
+        Argument("weight", "number", "Weight w", "How much comes from the second.", 0.5), OUT, FORCE, DTYPE,
+    ),
+    run, lambda args: f"{args.a.stem}-{args.b.stem}", makes="checkpoint",
+)  # fmt: skip
+main = TOOL.main

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,32 +11,25 @@ from torch import Tensor
 
 from ..methods.lora_file import LoraFile, Module, check_fits
 from ..sd.kinds import describe
-from . import command
-from .command import Parser, Weighted
+from .arguments import DTYPE, FORCE, LORAS, OUT, Argument, dtype_of, loras_of
+from .command import Made, Tool
 from .deltas import Parts, change, shape_of
 from .lora_names import read_any
 from .provenance import merged_checkpoint
+from .recipe import Weighted
 from .weights import Planned, Told, Weights, drawing, keep_yaml, kept, path_in, stored_as, write_weights
 
 KINDS = ("sd1", "sd1-inpainting")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the file named on the command line; returns the exit code. Raises ValueError or OSError, each one sentence."""
-    example = "model.safetensors cat.safetensors:0.8 -o cat-model.safetensors"
-    parser = Parser("merge-lora", "Write LoRAs (LoRA, LoCon, LoHa, LoKr, DoRA) into a checkpoint.", example)
-    parser.add_argument("checkpoint", type=Path, help="an SD1.5 checkpoint, inpainting ones too (.safetensors or .ckpt)")
-    command.add_loras(parser)
-    command.add_output(parser)
-    command.add_dtype(parser)
-    args = parser.parse_args(argv)
-    loras = command.loras_of(args, parser)
-    path = command.output(args, [args.checkpoint, *(lora.path for lora in loras), *([args.recipe] if args.recipe else [])])
-    changed, words = merge(args.checkpoint, loras, path, command.dtype_of(args), command.Progress("writing tensor"))
-    said = [f"{command.size_of(path)}, {changed} layers changed by {', '.join(map(str, loras))}"]
+def run(args: Namespace, told: Told) -> Made:
+    """Writes the checkpoint with the LoRAs in it."""
+    loras = loras_of(args)
+    changed, words = merge(args.checkpoint, loras, args.out, dtype_of(args), told)
+    said = [f"{changed} layers changed by {', '.join(map(str, loras))}"]
     if words:
         said.append(f"A checkpoint has no place for words: keep {', '.join(words)} as embeddings, or go on using the LoRA they came in.")
-    return command.say(said)
+    return Made((args.out,), said=tuple(said))
 
 
 def merge(checkpoint: Path, loras: Sequence[Weighted], path: Path, dtype: torch.dtype | None = None, told: Told | None = None) -> tuple[int, list[str]]:
@@ -92,3 +86,12 @@ def check_lora(file: LoraFile, shapes: Mapping[Module, tuple[int, ...]]) -> None
         if own[:2] != wanted[:2] or (own[2:] or (1, 1)) != (wanted[2:] or (1, 1)):
             sizes = " instead of ".join("x".join(map(str, shape)) for shape in (own, wanted))
             raise ValueError(f"{file.path.name} does not fit {module[1]}: it is for a layer of {sizes}; use one trained on a model of this width.")
+
+
+TOOL = Tool(
+    "merge-lora", "Merge LoRAs into a checkpoint", "Writes LoRAs of any family (LoRA, LoCon, LoHa, LoKr, DoRA) into a new checkpoint, which then draws with them by itself.",
+    "model.safetensors cat.safetensors:0.8 -o cat-model.safetensors",
+    (Argument("checkpoint", "file", "Checkpoint", "An SD1.5 checkpoint, inpainting ones too (.safetensors or .ckpt).", required=True, of=("checkpoint",)), *LORAS, OUT, FORCE, DTYPE),
+    run, lambda args: "-".join([args.checkpoint.stem, *(lora.path.stem for lora in args.loras)]), makes="checkpoint",
+)  # fmt: skip
+main = TOOL.main

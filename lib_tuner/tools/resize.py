@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from ..methods.lora_file import LoraFile, write_factors
 from ..methods.low_rank import Keep
-from . import command
-from .command import Parser
+from .arguments import DTYPE, FORCE, KEEP, OUT, Argument, dtype_of, keep_of
+from .command import Made, Tool
 from .deltas import shape_of
 from .join_loras import as_lora, factors_of
 from .lora_names import flat_names, read_any, with_modules
@@ -18,21 +19,11 @@ from .provenance import kept_metadata, lora_kind
 from .weights import Told
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the file named on the command line; returns the exit code. Raises ValueError or OSError, each one sentence."""
-    parser = Parser(
-        "resize", "Bring a LoRA of any family to another rank: the nearest plain LoRA (SVD). Without --rank, --energy and --ratio the change stays.",
-        "cat.safetensors -o cat-8.safetensors --rank 8",
-    )  # fmt: skip
-    parser.add_argument("lora", type=Path, help="the LoRA (.safetensors, .pt, or a folder of peft)")
-    command.add_keep(parser)
-    command.add_output(parser)
-    command.add_dtype(parser, "fp16")
-    args = parser.parse_args(argv)
-    path = command.output(args, [args.lora])
+def run(args: Namespace, told: Told) -> Made:
+    """Writes the LoRA at its new rank, and says how much of the change is kept."""
     before = read_any(args.lora)
-    done, energy = resize(before, path, command.keep_of(args), command.dtype_of(args), command.Progress("layer"))
-    return command.say([f"{command.size_of(path)}, {done}; before: {before}; {energy:.2%} of the change is kept (sum of squares)"])
+    done, energy = resize(before, args.out, keep_of(args), dtype_of(args), told)
+    return Made((args.out,), said=(f"{done}; before: {before}; {energy:.2%} of the change is kept (sum of squares)",))
 
 
 def resize(file: LoraFile, path: Path, keep: Keep, dtype: torch.dtype = torch.float16, told: Told | None = None) -> tuple[LoraFile, float]:
@@ -55,3 +46,13 @@ def square_sum(up: torch.Tensor, down: torch.Tensor) -> float:
     """‖up @ down‖², of small matrices alone: the sum of the entries of (upᵀ up) * (down downᵀ)."""
     up, down = up.double(), down.double()
     return max(0.0, float(((up.t() @ up) * (down @ down.t())).sum()))
+
+
+TOOL = Tool(
+    "resize", "Resize a LoRA", "Brings a LoRA of any family to another rank: the nearest plain LoRA (SVD). Without a limit its change stays.", "cat.safetensors -o cat-8.safetensors --rank 8",
+    (
+        Argument("lora", "file", "LoRA", "The LoRA (.safetensors, .pt, or a folder of peft).", required=True, of=("lora",)), *KEEP, OUT, FORCE, replace(DTYPE, default="fp16"),
+    ),
+    run, lambda args: f"{args.lora.stem}-{args.rank}" if args.rank else f"{args.lora.stem}-resized", makes="lora", step="layer",
+)  # fmt: skip
+main = TOOL.main

@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from argparse import Namespace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..methods.lora_file import LoraFile, write_factors
-from . import command
-from .command import Parser
+from .arguments import DTYPE, FORCE, OUT, Argument, dtype_of
+from .command import Made, Tool
 from .deltas import Parts, family
 from .lora_names import flat_names, read_any, with_modules
 from .merge_checkpoints import Recipe, merge
 from .provenance import kept_metadata
+from .weights import Told
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the file named on the command line; returns the exit code. Raises ValueError or OSError, each one sentence."""
-    parser = Parser(
-        "scale", "Make what was learned weaker or stronger: a LoRA, or the difference of a tuned checkpoint from its base.",
-        "base.safetensors tuned.safetensors --alpha 0.7 -o weaker.safetensors\n  python3 -m lib_tuner tool scale cat.safetensors --alpha 0.7 -o c.safetensors",
-    )  # fmt: skip
-    parser.add_argument("files", nargs="+", type=Path, help="a LoRA; or the base checkpoint and the tuned one")
-    parser.add_argument("--alpha", type=command.number, required=True, help="0 nothing of it, 1 as it is, above 1 more")
-    command.add_output(parser)
-    command.add_dtype(parser)
-    args = parser.parse_args(argv)
-    if len(args.files) > 2:
-        parser.error("it takes a LoRA, or a base and a tuned checkpoint, and no more files")
-    path = command.output(args, args.files)
-    if len(args.files) == 1:
-        scale_lora(read_any(args.files[0]), args.alpha, path, command.dtype_of(args))
+def run(args: Namespace, told: Told) -> Made:
+    """Writes the LoRA, or the base with the tuned checkpoint's difference, at another strength."""
+    if args.tuned is None:
+        scale_lora(read_any(args.file), args.alpha, args.out, dtype_of(args))
     else:
-        base, tuned = args.files
-        merge(Recipe(base, tuned, None, args.alpha, command.dtype_of(args)), path, command.Progress("writing tensor"))
-    return command.say([command.size_of(path)])
+        merge(Recipe(args.file, args.tuned, None, args.alpha, dtype_of(args)), args.out, told)
+    return Made((args.out,))
 
 
 def scale_lora(file: LoraFile, alpha: float, path: Path, dtype: torch.dtype | None = None) -> None:
@@ -55,3 +43,16 @@ def _scaled(parts: Parts, alpha: float) -> dict[str, Tensor]:
         return {**parts, whole: (parts[whole].float() * alpha).to(parts[whole].dtype)}
     rank = next(len(parts[name]) for name in ("lora_down.weight", "hada_w1_b", "lokr_w2_b", "lokr_w1_b") if name in parts)
     return {**parts, "alpha": torch.tensor(float(parts.get("alpha", rank)) * alpha)}
+
+
+TOOL = Tool(
+    "scale", "Make it weaker or stronger", "Changes how strong a LoRA is, or what a tuned checkpoint has learned beyond its base.",
+    "base.safetensors tuned.safetensors --alpha 0.7 -o weaker.safetensors\ncat.safetensors --alpha 0.7 -o c.safetensors",
+    (
+        Argument("file", "file", "LoRA or base checkpoint", "A LoRA; or the base that the tuned checkpoint comes from.", required=True, of=("lora", "checkpoint")),
+        Argument("tuned", "file", "Tuned checkpoint", "The checkpoint that came out of the training; of a LoRA nothing.", of=("checkpoint",), only="checkpoint"),
+        Argument("alpha", "number", "Strength", "0: nothing of it, 1: as it is, above 1: more.", required=True), OUT, FORCE, DTYPE,
+    ),
+    run, lambda args: f"{(args.tuned or args.file).stem}-x{args.alpha:g}",
+)  # fmt: skip
+main = TOOL.main
