@@ -68,9 +68,14 @@ window.tuner = window.tuner || {};
 
     tuner.get = (path) => call(path);
 
-    tuner.post = async function (path, body = {}) {
+    tuner.send = function (path, body = {}) {
         const headers = { "Content-Type": "application/json", "X-Tuner": tuner.root.dataset.key || "page" };
-        const answer = await call(path, { method: "POST", headers, body: JSON.stringify(body) });
+        return call(path, { method: "POST", headers, body: JSON.stringify(body) });
+    };
+
+    // The same for what changes the queue, whose status follows at once.
+    tuner.post = async function (path, body = {}) {
+        const answer = await tuner.send(path, body);
         tuner.refresh();
         return answer.answer;
     };
@@ -212,6 +217,7 @@ window.tuner = window.tuner || {};
         tablist(root, tuner.parts);
         tuner.open("run");
         tuner.form.mount();
+        tuner.tools.mount();
         tuner.refresh();
     }
 
@@ -225,12 +231,12 @@ window.tuner = window.tuner || {};
         if (open) tuner.open(open.name);
     }
 
-    const NEEDED = ["tuner-form", "tuner-tools", "tuner-plan", "tuner-everything", "tuner-order-button", "tuner-check-button"];
+    const NEEDED = ["tuner-form", "tuner-tools", "tuner-plan", "tuner-everything", "tuner-order-button", "tuner-check-button", "tuner-switch", "tuner-tools-root"];
 
     // gradio draws the page bit by bit, when it likes, and the WebUI draws it anew on Reload UI
     function look() {
         const root = document.getElementById("tuner-live");
-        if (!root || root === tuner.root || !tuner.form || !tuner.language || !tuner.language.ready || tuner.parts.length !== 3) return;
+        if (!root || root === tuner.root || !tuner.form || !tuner.language || !tuner.language.ready || !tuner.tools || !tuner.tools.ready || tuner.parts.length !== 3) return;
         if (NEEDED.every((id) => document.getElementById(id))) mount(root);
     }
 

@@ -34,8 +34,6 @@
         });
         root.addEventListener("input", (event) => { if (event.target.closest(".tuner-field")) check(); });
         root.addEventListener("focusout", (event) => { if (event.target.closest(".tuner-field")) check(); });
-        const language = tuner.language.choice();
-        if (language) tools.querySelector(".tuner-tools").append(language);
         show("essentials");
     };
 

@@ -210,7 +210,7 @@
 
     function fileRow(folder, file, again) {
         const url = tuner.url(`runs/${folder}/files/${encodeURIComponent(file.name)}`);
-        const copy = h("button", { type: "button", class: "tuner-button", onclick: tuner.doing(async () => { await copied(file.use); tuner.say(tuner.t("Copied: {0}", file.use)); }) }, tuner.t("Copy"));
+        const copy = h("button", { type: "button", class: "tuner-button", onclick: tuner.doing(async () => { await tuner.copied(file.use); tuner.say(tuner.t("Copied: {0}", file.use)); }) }, tuner.t("Copy"));
         const rename = tuner.doing(async () => {
             const to = window.prompt(tuner.t("New name of {0}", file.name), file.name.replace(/\.[^.]+$/, ""));
             if (to) await tuner.post(`runs/${folder}/rename`, { name: file.name, to }).then(again);
@@ -249,14 +249,14 @@
     }
 
     // The clipboard of the browser is there for https and this machine alone; elsewhere a selection is copied.
-    async function copied(text) {
+    tuner.copied = async function (text) {
         if (navigator.clipboard && window.isSecureContext) return navigator.clipboard.writeText(text);
         const field = h("textarea", {}, text);
         document.body.append(field);
         field.select();
         document.execCommand("copy");
         field.remove();
-    }
+    };
 
     // ---- the tab ----
 

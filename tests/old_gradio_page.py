@@ -21,6 +21,7 @@ from starlette.responses import Response
 
 from lib_tuner.hosts.standalone import Standalone
 from lib_tuner.jobs import Jobs
+from lib_tuner.toolbox import OwnFolders, Toolbox
 from lib_tuner.ui import page
 from lib_tuner.ui.compat import OLD
 from lib_tuner.ui.train_tab import Shared
@@ -38,11 +39,11 @@ async def with_head(request, call_next):
 
 def main(home: Path) -> None:
     assert OLD, gr.__version__
-    with closing(page.listen(page.Address(port=0))) as listening, page.running(Jobs(home, Standalone)) as jobs, tempfile.TemporaryDirectory() as empty:
+    with closing(page.listen(page.Address(port=0))) as listening, page.running(Jobs(home, Standalone)) as jobs, closing(Toolbox(OwnFolders(home), home, jobs.outputs)) as tools, tempfile.TemporaryDirectory() as empty:
         os.chdir(empty)
-        app = make_app(jobs, page.static_files())
+        app = make_app(jobs, page.static_files(), tools)
         app.add_middleware(BaseHTTPMiddleware, dispatch=with_head)
-        shared = Shared(jobs, Standalone, home, page.own_values(home, ""), page.checkpoints([]), hidden=page.HIDDEN)
+        shared = Shared(jobs, Standalone, home, page.own_values(home, ""), page.checkpoints([]), hidden=page.HIDDEN, tools=tools)
         app = gr.mount_gradio_app(app, page.blocks(shared).queue(), path="/")
         print(f"http://127.0.0.1:{listening.getsockname()[1]}/", flush=True)
         with page.ending():

@@ -32,7 +32,7 @@ LEVELS = (
     ("live",),
     ("runs",),
     ("queue_file",),
-    ("jobs", "outlook"),
+    ("jobs", "outlook", "toolbox"),
     ("demo",),
     ("bench",),
     ("web",),

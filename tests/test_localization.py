@@ -24,6 +24,8 @@ from lib_tuner.config import options
 from lib_tuner.methods import METHODS
 from lib_tuner.methods.hypernetwork_file import ACTIVATIONS, INITS
 from lib_tuner.settings import TrainConfig
+from lib_tuner.tools.catalogue import TOOLS
+from lib_tuner.tools.inspect_file import ABOUT, FACTS
 from lib_tuner.ui import page, webui_page
 from lib_tuner.ui.form import SECTIONS, help_of, label_of
 
@@ -34,7 +36,7 @@ SAME = frozenset((  # terms that the field writes in English everywhere
 TERMS = frozenset((  # choices that are names: they are in no table
     "adamw", "adamw8bit", "lion", "adafactor", "prodigy", "adamw_schedulefree", "mse", "huber", "smooth_l1", "l1", "snr", "rex", "eps", "v",
     "ddim", "euler_a", "dpmpp_2m", "fp32", "bf16", "fp16", "LoRA", "Textual Inversion", "TensorBoard", "EMA", "LoCon", "LoHa", "LoKr", "AdaLoRA", "DoRA", "rsLoRA",
-    "lora", "loha", "lokr",
+    "lora", "loha", "lokr", "kohya", "ldm", "diffusers", "peft", "UNet", "VAE",
     "DreamBooth", "Hypernetwork", "T2I-Adapter", "ControlNet", *set(ACTIVATIONS) - {"linear", "sigmoid"}, *INITS,
 ))  # fmt: skip
 GRADIO = ("Loading", "Drop File Here", "- or -", "or", "Click to Upload", "Click to upload or drop files", "File upload")  # gradio's own words
@@ -101,6 +103,19 @@ def of_presets() -> Iterator[str]:
         yield from (pace.label, pace.help)
 
 
+def of_tools() -> Iterator[str]:
+    for tool in TOOLS.values():
+        yield from (tool.label, tool.text, word(tool.step))
+        for argument in tool.arguments:
+            yield from (argument.label, argument.help, argument.empty, *argument.choices)
+    yield from map(word, (*FACTS, *ABOUT, "date"))
+
+
+def word(name: str) -> str:
+    """As the page writes a name out of a report."""
+    return name[0].upper() + name[1:]
+
+
 # ---- texts of the scripts --------------------------------------------------------------------------------------------
 
 LITERAL = r'"((?:[^"\\\n]|\\.)*)"'
@@ -123,7 +138,7 @@ def of_scripts() -> Iterator[str]:
 # ---- all of them -----------------------------------------------------------------------------------------------------
 
 COLLECTORS: dict[str, Callable[[], Any]] = {
-    "gradio": of_gradio, "settings": of_settings, "presets": of_presets, "scripts": of_scripts, "sentences": sentences,
+    "gradio": of_gradio, "settings": of_settings, "presets": of_presets, "tools": of_tools, "scripts": of_scripts, "sentences": sentences,
 }  # fmt: skip
 
 
@@ -201,6 +216,7 @@ def test_chinese_marks_beside_chinese_letters():
     "gradio": ("Show the plan", "Search settings", "How many settings are shown", "What is learned.", "Everything", "none", "Samples as in txt2img", "Loading…", "embedded small model"),
     "settings": ("Learning rate", "Resolution (px)", "Pictures per forward pass. (1 to 256)", "constant", "Steps between saves; 0: only at the end.", "Rank", "Several words", "Memory"),
     "presets": ("Character or person", "Careful"),
+    "tools": ("Join LoRAs", "Largest rank of a layer.", "as the input has it", "drop", "Vector norms", "Learning rate", "Writing tensor"),
     "scripts": ("Click to Upload", "Pause", "Queue", "Validation loss", "waiting", "finished", "ended: the loss was no number", "step {0} of {1}", "Send to txt2img", "; "),
     "sentences": (
         "Loading the model", "Encoding {0}", "Drawing {0} samples", "Drawing {0} sample", "Saving",  # events

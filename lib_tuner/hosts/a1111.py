@@ -34,6 +34,7 @@ from ..progress import sentence
 from ..sd.inpaint import is_inpainting
 from ..sd.place import in_ram, stays
 from ..settings import TrainConfig
+from ..tools.shelves import Shelf
 from . import ldm, previews
 from .job import interrupted, job, refuse_decided
 from .kept import attributes, checkpointing, frozen, random_state, without_members
@@ -230,6 +231,36 @@ class WebUI:
         return {"on": True, "off": False, "auto": free is not None and needed > 0.9 * free}[self.cfg.memory.checkpointing]
 
 
+class Folders:
+    """Where the WebUI keeps files, for the tools."""
+
+    kinds = {"checkpoint": "dreambooth", "lora": "lora", "embedding": "textual_inversion", "hypernetwork": "hypernetwork", "control": "controlnet"}  # -> whose files they are
+
+    def shelves(self) -> list[Shelf]:
+        """The folders that its options name, and its own."""
+        w, host = webui(), WebUI(TrainConfig())
+        models = Path(w.paths.models_path)
+        folders = [(host.output_dir(method), kind) for kind, method in self.kinds.items()]
+        return [Shelf(folder, kind) for folder, kind in [*folders, (Path(w.sd_models.model_path), "checkpoint"), (models / "LyCORIS", "lora"), (models / "VAE", "vae")]]
+
+    def target(self, kind: str) -> Path:
+        """Its folder of that kind; the models' for what has none of its own."""
+        return WebUI(TrainConfig()).output_dir(self.kinds[kind]) if kind in self.kinds else Path(webui().paths.models_path)
+
+    def made(self, path: Path, kind: str, replaced: bool) -> None:
+        """Its list has the file at once. Of a file that was replaced what the last picture left goes too, unless somebody draws just now."""
+        w = webui()
+        if kind == "checkpoint":
+            refresh_checkpoints(w)
+        elif kind == "lora":
+            free = replaced and w.call_queue.queue_lock.acquire(blocking=False)
+            try:
+                refresh(w, {path.stem} if free else set(), kind)
+            finally:
+                if free:
+                    w.call_queue.queue_lock.release()
+
+
 def _forget_conditions(w: Any) -> None:
     """What a prompt means may have changed: the host keeps the last conditions of each by their text alone."""
     for cls in (w.processing.StableDiffusionProcessing, w.processing.StableDiffusionProcessingTxt2Img):
@@ -271,4 +302,4 @@ def register() -> None:
 
     w = webui()
     w.script_callbacks, w.scripts, w.picture, w.samplers = script_callbacks, scripts, image_from_url_text, sd_samplers.visible_samplers
-    extension.register(w, WebUI)
+    extension.register(w, WebUI, Folders)

@@ -19,6 +19,7 @@ from ..jobs import Jobs
 from ..methods import METHODS
 from ..progress import sentence
 from ..settings import TrainConfig
+from ..toolbox import Folders, Toolbox
 from ..ui import webui_page
 from ..web.auth import Guard
 from ..web.routes import PREFIX, make_router
@@ -30,7 +31,7 @@ KEY = secrets.token_urlsafe(24)  # of this process: whoever has the page has it
 SCRIPT = Path(__file__).resolve().parent.parent.parent / "scripts" / "tuner.py"
 
 
-def register(w: Any, make_host: Callable[[TrainConfig], Host]) -> None:
+def register(w: Any, make_host: Callable[[TrainConfig], Host], make_folders: Callable[[], Folders]) -> None:
     """Puts the callbacks of all parts into the host's lists."""
     components: dict[str, Any] = {}
     ours = {
@@ -38,7 +39,7 @@ def register(w: Any, make_host: Callable[[TrainConfig], Host]) -> None:
         "ui_settings": lambda: add_settings(w),
         "before_ui": lambda: add_axes(w),
         "ui_tabs": lambda: tabs(w, make_host, components),
-        "app_started": lambda demo, app: add_routes(w, make_host, app),
+        "app_started": lambda demo, app: add_routes(w, make_host, make_folders, app),
         "on_reload": lambda: _go_on(w.shared.state),
     }
     for event, callback in ours.items():
@@ -66,6 +67,12 @@ def _go_on(state: Any) -> None:
 def jobs_of(home: Path, make_host: Callable[[TrainConfig], Host]) -> Jobs:
     """The one queue of an output folder. Raises ValueError where another program has that folder."""
     return Jobs(home, make_host, changed=lambda folder: sweep(home))
+
+
+@lru_cache(maxsize=None)
+def tools_of(jobs: Jobs, make_folders: Callable[[], Folders]) -> Toolbox:
+    """The tools beside a queue."""
+    return Toolbox(make_folders(), jobs.home, jobs.outputs)
 
 
 def home_of(w: Any) -> Path:
@@ -205,11 +212,12 @@ def logins(options: Any) -> bool:
     return bool(options.gradio_auth or getattr(options, "gradio_auth_path", None))
 
 
-def add_routes(w: Any, make_host: Callable[[TrainConfig], Host], app: Any) -> None:
+def add_routes(w: Any, make_host: Callable[[TrainConfig], Host], make_folders: Callable[[], Folders], app: Any) -> None:
     """Our routes in the host's application. Its login does not cover them, so they look for it themselves."""
     options = w.shared.cmd_opts
     guard = Guard(KEY, [tuple(pair.split(":", 1)) for pair in (options.api_auth or "").split(",") if ":" in pair], logins(options), app, OPEN if is_open(w) else "")
     try:
-        app.include_router(make_router(jobs_of(home_of(w), make_host), guard.admit))
+        jobs = jobs_of(home_of(w), make_host)
+        app.include_router(make_router(jobs, guard.admit, tools_of(jobs, make_folders)))
     except ValueError as error:  # the tab says it
         LOG.warning("%s", error)

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
-import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any
 
 from ..config import meant
 from .arguments import NO_LORA, Argument, Find, Missing
+from .command_line import Parser, Progress, exists, say
 from .recipe import read_recipe
 from .weights import Told
-
-PROGRAM = "python3 -m lib_tuner tool"
 
 
 @dataclass(frozen=True)
@@ -62,12 +58,15 @@ class Tool:
     def main(self, argv: Sequence[str] | None = None) -> int:
         """The command line; returns the exit code. Raises ValueError or OSError, each one sentence."""
         args = self.parse(argv)
-        self.check(args)
+        try:
+            self.check(args)
+        except Exists as error:
+            raise FileExistsError(exists(error.path)) from None
         return say(self.run(args, Progress(self.step)).lines())
 
     def parse(self, argv: Sequence[str] | None = None) -> Namespace:
         """The arguments of a command line. Raises ValueError."""
-        parser = Parser(self)
+        parser = Parser(self.name, self.text, self.example)
         for argument in self.arguments:
             argument.add(parser)
         return parser.parse_args(argv)
@@ -98,30 +97,24 @@ class Tool:
         return [*files, *(path for folder in files if folder.is_dir() for path in folder.rglob("adapter_*"))]
 
     def check(self, args: Namespace) -> None:
-        """Raises ValueError, or FileExistsError, where an output may not be written: another ending, an input under whatever name, a file that is there."""
+        """Raises ValueError, or Exists, where an output may not be written: another ending, an input under whatever name, a file that is there."""
         for path, suffix in self.outputs(args):
             check_output(path, suffix, self.inputs(args), args.force)
 
 
-class Parser(argparse.ArgumentParser):
-    """A tool's arguments; a wrong one is a ValueError of one sentence."""
+class Exists(FileExistsError):
+    """There is a file at the output's place, and nobody said that it is replaced."""
 
-    def __init__(self, tool: Tool):
-        self.name = tool.name
-        super().__init__(
-            prog=f"{PROGRAM} {tool.name}", description=tool.text, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-            epilog="example:\n" + "\n".join(f"  {PROGRAM} {tool.name} {line}" for line in tool.example.splitlines()),
-        )  # fmt: skip
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{self.name}: {message} (`{self.prog} --help` explains).")
+    def __init__(self, path: Path):
+        super().__init__(str(path))
+        self.path = path
 
 
 # ---- output ----------------------------------------------------------------------------------------------------------
 
 
 def check_output(path: Path, suffix: str, inputs: Sequence[Path], force: bool) -> None:
-    """Raises ValueError or FileExistsError where `path` may not be written; `suffix`: what its name must end in, if anything."""
+    """Raises ValueError or Exists where `path` may not be written; `suffix`: what its name must end in, if anything."""
     if suffix and path.suffix.lower() != suffix:
         raise ValueError(f"{path}: the file's name must end in {suffix}.")
     for each in inputs:
@@ -130,27 +123,4 @@ def check_output(path: Path, suffix: str, inputs: Sequence[Path], force: bool) -
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a file in it.")
     if (path.exists() or path.is_symlink()) and not force:
-        raise FileExistsError(f"{path} exists already; choose another name, or replace it with --force.")
-
-
-class Progress:
-    """`told(done, of all)` as one line on stderr that is written over; every tenth part of the way where it is no terminal."""
-
-    def __init__(self, text: str, stream: TextIO | None = None):
-        self.text, self.stream, self.at, self.tenth = text, stream or sys.stderr, 0.0, 0
-
-    def __call__(self, done: int, total: int) -> None:
-        if self.stream.isatty():
-            if done == total or time.monotonic() - self.at > 0.1:
-                self.at = time.monotonic()
-                self.stream.write(f"\r{self.text} {done}/{total}" + "\n" * (done == total))
-        elif done == total or done * 10 // total > self.tenth:
-            self.tenth = done * 10 // total
-            self.stream.write(f"{self.text} {done}/{total}\n")
-        self.stream.flush()
-
-
-def say(lines: Sequence[str]) -> int:
-    """The result, on stdout; returns the exit code."""
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
-    return 0
+        raise Exists(path)

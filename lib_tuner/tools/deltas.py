@@ -41,7 +41,7 @@ def family(parts: Parts) -> str:
         return "LoKr"
     if names == {"diff"}:
         return "full"
-    raise ValueError(f"a family of adapters that the tools do not know ({', '.join(sorted(names)[:4])})")
+    raise ValueError(f"is a family of adapters that the tools do not know ({', '.join(sorted(names)[:4])})")
 
 
 def kernel(module: Module) -> Shape:
@@ -134,7 +134,7 @@ def flat_factors(module: Module, parts: Parts) -> tuple[Tensor, Tensor]:
     """up (D, r), down (r, C k k) with up @ down = ΔW: exact in every family, at the family's own largest rank."""
     parts = _without_core(parts)
     if "dora_scale" in parts:
-        raise ValueError("a DoRA, whose change depends on the checkpoint's own weights: merge it into the checkpoint, then extract")
+        raise ValueError("is a DoRA, whose change depends on the checkpoint's own weights: merge it into the checkpoint, then extract")
     if "diff" in parts:
         u, values, vh = svd(parts["diff"].float().flatten(1))
         return u * values, vh

@@ -30,9 +30,15 @@ from .provenance import table
 from .resize import square_sum
 from .weights import CODES, Told, Weights
 
+FACTS = (  # what is told of a file beside its training, of which each kind has some
+    "size", "tensors", "parameters", "precision", "trained by", "modules", "ranks", "alphas", "embeddings", "name", "vectors", "width", "vector norms", "step",
+    "trained on", "sizes", "layer structure", "activation func", "is layer norm", "use dropout", "last layer dropout", "activate output", "sd checkpoint name",
+    "hint channels", "input channels",
+)  # fmt: skip
+EMBEDDINGS = {0: "a textual inversion embedding", 768: "a textual inversion embedding for Stable Diffusion 1.x", 1024: "a textual inversion embedding for Stable Diffusion 2"}
 TAGS = 24  # as many as the WebUI's card shows
 _BLOCKS_OF = ("sd1", "sd1-inpainting", "sd2", "pix2pix", "controlnet", "unet")  # kinds whose UNet has the 25 blocks
-_ABOUT = {  # what is told -> where it stands
+ABOUT = {  # what is told -> where it stands
     "title": "modelspec.title", "trigger words": "modelspec.trigger_phrase", "merged from": "modelspec.merged_from", "architecture": "modelspec.architecture",
     "base model": "ss_sd_model_name", "base version": "ss_base_model_version", "network": "ss_network_module", "network arguments": "ss_network_args",
     "steps": "ss_steps", "epochs": "ss_epoch", "pictures": "ss_num_train_images", "batch": "ss_total_batch_size", "resolution": "ss_resolution",
@@ -82,7 +88,7 @@ def inspect(path: Path, told: Told | None = None) -> dict[str, Any]:
 
 def _about(metadata: Mapping[str, str]) -> dict[str, Any]:
     """What the metadata says of the training, tags by how often they occur, and our own settings where it was the Tuner."""
-    training = {name: value for name, key in _ABOUT.items() if (value := metadata.get(key, "")) not in ("", "None", "{}")}
+    training = {name: value for name, key in ABOUT.items() if (value := metadata.get(key, "")) not in ("", "None", "{}")}
     if started := metadata.get("ss_training_started_at", ""):
         try:
             training["date"] = datetime.fromtimestamp(float(started), timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
@@ -157,10 +163,10 @@ def _embedding(path: Path) -> dict[str, Any]:
         if path.suffix.lower() in PICTURES:
             raise
         return {"note": str(error)}
-    model = {768: " for Stable Diffusion 1.x", 1024: " for Stable Diffusion 2"}.get(found.vectors.shape[1], "")
+    width = found.vectors.shape[1]
     norms = [round(float(n), 4) for n in found.vectors.norm(dim=1)]
     return {
-        "is": f"a textual inversion embedding{model}", "name": found.name, "vectors": len(found.vectors), "width": found.vectors.shape[1],
+        "is": EMBEDDINGS[width if width in EMBEDDINGS else 0], "name": found.name, "vectors": len(found.vectors), "width": width,
         "vector norms": norms, "step": found.step, "trained on": f"{found.model_name} {found.model_hash}".strip(),
     }  # fmt: skip
 

@@ -71,7 +71,7 @@ def factors_of(file: LoraFile, module: Module, weight: float = 1.0) -> tuple[Ten
     try:
         up, down = flat_factors(module, file.modules[module])
     except ValueError as error:
-        raise ValueError(f"{file.path.name} is {error}.") from None
+        raise ValueError(f"{file.path.name} {error}.") from None
     return up * weight, down
 
 

@@ -52,7 +52,7 @@ def read_any(path: str | Path) -> LoraFile:
         try:
             family(parts)
         except ValueError as error:
-            raise ValueError(f"{path.name} is {error}.") from None
+            raise ValueError(f"{path.name} {error}.") from None
     return file
 
 

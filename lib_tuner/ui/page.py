@@ -17,9 +17,11 @@ from ..demo.run import lora_settings, write_data
 from ..host import Host
 from ..jobs import Jobs
 from ..settings import TrainConfig
+from ..toolbox import OwnFolders, Toolbox
 from ..web.auth import Door
 from ..web.routes import make_app
 from .compat import OLD, private
+from .tools_tab import ToolsTab, switch
 from .train_tab import Shared, TrainTab
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -47,7 +49,9 @@ class Address:
 def blocks(shared: Shared) -> gr.Blocks:
     """The page as gradio has it."""
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
+        switch()
         tab = TrainTab(shared)
+        ToolsTab()
         page.load(tab.refresh, inputs=None, outputs=tab.refreshed, **private())
     return page
 
@@ -70,7 +74,7 @@ def static_files() -> list[Path]:
 
 def application(shared: Shared, login: tuple[str, str] | None = None) -> Any:
     """The whole as an ASGI application: routes, static files, page, and the door in front of it all."""
-    app = make_app(shared.jobs, static_files())
+    app = make_app(shared.jobs, static_files(), shared.tools)
     return Door(gr.mount_gradio_app(app, blocks(shared), path="/", **mount_options()), login)
 
 
@@ -119,8 +123,9 @@ def serve(hosts: Callable[[TrainConfig], Host], home: Path, address: Address, ch
     checkpoint = checkpoint and str(Path(checkpoint).resolve())
     if checkpoint and checkpoint not in [path for _, path in models]:
         models.append((Path(checkpoint).name, checkpoint))
-    with closing(listen(address)) as listening, running(Jobs(home, hosts)) as jobs:
-        app = application(Shared(jobs, hosts, home, own_values(home, checkpoint), models, hidden=HIDDEN), address.login)
+    own = OwnFolders(home, (Path(checkpoint),) if checkpoint else ())
+    with closing(listen(address)) as listening, running(Jobs(home, hosts)) as jobs, closing(Toolbox(own, home, jobs.outputs)) as tools:
+        app = application(Shared(jobs, hosts, home, own_values(home, checkpoint), models, hidden=HIDDEN, tools=tools), address.login)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
         url = f"http://{'127.0.0.1' if address.host == '0.0.0.0' else address.host}:{listening.getsockname()[1]}/"
         opened(url)

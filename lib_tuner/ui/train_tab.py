@@ -21,6 +21,7 @@ from ..jobs import Jobs
 from ..methods import METHODS, settings
 from ..outlook import outlook, refuse
 from ..settings import TrainConfig
+from ..toolbox import Toolbox
 from .compat import file_path, js, latest, plain_html, private, quiet
 from .form import Form, element_id, problems_by_key
 
@@ -40,6 +41,7 @@ class Shared:
     api: str = "tuner/api"  # where the routes are, seen from the page
     hidden: tuple[str, ...] = ()  # settings that the host decides, by key or as `section.` all of one
     key: str = ""  # what the routes know the page by
+    tools: Toolbox | None = None
 
     @property
     def presets(self) -> Path:

@@ -17,6 +17,7 @@ from ..progress import sentence
 from ..settings import TrainConfig
 from .compat import js, plain_html, private, quiet
 from .form import help_of, label_of
+from .tools_tab import ToolsTab, switch
 from .train_tab import REPLY, Shared, TrainTab, reply
 
 # settings of a run that the Settings tab has as defaults -> the WebUI's own training setting that means the same
@@ -48,7 +49,9 @@ class WebUIShared(Shared):
 def tab(shared: WebUIShared) -> gr.Blocks:
     """The tab as the host wants it: Blocks of its own, which the host puts into its page."""
     with gr.Blocks(analytics_enabled=False) as page:
+        switch()
         WebUITab(shared)
+        ToolsTab()
     return page
 
 

@@ -98,4 +98,80 @@ class RunDetails(RunRow):
     training: List[int]
 
 
+class Field_(BaseModel):
+    """One thing that a tool asks, as the command line has it too."""
+
+    key: str
+    kind: str = Field(description="file, loras, recipe, out, picture, flag, choice or number")
+    label: str
+    help: str
+    required: bool
+    choices: List[str]
+    empty: str = Field(description="What it means where nothing is given")
+    of: List[str] = Field(description="Kinds of files that fit")
+    only: str = Field(description="It has a meaning for an input of this kind alone")
+    more: bool = Field(description="It is seldom needed")
+    low: Optional[float] = Field(description="Of a number: the least")
+    high: Optional[float]
+    value: Any = Field(description="The default, as a field shows it")
+
+
+class ToolForm(BaseModel):
+    name: str
+    label: str
+    text: str
+    step: str
+    fields: List[Field_]
+
+
+class KnownFile(BaseModel):
+    name: str = Field(description="What it may be called in values, as well as by its path")
+    path: str
+    kind: str = Field(description="checkpoint, lora, embedding, hypernetwork, control, vae, recipe, or empty")
+    bytes: int
+
+
+class ToolValues(BaseModel):
+    values: Dict[str, Any] = Field({}, description="By the fields' keys; `loras` is a list of {file, weight} or {file, unet, text_encoder}; what is left out has its default")
+
+
+class Checked(BaseModel):
+    problems: Dict[str, str] = Field(description="What is wrong, by field")
+    missing: Dict[str, str] = Field(description="What has not been given yet")
+    out: str = Field(description="The name that the output gets where none is given")
+    folder: str = Field(description="Where the output goes")
+    exists: bool = Field(description="Whether a file of that name is there; it stays, unless `force` says otherwise")
+
+
+class ToolJob(BaseModel):
+    id: str
+    tool: str
+    state: str = Field(description="running, stopping, done, stopped or failed")
+    step: str = Field(description="What is counted")
+    done: int
+    total: int
+    left: Optional[float] = Field(description="Seconds")
+    seconds: float
+    error: str
+    detail: str
+    values: Dict[str, Any]
+    kind: str
+    files: List[Any] = Field(description="path, name, bytes")
+    said: List[str]
+    report: Optional[Dict[str, Any]] = Field(description="What inspect has found")
+
+
+class JobStatus(BaseModel):
+    job: Optional[ToolJob]
+
+
+class RecipeFile(BaseModel):
+    file: str = Field(description="Its name among the files, or its path")
+
+
+class RecipeRows(BaseModel):
+    name: str
+    loras: List[Dict[str, Any]]
+
+
 REFUSALS: Dict[Any, Dict[str, Any]] = {400: {"model": Refusal, "description": "What is wrong, and what to do"}}

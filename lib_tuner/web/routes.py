@@ -21,7 +21,10 @@ from ..data.pictures import BROKEN
 from ..jobs import Jobs
 from ..methods import settings
 from ..outlook import refuse
+from ..toolbox import Toolbox
+from .answers import answer
 from .bodies import REFUSALS, Added, Change, Done, Order, QueueAction, RunAction, RunDetails, RunRow, Status, Wanted
+from .tool_routes import add_tools
 
 PREFIX = "/tuner/api"
 THUMBNAIL = 1024  # px, the largest side that is asked for
@@ -37,19 +40,21 @@ def own_page(request: Request) -> None:
         raise HTTPException(403, "The header X-Tuner is missing: send it with any text.")
 
 
-def make_router(jobs: Jobs, guard: Callable[[Request], None] = nobody) -> APIRouter:
-    """All routes; `guard` raises HTTPException for whoever may not use them."""
+def make_router(jobs: Jobs, guard: Callable[[Request], None] = nobody, tools: Toolbox | None = None) -> APIRouter:
+    """All routes, those of the tools where there are some; `guard` raises HTTPException for whoever may not use them."""
     router = APIRouter(prefix=PREFIX, dependencies=[Depends(guard), Depends(own_page)], tags=["Tuner"], responses=REFUSALS)
     _add_queue(router, jobs)
     _add_runs(router, jobs)
     _add_files(router, jobs)
+    if tools:
+        add_tools(router, tools)
     return router
 
 
-def make_app(jobs: Jobs, static: list[Path]) -> FastAPI:
+def make_app(jobs: Jobs, static: list[Path], tools: Toolbox | None = None) -> FastAPI:
     """An application of the routes, with the page's scripts and style under `/tuner/static/`."""
     app = FastAPI(title="The Tuner", docs_url="/tuner/docs", redoc_url=None, openapi_url="/tuner/openapi.json")
-    app.include_router(make_router(jobs))
+    app.include_router(make_router(jobs, tools=tools))
     files = {path.name: path for path in static}
 
     @app.get("/tuner/static/{name}", include_in_schema=False)
@@ -73,7 +78,7 @@ def _add_queue(router: APIRouter, jobs: Jobs) -> None:
             refuse(settings(values))
             return {"id": jobs.add(values).id}
 
-        return _answer(add)
+        return answer(add)
 
     actions: dict[str, Callable[[Order], Any]] = {
         "pause": lambda order: jobs.pause(),
@@ -90,7 +95,7 @@ def _add_queue(router: APIRouter, jobs: Jobs) -> None:
 
     @router.post("/do/{action}", response_model=Done, summary="Order something of the run that is going, or of the queue")
     def act(action: QueueAction, order: Order = Body(default=Order())) -> Response:
-        return _answer(lambda: {"answer": actions[action](order)})
+        return answer(lambda: {"answer": actions[action](order)})
 
 
 def _add_runs(router: APIRouter, jobs: Jobs) -> None:
@@ -100,7 +105,7 @@ def _add_runs(router: APIRouter, jobs: Jobs) -> None:
 
     @router.get("/runs/{run}", response_model=RunDetails, summary="One run with its points, samples, files and settings")
     def details(run: str) -> Response:
-        return _answer(lambda: jobs.details(run))
+        return answer(lambda: jobs.details(run))
 
     @router.post("/runs/{run}/{action}", response_model=Done, summary="Change a run: its note, its files, or go on with it")
     def act(run: str, action: RunAction, change: Change = Body(default=Change())) -> Response:
@@ -112,7 +117,7 @@ def _add_runs(router: APIRouter, jobs: Jobs) -> None:
             "delete": lambda: jobs.delete_run(folder),
             "resume": lambda: jobs.resume_run(folder).id,
         }
-        return _answer(lambda: {"answer": actions[action]()})
+        return answer(lambda: {"answer": actions[action]()})
 
 
 def _add_files(router: APIRouter, jobs: Jobs) -> None:
@@ -129,17 +134,9 @@ def _add_files(router: APIRouter, jobs: Jobs) -> None:
         return thumbnail(Path(pictures[index]), size)
 
 
-def _changed(jobs: Jobs, folder: Path, answer: Any) -> Any:
+def _changed(jobs: Jobs, folder: Path, result: Any) -> Any:
     jobs.files_changed(folder)
-    return answer
-
-
-def _answer(make: Callable[[], Any]) -> Response:
-    """What `make` returns, or its one sentence with status 400."""
-    try:
-        return JSONResponse(make())
-    except (ValueError, OSError) as error:
-        return JSONResponse({"error": str(error)}, 400)
+    return result
 
 
 def _found(make: Callable[[], Any]) -> Any:
