@@ -180,10 +180,13 @@
             options[at].scrollIntoView({ block: "nearest" });
             input.setAttribute("aria-activedescendant", options[at].id);
         }
-        input.addEventListener("focus", show);
         input.addEventListener("click", show);
         input.addEventListener("blur", close);
-        input.addEventListener("input", () => { show(); taken(input.value.trim()); });
+        input.addEventListener("input", () => {
+            show();
+            if (tools.files.some((file) => file.name === input.value)) close(); // nothing is left to choose, and the list would lie over what comes next
+            taken(input.value.trim());
+        });
         input.addEventListener("keydown", (event) => {
             const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
             if (step) { event.preventDefault(); move(step); }

@@ -124,8 +124,8 @@ class Toolbox:
 
     def find(self, text: str) -> Path:
         """A file by its name in the list, or by its path."""
-        if not self._known:
-            self.files()
+        if not any(known.name == text for known in self._known) and not Path(text).expanduser().exists():
+            self.files()  # it may be newer than the list
         return next((Path(known.path) for known in self._known if known.name == text), Path(text).expanduser())
 
     # ---- recipes -----------------------------------------------------------------------------------------------------

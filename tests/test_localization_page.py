@@ -12,6 +12,7 @@ import pytest
 from test_page import Page, browser, clear, expect, server, train  # noqa: F401
 
 from lib_tuner.methods import METHODS
+from lib_tuner.tools.catalogue import TOOLS
 from lib_tuner.ui import page as ui
 
 TABLE = json.loads((ui.LANGUAGES / "zh_CN.json").read_text(encoding="utf-8"))
@@ -22,7 +23,7 @@ TERMS = set("""
     epoch feed-forward DPM++ SDE Karras v-prediction CFG Channels-last channels-last prediction NAME name filewords kB MB GB Pillow English embedding JSON parquet lora left right text
     DoRA LoHa LoKr AdaLoRA rsLoRA CP LyCORIS Tucker DreamBooth
     Hypernetwork LayerNorm Normal swish Hardswish linear
-    I-Adapter ControlNet Canny diffusers pth
+    I-Adapter ControlNet Canny diffusers pth SVD
 """.split())
 CHOICES = set("adamw lion adafactor prodigy adamw_schedulefree mse huber smooth_l1 snr rex eps ddim euler_a dpmpp_2m fp32 fp16 bf16".split())
 OWN = set("robot my outputs demo data home tmp caption a pink purple red star on navy mint white background fast".split())  # what the form is filled with here
@@ -96,6 +97,19 @@ def test_form_tabs_and_plan_are_chinese(chinese):
     for tab in ("queue", "history"):
         chinese.click(f"#tuner-tab-{tab}")
         assert chinese.english("robot", root="#tuner-live") == {}
+
+
+def test_the_tools_are_chinese(chinese):
+    chinese.click("#tuner-view-tools")
+    for name in TOOLS:
+        chinese.click(f"[data-tool={name}]")
+        chinese.page.evaluate("document.querySelectorAll('#tuner-toolbox details').forEach((more) => { more.open = true; })")
+        chinese.click("#tuner-tool-start")
+        chinese.sees(".tuner-tool-message", "请先修正上面的问题")
+        assert chinese.english("file", "weight", "unet", "text_encoder", "kohya", "ldm", "peft", "Clamp", "LoRA", root="#tuner-toolbox") == {}
+    chinese.choose("en")
+    chinese.sees("[data-tool=inspect]", "Look into a file")
+    assert [text for text in chinese.seen("#tuner-toolbox") if re.search("[\u3000-\u9fff]", text)] == []
 
 
 def test_the_other_method_and_a_presets_advice_are_chinese(chinese):

@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 from conftest import until
+from tool_files import SHAPES, TEXT, lora, modules_of, plain
 
 from lib_tuner import environment
 from lib_tuner.methods import METHODS
+from lib_tuner.methods.lora_file import read_lora
 
 playwright = pytest.importorskip("playwright.sync_api")
 expect = playwright.expect
@@ -398,6 +400,44 @@ def test_settings_of_an_earlier_run_a_note_a_rename_and_a_delete(page, server):
     expect(page.page.locator("tr", has_text="robot-l")).to_have_count(0)
 
 
+def test_a_file_is_looked_into_and_loras_are_joined(page, server):
+    for i, name in enumerate(("cat", "dog")):
+        (server.home / "tools").mkdir(exist_ok=True)
+        lora(server.home / "tools" / f"{name}.safetensors", seed=10 * i)
+    page.click("#tuner-view-tools")
+    expect(page.page.locator("#tuner-train-button")).to_be_hidden()
+    page.click("[data-tool=inspect]")
+    page.click("#tuner-t-file")
+    page.page.locator("#tuner-t-file-list li", has_text="cat.safetensors").click()
+    page.click("#tuner-tool-start")
+    page.sees(".tuner-report", "a LoRA for Stable Diffusion 1.5 (LoCon)")
+    bars = page.page.locator(".tuner-norms [role=listitem]")
+    norms = dict(zip(*[iter(bars.locator("span").all_inner_texts())] * 2))
+    widths = dict(zip(norms, bars.locator("b").evaluate_all("(all) => all.map((bar) => bar.offsetWidth)")))
+    assert len(norms) == 26 and max(widths, key=widths.get) == max(norms, key=lambda block: float(norms[block])) and widths["IN00"] == 0 < widths["BASE"]
+    page.click("[data-tool=join-loras]")
+    page.click("#tuner-tool-start")
+    page.sees("[data-key=loras] .tuner-error", "no LoRA is given")
+    page.page.fill("#tuner-t-loras-0", "cat.safetensors")
+    page.click("#tuner-add-lora")
+    page.page.fill("#tuner-t-loras-1", "dog.safetensors")
+    page.page.locator(".tuner-row-lora").nth(1).locator("[data-part=unet] input").fill("0.5")
+    expect(page.page.locator(".tuner-row-lora").nth(1).locator("[data-part=text_encoder] input")).to_have_value("0.5")
+    expect(page.page.locator("#tuner-t-out")).to_have_value("cat-dog.safetensors")
+    page.click("#tuner-tool-start")
+    page.sees(".tuner-job .tuner-file-list", str(server.home / "tools" / "cat-dog.safetensors"))
+    made = read_lora(server.home / "tools" / "cat-dog.safetensors")
+    expected = plain(modules_of(seed=0)[TEXT], SHAPES[TEXT]) + 0.5 * plain(modules_of(seed=10)[TEXT], SHAPES[TEXT])
+    assert float((plain(made.modules[TEXT], SHAPES[TEXT]) - expected).abs().max()) < 1e-2 * float(expected.abs().max())  # in fp16
+    expect(page.page.locator("#tuner-t-out")).to_have_value("cat-dog-2.safetensors")  # what is there is not proposed again
+    page.open()  # and a page that is opened anew finds it
+    page.click("#tuner-view-tools")
+    page.sees(".tuner-job .tuner-file-list", "cat-dog.safetensors")
+    page.click("#tuner-view-train")
+    page.sees("#tuner-train-button")
+    (server.home / "tools" / "cat-dog.safetensors").unlink()
+
+
 def test_a_phone_shows_all_of_it_without_scrolling_sideways(browser, server):
     phone = Page(browser, server, 390, 844)
     train(phone, "robot-m", steps=2)
@@ -405,6 +445,9 @@ def test_a_phone_shows_all_of_it_without_scrolling_sideways(browser, server):
     for view in ("everything", "essentials"):
         phone.click(f"[data-view={view}]")
         assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
+    phone.click("#tuner-view-tools")
+    phone.sees(".tuner-tool-list")
+    assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
     clear(phone)
     phone.context.close()
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from conftest import until
 from PIL import Image
+from tool_files import lora
 
 from lib_tuner.hosts.standalone import Standalone
 from lib_tuner.jobs import Jobs
 from lib_tuner.runs import details
+from lib_tuner.toolbox import OwnFolders, Toolbox
 
 testclient = pytest.importorskip("fastapi.testclient")
 
@@ -31,7 +34,8 @@ def jobs(tmp_path):
 
 @pytest.fixture
 def client(jobs):
-    return testclient.TestClient(make_app(jobs, []), base_url="http://127.0.0.1")
+    with closing(Toolbox(OwnFolders(jobs.home), jobs.home, jobs.outputs)) as tools:
+        yield testclient.TestClient(make_app(jobs, [], tools), base_url="http://127.0.0.1")
 
 
 @pytest.fixture
@@ -179,3 +183,54 @@ def test_what_the_openapi_page_promises_is_what_is_answered(client, done):
         assert pick(client.get(f"/tuner/api/{path}").json()).keys() == page["components"]["schemas"][name]["properties"].keys(), name
     actions = {parameter["schema"]["enum"][0] for method in page["paths"]["/tuner/api/do/{action}"].values() for parameter in method["parameters"]}
     assert actions == {"pause"}
+
+
+# ---- the tools
+
+
+def worked(client) -> dict:
+    return until(lambda: (job := client.get("/tuner/api/tools/job").json()["job"]) and job["state"] not in ("running", "stopping") and job)
+
+
+def test_a_script_joins_loras_and_downloads_what_came_of_it(client, jobs):
+    assert client.get("/tuner/api/tools/job").json() == {"job": None}
+    for i, name in enumerate("ab"):
+        (jobs.home / "tools").mkdir(exist_ok=True)
+        lora(jobs.home / "tools" / f"{name}.safetensors", seed=i)
+    assert {"a.safetensors", "b.safetensors"} <= {file["name"] for file in client.get("/tuner/api/tools/files").json() if file["kind"] == "lora"}
+    values = {"values": {"loras": [{"file": "a.safetensors"}, {"file": "b.safetensors", "weight": 0.5}], "rank": 4}}
+    assert client.post("/tuner/api/tools/join-loras/check", json=values, headers=OURS).json()["out"] == "a-b.safetensors"
+    id = client.post("/tuner/api/tools/join-loras/start", json=values, headers=OURS).json()["id"]
+    job = worked(client)
+    assert (job["id"], job["state"], job["files"][0]["path"]) == (id, "done", str(jobs.home / "tools" / "a-b.safetensors"))
+    file = client.get("/tuner/api/tools/job/files/0")
+    assert file.content == (jobs.home / "tools" / "a-b.safetensors").read_bytes() and "a-b.safetensors" in file.headers["content-disposition"]
+    for index in ("1", "-1", "..%2f..%2fqueue.json"):  # nothing else is handed out
+        assert client.get(f"/tuner/api/tools/job/files/{index}").status_code in (404, 422)
+    kept = client.post("/tuner/api/tools/recipes/save", json={"name": "both", "loras": values["values"]["loras"]}, headers=OURS).json()["answer"]
+    rows = client.post("/tuner/api/tools/recipes/read", json={"file": "both.toml"}, headers=OURS).json()["answer"]
+    assert Path(kept) == jobs.home / "recipes" / "both.toml" and [row["unet"] for row in rows] == [1.0, 0.5]
+
+
+def test_a_tool_is_refused_in_sentences_and_without_our_header(client, jobs):
+    for path in ("tools/join-loras/start", "tools/join-loras/check", "tools/job/stop", "tools/recipes/read", "tools/recipes/save"):
+        assert client.post(f"/tuner/api/{path}", json={}).status_code == 403
+    for path, body, words in (
+        ("tools/join-loras/start", {"values": {}}, "loras: no LoRA is given"), ("tools/resize/start", {"values": {"lora": "none", "rank": 0}}, "lora: none does not exist"),
+        ("tools/none/start", {"values": {}}, "There is no tool 'none'"), ("tools/job/stop", {}, "No tool is at work"), ("tools/recipes/read", {"file": "none.toml"}, "cannot be read"),
+        ("tools/recipes/save", {"name": "../x", "loras": []}, "cannot be"),
+    ):  # fmt: skip
+        answer = client.post(f"/tuner/api/{path}", json=body, headers=OURS)
+        assert answer.status_code == 400 and words in answer.json()["error"], (path, answer.json())
+    assert client.post("/tuner/api/tools/resize/start", json={"values": [1]}, headers=OURS).status_code == 422
+
+
+def test_what_the_openapi_page_promises_of_tools_is_what_is_answered(client, jobs):
+    schemas = client.get("/tuner/openapi.json").json()["components"]["schemas"]
+    (jobs.home / "tools").mkdir()
+    lora(jobs.home / "tools" / "a.safetensors")
+    client.post("/tuner/api/tools/inspect/start", json={"values": {"file": "a.safetensors"}}, headers=OURS)
+    forms, file = client.get("/tuner/api/tools").json(), client.get("/tuner/api/tools/files").json()[0]
+    checked = client.post("/tuner/api/tools/inspect/check", json={"values": {}}, headers=OURS).json()
+    for answer, name in ((forms[0], "ToolForm"), (forms[0]["fields"][0], "Field_"), (file, "KnownFile"), (checked, "Checked"), (worked(client), "ToolJob")):
+        assert answer.keys() == schemas[name]["properties"].keys(), name

@@ -14,6 +14,7 @@ import pytest
 from conftest import until
 from fastapi.testclient import TestClient
 from PIL import Image
+from tool_files import lora
 
 from lib_tuner.config import options
 from lib_tuner.hosts import extension
@@ -209,3 +210,40 @@ def test_install_says_what_is_missing():
     code = f"import runpy, sys, importlib.util as u; f = u.find_spec; u.find_spec = lambda n: None if n == 'einops' else f(n); runpy.run_path({str(ROOT / 'install.py')!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "lacks einops" in done.stdout
+
+
+# ---- the tools ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_tool_makes_lies_where_the_host_looks_and_is_in_its_lists_at_once(double):
+    client, m = client_of(double), double.modules
+    lora_dir = Path(m.shared.cmd_opts.lora_dir)
+    for i, name in enumerate(("one", "two")):
+        lora(lora_dir / f"{name}.safetensors", seed=i)
+    kinds = {file["name"]: file["kind"] for file in client.get("/tuner/api/tools/files").json()}
+    assert (kinds["one.safetensors"], kinds["first.safetensors"]) == ("lora", "checkpoint")
+
+    def make(tool: str, **values: Any) -> dict:
+        assert client.post(f"/tuner/api/tools/{tool}/start", json={"values": values}, headers=OURS).status_code == 200
+        return until(lambda: (job := client.get("/tuner/api/tools/job").json()["job"])["state"] not in ("running", "stopping") and job)
+
+    joined = make("join-loras", loras=[{"file": "one.safetensors"}, {"file": "two.safetensors", "weight": 0.5}])
+    assert joined["state"] == "done" and joined["files"][0]["path"] == str(lora_dir / "one-two.safetensors") and "one-two" in m.networks.available_networks
+    chosen = m.shared.opts.data.get("sd_model_checkpoint")
+    merged = make("merge-checkpoints", a="first.safetensors", b="second.safetensors", weight=0.3)
+    assert merged["state"] == "done" and Path(merged["files"][0]["path"]).parent == Path(m.sd_models.model_path)
+    assert "first-second.safetensors" in m.sd_models.checkpoints_list and m.shared.opts.data.get("sd_model_checkpoint") == chosen
+    double.reload_ui()  # the last job is found again, by whoever opens the page then
+    assert client_of(double).get("/tuner/api/tools/job").json()["job"]["id"] == merged["id"] and "tuner-tools-root" in texts(double)
+
+
+def test_a_lora_that_is_replaced_is_the_new_one_in_the_next_picture(double):
+    client, m = client_of(double), double.modules
+    lora_dir = Path(m.shared.cmd_opts.lora_dir)
+    lora(lora_dir / "weak.safetensors")
+    pictures = []
+    for alpha in (0.1, 3.0):
+        client.post("/tuner/api/tools/scale/start", json={"values": {"file": "weak.safetensors", "alpha": alpha, "out": "scaled.safetensors", "force": True}}, headers=OURS)
+        assert until(lambda: (job := client.get("/tuner/api/tools/job").json()["job"])["state"] not in ("running", "stopping") and job)["state"] == "done"
+        pictures.append(double.txt2img("a ball <lora:scaled:1>").tobytes())
+    assert pictures[0] != pictures[1] and double.errors == []
