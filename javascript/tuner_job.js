@@ -4,7 +4,7 @@
 (function (tuner) {
     const { h } = tuner;
     const BUSY = 400, IDLE = 3000; // ms between two questions while the tools are looked at
-    let timer = null, drawn = "", reports = {}; // reports: of the last job, which the server tells once
+    let timer = null, lost = false, drawn = "", reports = {}; // reports: of the last job, which the server tells once
     const tools = tuner.tools = tuner.tools || {}; // the fields and files are tuner_tools.js's
 
     // ---- the loop ----
@@ -13,21 +13,25 @@
     tools.look = async function () {
         clearTimeout(timer);
         const before = tools.job, known = before && before.id in reports ? `?known=${before.id}` : "";
-        try {
-            const { job } = await tuner.get(`tools/job${known}`);
-            if (job && job.report) reports = { [job.id]: job.report };
-            tools.job = job;
-            if (job && !going(job) && before && job.id === before.id && going(before)) await ended();
-            tools.drawJob();
-        } finally {
-            clearTimeout(timer);
-            if (tools.open) timer = setTimeout(() => tools.look().catch(() => {}), document.hidden ? IDLE * 5 : going(tools.job) ? BUSY : IDLE);
-        }
+        const answer = await tuner.get(`tools/job${known}`).catch(() => null), again = lost;
+        lost = answer === null;
+        if (lost) tools.say(tuner.t("The program does not answer; trying again…"), true);
+        else await take(answer.job, before, again);
+        clearTimeout(timer);
+        if (tools.open) timer = setTimeout(tools.look, document.hidden ? IDLE * 5 : going(tools.job) ? BUSY : IDLE);
     };
+
+    async function take(job, before, again) {
+        if (again) tools.say("");
+        if (job && job.report) reports = { [job.id]: job.report };
+        tools.job = job;
+        if (before !== undefined && job && !going(job) && (!before || before.id !== job.id || going(before))) await ended(); // it may have gone in no time
+        tools.drawJob();
+    }
 
     // What was made can be chosen now, and its name is taken.
     async function ended() {
-        await tools.refreshFiles();
+        await tools.refreshFiles().catch(() => {}); // the next question says it, where the program is gone
         if (tools.jobBox) tools.check();
     }
 
@@ -64,7 +68,7 @@
             ...job.said.map((text) => h("p", {}, tuner.said(text))), job.id in reports && job.state === "done" ? reportOf(reports[job.id], job.values.json === true) : null].filter(Boolean);
     }
 
-    const state = (name) => ({ running: tuner.t("running"), stopping: tuner.t("stopping"), done: tuner.t("finished"), failed: tuner.t("failed"), stopped: tuner.t("stopped: nothing was written") }[name] || name);
+    const state = (name) => ({ running: tuner.t("at work"), stopping: tuner.t("stopping"), done: tuner.t("finished"), failed: tuner.t("failed"), stopped: tuner.t("stopped: nothing was written") }[name] || name);
 
     function progress(box, job) {
         const bar = box.querySelector(".tuner-bar"), numbers = box.querySelector(".tuner-numbers");
@@ -77,7 +81,7 @@
     }
 
     function fileOf(job, file, index) {
-        const use = job.kind === "lora" && file.name.endsWith(".safetensors") ? `<lora:${file.name.replace(/\.safetensors$/, "")}:1>` : "";
+        const use = job.kind === "lora" && job.files.length === 1 && file.name.endsWith(".safetensors") ? `<lora:${file.name.replace(/\.safetensors$/, "")}:1>` : "";
         const copy = (text) => h("button", { type: "button", class: "tuner-button", onclick: tools.doing(async () => { await tuner.copied(text); tools.say(tuner.t("Copied: {0}", text)); }) }, tuner.t("Copy"));
         return h("li", {}, h("span", {}, h("a", { href: tuner.url(`tools/job/files/${index}`), download: file.name }, file.name), ` ${tuner.bytes(file.bytes)}`),
             h("span", { class: "tuner-use" }, h("code", {}, file.path), copy(file.path)), use ? h("span", { class: "tuner-use" }, h("code", {}, use), copy(use)) : null);

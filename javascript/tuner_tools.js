@@ -202,7 +202,8 @@
     // ---- several LoRAs with weights, and recipes ----
 
     function rows(field, id) {
-        const given_ = (tools.values().loras = tools.values().loras && tools.values().loras.length ? tools.values().loras : [{ file: "", unet: 1, text_encoder: 1 }]);
+        const given_ = tools.values().loras = (tools.values().loras || []).map((row) => ({ file: row.file, unet: row.unet ?? row.weight ?? 1, text_encoder: row.text_encoder ?? row.weight ?? 1 }));
+        if (!given_.length) given_.push({ file: "", unet: 1, text_encoder: 1 });
         const changed = () => { check(); };
         const again = () => { byId("tuner-tools-root").querySelector("[data-key=loras] .tuner-rows").replaceWith(rowsBox()); changed(); };
         const rowsBox = () => h("div", { class: "tuner-rows" }, given_.map((row, i) => loraRow(row, i)));
