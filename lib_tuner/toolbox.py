@@ -50,8 +50,9 @@ class OwnFolders:
     more: tuple[Path, ...] = ()  # single files
 
     def shelves(self) -> Iterable[Shelf]:
-        known = {"models/Stable-diffusion": "checkpoint", "models/Lora": "lora", "models/hypernetworks": "hypernetwork", "models/ControlNet": "control", "models/VAE": "vae", "embeddings": "embedding"}
-        return [*(Shelf(Path(name), kind) for name, kind in known.items()), Shelf(Path("models")), *(Shelf(path, "checkpoint") for path in self.more), Shelf(TINY, "checkpoint")]
+        known = {"models/Stable-diffusion": "checkpoint", "models/Lora": "lora", "models/hypernetworks": "hypernetwork", "models/ControlNet": "control",
+                 "models/VAE": "vae", "embeddings": "embedding", "models": ""}  # fmt: skip
+        return [*(Shelf(Path(name), kind) for name, kind in known.items()), *(Shelf(path, "checkpoint") for path in (*self.more, TINY))]
 
     def target(self, kind: str) -> Path:
         return self.home / "tools"
@@ -109,7 +110,8 @@ class Toolbox:
 
     def forms(self) -> list[dict[str, Any]]:
         """What each tool asks, for whoever draws a form."""
-        return [{"name": tool.name, "label": tool.label, "text": tool.text, "step": tool.step, "fields": [_field(a) for a in tool.arguments]} for tool in TOOLS.values()]
+        names = ("name", "label", "text", "step")
+        return [{**{name: getattr(tool, name) for name in names}, "fields": [_field(a) for a in tool.arguments]} for tool in TOOLS.values()]
 
     def files(self) -> list[dict[str, Any]]:
         """The files to choose from: the host's, those of runs, and what tools have made."""
@@ -251,7 +253,8 @@ class Toolbox:
                 self.folders.made(path, job.kind, path in there)
             except Exception as error:  # the host's own code
                 LOG.warning("%s is written, but the host did not take it into its list: %s", path, error)
-                job.made = replace(job.made, said=(*job.made.said, "The file is there, but the WebUI has not taken it into its list: press the refresh button beside that list."))
+                missed = "The file is there, but the WebUI has not taken it into its list: press the refresh button beside that list."
+                job.made = replace(job.made, said=(*job.made.said, missed))
 
 
 @dataclass

@@ -234,14 +234,17 @@ class WebUI:
 class Folders:
     """Where the WebUI keeps files, for the tools."""
 
-    kinds = {"checkpoint": "dreambooth", "lora": "lora", "embedding": "textual_inversion", "hypernetwork": "hypernetwork", "control": "controlnet"}  # -> whose files they are
+    kinds = {  # -> the method whose files they are
+        "checkpoint": "dreambooth", "lora": "lora", "embedding": "textual_inversion", "hypernetwork": "hypernetwork", "control": "controlnet",
+    }  # fmt: skip
 
     def shelves(self) -> list[Shelf]:
         """The folders that its options name, and its own."""
         w, host = webui(), WebUI(TrainConfig())
         models = Path(w.paths.models_path)
         folders = [(host.output_dir(method), kind) for kind, method in self.kinds.items()]
-        return [Shelf(folder, kind) for folder, kind in [*folders, (Path(w.sd_models.model_path), "checkpoint"), (models / "LyCORIS", "lora"), (models / "VAE", "vae")]]
+        more = [(Path(w.sd_models.model_path), "checkpoint"), (models / "LyCORIS", "lora"), (models / "VAE", "vae")]
+        return [Shelf(folder, kind) for folder, kind in [*folders, *more]]
 
     def target(self, kind: str) -> Path:
         """Its folder of that kind; the models' for what has none of its own."""

@@ -90,8 +90,8 @@ class Argument:
         """Adds it to a command line: files by their place, all else by name."""
         names = [f"--{self.key.replace('_', '-')}"]
         if self.kind in ("file", "loras"):
-            many = "*" if self.kind == "loras" else None if self.required else "?"
-            parser.add_argument(self.key, nargs=many, type=weighted if self.kind == "loras" else Path, metavar="LORA[:WEIGHT]" if self.kind == "loras" else None, help=self._told())
+            more = {"nargs": "*", "type": weighted, "metavar": "LORA[:WEIGHT]"} if self.kind == "loras" else {"nargs": None if self.required else "?", "type": Path}
+            parser.add_argument(self.key, help=self._told(), **more)
         elif self.kind == "flag":
             parser.add_argument(*names, action="store_true", help=self._told())
         elif self.kind == "choice":
@@ -173,8 +173,10 @@ FORCE = Argument("force", "flag", "Replace the file of that name", "Replaces a f
 DTYPE = Argument("dtype", "choice", "Precision", "Precision of the new file.", choices=tuple(DTYPES), empty="as the input has it", more=True)
 KEEP = (
     Argument("rank", "number", "Rank", "Largest rank of a layer.", 0, limits=RANKS, empty="no limit"),
-    Argument("energy", "number", "Energy", "Keeps as few ranks as reach this part of the sum of squared singular values, such as 0.98.", 1.0, limits=PART, more=True),
-    Argument("ratio", "number", "Ratio", "Keeps singular values down to the layer's largest divided by this, such as 10.", 0.0, limits=FROM_ONE, empty="no limit", more=True),
+    Argument("energy", "number", "Energy", "Keeps as few ranks as reach this part of the sum of squared singular values, such as 0.98.", 1.0,
+             limits=PART, more=True),
+    Argument("ratio", "number", "Ratio", "Keeps singular values down to the layer's largest divided by this, such as 10.", 0.0,
+             limits=FROM_ONE, empty="no limit", more=True),
 )  # fmt: skip
 LORAS = (
     Argument("loras", "loras", "LoRAs", "LoRA files, and how strong each is (1: as it was trained).", of=("lora",)),

@@ -120,7 +120,8 @@ TOOL = Tool(
         Argument("conv_rank", "number", "Rank of convolutions", "Largest rank of convolutions, time projections and outer layers.", 0, limits=RANKS, empty="none"),
         Argument("no_text", "flag", "Leave the text encoder out", "Takes the UNet's change alone."), *KEEP[1:],
         Argument("clamp", "number", "Clamp", "Clamps factors at this quantile of their numbers, as kohya's 0.99; 1: not at all.", 1.0, limits=PART, more=True),
-        Argument("min_change", "number", "Smallest change", "Leaves layers out whose largest change is not above this.", 0.0, more=True), OUT, FORCE, replace(DTYPE, default="fp16"),
+        Argument("min_change", "number", "Smallest change", "Leaves layers out whose largest change is not above this.", 0.0, more=True),
+        OUT, FORCE, replace(DTYPE, default="fp16"),
     ),
     run, lambda args: f"{args.tuned.stem}-lora", makes="lora", step="tensor",
 )  # fmt: skip

@@ -35,7 +35,9 @@ FACTS = (  # what is told of a file beside its training, of which each kind has 
     "trained on", "sizes", "layer structure", "activation func", "is layer norm", "use dropout", "last layer dropout", "activate output", "sd checkpoint name",
     "hint channels", "input channels",
 )  # fmt: skip
-EMBEDDINGS = {0: "a textual inversion embedding", 768: "a textual inversion embedding for Stable Diffusion 1.x", 1024: "a textual inversion embedding for Stable Diffusion 2"}
+EMBEDDINGS = {  # by width; 0 stands for all others
+    0: "a textual inversion embedding", 768: "a textual inversion embedding for Stable Diffusion 1.x", 1024: "a textual inversion embedding for Stable Diffusion 2",
+}  # fmt: skip
 TAGS = 24  # as many as the WebUI's card shows
 _BLOCKS_OF = ("sd1", "sd1-inpainting", "sd2", "pix2pix", "controlnet", "unet")  # kinds whose UNet has the 25 blocks
 ABOUT = {  # what is told -> where it stands
@@ -216,7 +218,8 @@ def _shown(value: Any) -> str:
 
 
 TOOL = Tool(
-    "inspect", "Look into a file", "Says what a file is: its kind, ranks, training and tags, and how strong it is in each block of the UNet.", "cat.safetensors --picture blocks.png",
+    "inspect", "Look into a file", "Says what a file is: its kind, ranks, training and tags, and how strong it is in each block of the UNet.",
+    "cat.safetensors --picture blocks.png",
     (
         Argument("file", "file", "File", "A LoRA, embedding (pictures too), hypernetwork, checkpoint, ControlNet, T2I-Adapter, VAE ...", required=True),
         Argument("json", "flag", "Show all of it as JSON", "All that is known, as JSON for other programs.", more=True),

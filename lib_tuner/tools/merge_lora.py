@@ -89,9 +89,13 @@ def check_lora(file: LoraFile, shapes: Mapping[Module, tuple[int, ...]]) -> None
 
 
 TOOL = Tool(
-    "merge-lora", "Merge LoRAs into a checkpoint", "Writes LoRAs of any family (LoRA, LoCon, LoHa, LoKr, DoRA) into a new checkpoint, which then draws with them by itself.",
+    "merge-lora", "Merge LoRAs into a checkpoint",
+    "Writes LoRAs of any family (LoRA, LoCon, LoHa, LoKr, DoRA) into a new checkpoint, which then draws with them by itself.",
     "model.safetensors cat.safetensors:0.8 -o cat-model.safetensors",
-    (Argument("checkpoint", "file", "Checkpoint", "An SD1.5 checkpoint, inpainting ones too (.safetensors or .ckpt).", required=True, of=("checkpoint",)), *LORAS, OUT, FORCE, DTYPE),
+    (
+        Argument("checkpoint", "file", "Checkpoint", "An SD1.5 checkpoint, inpainting ones too (.safetensors or .ckpt).", required=True, of=("checkpoint",)),
+        *LORAS, OUT, FORCE, DTYPE,
+    ),
     run, lambda args: "-".join([args.checkpoint.stem, *(lora.path.stem for lora in args.loras)]), makes="checkpoint",
 )  # fmt: skip
 main = TOOL.main

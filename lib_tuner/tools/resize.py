@@ -49,9 +49,11 @@ def square_sum(up: torch.Tensor, down: torch.Tensor) -> float:
 
 
 TOOL = Tool(
-    "resize", "Resize a LoRA", "Brings a LoRA of any family to another rank: the nearest plain LoRA (SVD). Without a limit its change stays.", "cat.safetensors -o cat-8.safetensors --rank 8",
+    "resize", "Resize a LoRA", "Brings a LoRA of any family to another rank: the nearest plain LoRA (SVD). Without a limit its change stays.",
+    "cat.safetensors -o cat-8.safetensors --rank 8",
     (
-        Argument("lora", "file", "LoRA", "The LoRA (.safetensors, .pt, or a folder of peft).", required=True, of=("lora",)), *KEEP, OUT, FORCE, replace(DTYPE, default="fp16"),
+        Argument("lora", "file", "LoRA", "The LoRA (.safetensors, .pt, or a folder of peft).", required=True, of=("lora",)),
+        *KEEP, OUT, FORCE, replace(DTYPE, default="fp16"),
     ),
     run, lambda args: f"{args.lora.stem}-{args.rank}" if args.rank else f"{args.lora.stem}-resized", makes="lora", step="layer",
 )  # fmt: skip
