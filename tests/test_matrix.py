@@ -112,6 +112,7 @@ TABLE: dict[str, dict[str, Any]] = {
     "frozen prior": everywhere(
         textual_inversion=no_prior("textual_inversion", "a word leaves the model as it is"), **{kind: no_prior(kind, "without its hint the model is the frozen one") for kind in HINTED},
     ),
+    "inpainting": everywhere(),  # tried in test_inpaint, for every method there is
 }  # fmt: skip
 
 
