@@ -22,7 +22,7 @@ from .environment import ROOT
 
 FLAGS = ("--skip-torch-cuda-test", "--skip-prepare-environment", "--skip-version-check", "--no-download-sd-model", "--do-not-download-clip", "--api", "--no-half", "--use-cpu", "all")
 READY = ("Startup time:", "Model loaded in")  # a request before both can kill it
-START, SUITE = 600.0, 1800.0  # seconds after which a start or the suite is given up
+START, SUITE = 600.0, 3600.0  # seconds after which a start or the suite is given up
 SCRIPT = """import sys
 sys.path[:0] = {paths!r}
 import inside_webui

@@ -168,8 +168,8 @@ def test_a_saved_checkpoint_can_be_chosen_and_draws_what_the_live_model_drew(ins
     chosen = {**of_method(values, {**WHOLE, "dreambooth.save_dtype": "fp32", "dreambooth.save": "both", "optim.lr": "1e-2"}), "name": "whole thing", "sample.every": 2}
     events, w = run(inside, chosen), inside.w
     live, saved = np.asarray(last(events, Sampled).images[0].convert("RGB")).astype(int), last(events, Saved)
-    taken, total = (int(word) for word in saved.report.split(";")[0].split() if word.isdigit())
-    assert taken == total > 500
+    counts = [int(word) for word in saved.report.split() if word.isdigit()]
+    assert counts[::2] == counts[1::2] and counts[0] > 500 and counts[2] > 200  # of the checkpoint and of the LoRA
     loras = Path(w.shared.cmd_opts.lora_dir)
     assert (loras / "whole thing-lora.safetensors").is_file() and not (loras / "whole thing.safetensors").exists()
     found, before = w.sd_models.get_closet_checkpoint_match("whole thing.safetensors"), inside.model.sd_checkpoint_info
@@ -184,6 +184,8 @@ def test_a_saved_checkpoint_can_be_chosen_and_draws_what_the_live_model_drew(ins
         w.shared.opts.data.clear()
         w.shared.opts.data.update(options)
     assert np.array_equal(loaded, live) and np.abs(live - plain).max() > 2
+    near = inside.picture(f"{PROMPT} <lora:{saved.names['whole thing-lora.safetensors']}:1>", steps=chosen["sample.steps"])
+    assert np.abs(near - live).mean() < np.abs(plain - live).mean() / 5  # norms and biases have no place in a LoRA
 
 
 def test_class_pictures_are_drawn_without_the_styles_of_samples(inside, values, tmp_path):
@@ -238,7 +240,8 @@ def family(kind: str, **own: Any) -> dict[str, Any]:
 
 SAVED = {
     "lora": {}, "word": WORD, "locon": family("locon", conv_rank=2), "tucker": family("locon", conv_rank=2, tucker=True), "loha": family("loha", conv_rank=2),
-    "lokr": family("lokr", conv_rank=2), "dora": family("locon", alpha=4.0, conv_rank=2, conv_alpha=2.0, dora=True),
+    "lokr": family("lokr", conv_rank=2), "rslora": family("locon", conv_rank=2, rank_stabilized=True), "adalora": family("adalora", first_rank=6),
+    "dora": family("locon", alpha=4.0, conv_rank=2, conv_alpha=2.0, dora=True),
     "pivotal": {"method": "pivotal", "name": "pair", "pivotal.inversion_steps": 1, "pivotal.inversion_lr": 0.1, "pivotal.continue_lr": 0.1, "pivotal.words.vectors": 2,
                 "pivotal.words.init": "red", "pivotal.layers.rank": 4, "pivotal.layers.text_encoder": True, "pivotal.layers.save_dtype": "fp32"},
     "hypernetwork": {"method": "hypernetwork", "hypernetwork.structure": "1, 2, 1", "hypernetwork.activation": "swish", "hypernetwork.layer_norm": True},
@@ -251,6 +254,8 @@ def test_the_saved_file_draws_what_the_live_model_drew(inside, values, change):
     """Pixel for pixel in fp32; in half precision the issue's bound, a mean of 2/255, on the double's CPU arithmetic."""
     if change == "dora" and inside.double:
         pytest.skip("the double reads no DoRA")
+    if change in ("rslora", "adalora") and inside.half:
+        pytest.skip("their files are LoRAs, which lora and locon try in half precision")
     word, values = change == "word", of_method(values, SAVED[change])
     prompt = f"{PROMPT} {values['name']}" if change in ("word", "pivotal") else PROMPT
     chosen = {**values, "optim.lr": "2e-2", "sample.prompts": prompt}
@@ -258,6 +263,8 @@ def test_the_saved_file_draws_what_the_live_model_drew(inside, values, change):
     assert [event.step for event in events if isinstance(event, Sampled)][-1] == chosen["steps"]
     live = np.asarray(last(events, Sampled).images[0].convert("RGB")).astype(int)
     saved = last(events, Saved)
+    if change == "adalora":  # whole layers, too, may have lost all of their ranks
+        assert len({len(parts["lora_down.weight"]) for parts in read_lora(saved.paths[0]).modules.values()}) > 2, "every layer has the same rank, so none was shared out"
     name = saved.names[saved.paths[0].name]
     tag = "hypernet" if change == "hypernetwork" else "lora"
     loaded = inside.picture(f"{PROMPT} {name}" if word else f"{prompt} <{tag}:{name}:1>", steps=chosen["sample.steps"])
@@ -292,7 +299,7 @@ def test_a_saved_file_is_read_back_by_the_host(world, values):
 @pytest.mark.half
 @pytest.mark.parametrize("kind", ["t2i_adapter", "controlnet"])
 def test_what_follows_a_hint_learns_draws_and_leaves_the_host_as_it_was(world, values, kind):
-    values = of_method(values, {"method": kind, "optim.lr": "1e-2", "steps": 2, "sample.steps": 1, "save_every": 0})
+    values = of_method(values, {"method": kind, "optim.lr": "1e-2", "steps": 2, "sample.steps": 2, "save_every": 0})
     picture, before = world.picture(), world.snapshot()
     events = run(world, values)
     samples = [np.asarray(event.images[0].convert("RGB")).astype(int) for event in events if isinstance(event, Sampled)]
@@ -301,7 +308,7 @@ def test_what_follows_a_hint_learns_draws_and_leaves_the_host_as_it_was(world, v
     tensors = load_file(last(events, Saved).paths[0])
     assert all(tensors[key].isfinite().all() for key in tensors)
     joined = [key for key in tensors if key.startswith(("control_model.zero_convs", "control_model.middle_block_out"))]  # at zero before
-    assert (len(joined) == 26 and all(tensors[key].any() for key in joined)) if kind == "controlnet" else len(tensors) == 38
+    assert (len(joined) == 26 and all(tensors[key].any() for key in joined)) if kind == "controlnet" else len(tensors) in (36, 38)  # the first two levels of the embedded model are equally wide
     taken, total = (int(word) for word in last(events, Saved).report.split(";")[0].split() if word.isdigit())
     assert taken == total == len(tensors)
     assert difference(before, world.snapshot()) == {} and np.array_equal(world.picture(), picture)
@@ -313,16 +320,18 @@ def test_checkpointing_of_what_follows_a_hint_computes_the_same(world, values):
     assert max((plain[key] - saving[key]).abs().max().item() for key in plain) < 1e-5
 
 
-def test_a_network_goes_where_the_controlnet_extension_looks_if_it_is_there(inside, values):
-    values = of_method(values, {"method": "t2i_adapter", "name": "lines", "steps": 1, "sample.every": 0, "save_every": 0})
+@pytest.mark.parametrize("kind", ["t2i_adapter", "controlnet"])
+def test_a_network_goes_where_the_controlnet_extension_looks_if_it_is_there(inside, values, kind):
+    values = of_method(values, {"method": kind, "name": f"lines-{kind}", "steps": 1, "sample.every": 0, "save_every": 0})
     folder = Path(inside.w.paths.models_path) / "ControlNet"
     if not folder.exists():
-        report = last(run(inside, values), Saved).report
-        assert "there is no models/ControlNet" in report and "38 of 38" in report and not folder.exists()
+        saved = last(run(inside, values), Saved)
+        count = len(load_file(saved.paths[0]))
+        assert "there is no models/ControlNet" in saved.report and f"{count} of {count}" in saved.report and not folder.exists()
     folder.mkdir(exist_ok=True)
     events = run(inside, values)
     assert "by the rules of the ControlNet extension" in last(events, Saved).report
-    assert (folder / "lines.safetensors").read_bytes() == last(events, Saved).paths[0].read_bytes()
+    assert (folder / f"{values['name']}.safetensors").read_bytes() == last(events, Saved).paths[0].read_bytes()
     assert not list(Path(inside.w.shared.cmd_opts.lora_dir).glob("lines*"))
 
 

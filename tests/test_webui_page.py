@@ -185,6 +185,25 @@ def test_the_xyz_plot_goes_through_the_saves_of_a_run(tab, data_folder):
     assert np.array_equal(cells[3], picture("a red star on a white background <lora:plotted:1>"))
 
 
+def test_a_checkpoint_that_was_trained_is_in_the_list_and_draws_what_the_run_drew(data_folder):
+    prompt, chosen = "a red star on a white background", ask("sdapi/v1/options")["sd_model_checkpoint"]
+    before = picture(prompt)
+    wanted = {"name": "whole", "method": "dreambooth", "dreambooth.save_dtype": "fp32", "data": {"folder": str(data_folder), "resolution": 64, "bucket_min": 64}, "steps": 2,
+              "optim.lr": "1e-2", "sample": {"prompts": prompt, "every": 2, "steps": 4, "cfg": 3, "seed": 3}, "save_every": 0, "prior.drift": "off"}  # fmt: skip
+    ask("tuner/api/runs", {"settings": wanted})
+    folder = Path(ended("whole")["folder"])
+    assert np.array_equal(picture(prompt), before)
+    title = next(model["title"] for model in ask("sdapi/v1/sd-models") if model["model_name"] == "whole")
+    try:
+        ask("sdapi/v1/options", {"sd_model_checkpoint": title})
+        loaded = picture(prompt)
+    finally:
+        ask("sdapi/v1/options", {"sd_model_checkpoint": chosen})
+    live = np.asarray(Image.open(folder / "samples" / "000002-0.png").convert("RGB")).astype(int)
+    assert np.abs(live - before).max() > 2 and np.array_equal(loaded, live)
+    assert np.array_equal(picture(prompt), before)
+
+
 def test_the_routes_are_part_of_the_hosts_api_page():
     paths = ask("openapi.json")["paths"]
     assert {"/tuner/api/status", "/tuner/api/runs", "/tuner/api/do/{action}", "/tuner/api/runs/{run}/files/{name}"} <= paths.keys()
