@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from worlds import REAL, SIZE, WORLDS, Inside, World, world_of
 
 from lib_tuner.events import Finished, Sampled, Saved, Started, Stepped
+from lib_tuner.hosts.readback import read_back
 from lib_tuner.methods import METHODS, settings
 from lib_tuner.methods.lora_file import read_lora
 from lib_tuner.train import Orders, train
@@ -186,6 +187,16 @@ def test_a_saved_checkpoint_can_be_chosen_and_draws_what_the_live_model_drew(ins
     assert np.array_equal(loaded, live) and np.abs(live - plain).max() > 2
     near = inside.picture(f"{PROMPT} <lora:{saved.names['whole thing-lora.safetensors']}:1>", steps=chosen["sample.steps"])
     assert np.abs(near - live).mean() < np.abs(plain - live).mean() / 5  # norms and biases have no place in a LoRA
+
+
+def test_position_ids_that_a_host_has_beside_its_state_are_not_missed(inside, monkeypatch):
+    """As transformers from 4.31 on have them."""
+    file, embeddings = Path(inside.model.sd_checkpoint_info.filename), inside.model.cond_stage_model.wrapped.transformer.text_model.embeddings
+    assert any(key.endswith(".position_ids") for key in load_file(file))
+    monkeypatch.setattr(embeddings, "_non_persistent_buffers_set", {"position_ids"})
+    assert not any(key.endswith(".position_ids") for key in inside.model.state_dict())
+    report = read_back(inside.w, file, "dreambooth")
+    assert report.taken == report.total > 500
 
 
 def test_class_pictures_are_drawn_without_the_styles_of_samples(inside, values, tmp_path):

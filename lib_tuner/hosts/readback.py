@@ -68,7 +68,9 @@ def _checkpoint(w: Any, path: Path) -> LoadReport:
         found = read(str(path), map_location="cpu") if "map_location" in signature(read).parameters else read(str(path))
     except Exception as error:  # whatever the host raises for a file it does not take
         return LoadReport(path, 0, total, path.stem, f"the WebUI refuses it: {error}")
-    own = {key.replace(".wrapped.", "."): tensor.shape for key, tensor in w.sd_models.model_data.sd_model.state_dict().items()}  # hijacked modules are wrapped
+    model = w.sd_models.model_data.sd_model
+    has = {**dict(model.named_buffers()), **model.state_dict()}  # transformers from 4.31 on keep the position ids out of the state
+    own = {key.replace(".wrapped.", "."): tensor.shape for key, tensor in has.items()}  # hijacked modules are wrapped
     return LoadReport(path, sum(own.get(key) == tensor.shape for key, tensor in found.items()), total, path.stem)
 
 
