@@ -209,6 +209,11 @@ def has_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _cpu_flag("avx512_bf16", "amx_bf16", "bf16")
 
 
+def slow_attention(device: torch.device) -> bool:
+    """Whether torch's attention is as slow in bf16 as in fp32: on a CPU with instructions for bf16, but none for tiles (AMX), which torch's kernel makes use of."""
+    return device.type == "cpu" and has_bf16(device) and _cpu_flag("avx512_bf16") and not _cpu_flag("amx_bf16")
+
+
 def _cpu_flag(*names: str) -> bool:
     """Whether Linux lists one of these flags; elsewhere no, since emulated bf16 is slower than fp32."""
     try:

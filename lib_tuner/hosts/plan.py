@@ -11,10 +11,11 @@ import torch
 
 from ..methods import METHODS
 from ..methods.base import Costs
+from ..sd.attention import kept_bytes
 from ..sd.files import place_of, read_header
 from ..sd.inpaint import FIRST, INPUTS
 from ..settings import TrainConfig
-from ..step import has_bf16
+from ..step import has_bf16, slow_attention
 
 SMALL = 200e6  # bytes of a checkpoint below which a model is small: bf16 then costs more than it saves (measured on CPUs)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -41,6 +42,8 @@ class Plan:
     small: bool = False
     costs: Costs = Costs()
     inpainting: bool | None = None  # None: its header does not tell
+    products: bool = False  # attention as products (sd.attention), for which memory decides nothing: the numbers are others
+    keep: bool = False  # with its probabilities kept, which changes no number
 
 
 def plan_for(cfg: TrainConfig, checkpoint: Path) -> Plan:
@@ -56,12 +59,20 @@ def plan_for(cfg: TrainConfig, checkpoint: Path) -> Plan:
     # on CPUs channels-last costs 5 to 30% in fp32 and gives nothing in bf16, and sd.products wants the weights as they lie in the file
     channels_last = {"on": True, "off": False, "auto": not small and device.type != "cpu"}[cfg.memory.channels_last]
     note = f"{device}, {str(dtype).removeprefix('torch.')}" + ", gradient checkpointing" * checkpointing + ", channels-last" * channels_last
-    return Plan(device, dtype, checkpointing, channels_last, note, need - activations * CHECKPOINTED * checkpointing, free, small, costs, reads_nine(shapes))
+    need -= activations * CHECKPOINTED * checkpointing
+    products, kept = dtype == torch.bfloat16 and slow_attention(device), _passes(cfg) * kept_bytes((cfg.data.resolution / 8) ** 2, cfg.data.batch)
+    keep = products and not checkpointing and (free is None or need + kept <= 0.9 * free)
+    return Plan(device, dtype, checkpointing, channels_last, note, need + kept * keep, free, small, costs, reads_nine(shapes), products, keep)
 
 
 def activation_bytes(cfg: TrainConfig, width: int, dtype: torch.dtype) -> float:
-    """What a step's forward passes add without checkpointing, in a UNet whose first level has `width` channels; the frozen prior brings a second one."""
-    return (2 if cfg.prior.weight else 1) * ACTIVATIONS / 2 * width / WIDTH * (cfg.data.resolution / 8) ** 2 * cfg.data.batch * dtype.itemsize
+    """What a step's forward passes add without checkpointing, in a UNet whose first level has `width` channels."""
+    return _passes(cfg) * ACTIVATIONS / 2 * width / WIDTH * (cfg.data.resolution / 8) ** 2 * cfg.data.batch * dtype.itemsize
+
+
+def _passes(cfg: TrainConfig) -> int:
+    """Forward passes whose activations are there at once: the frozen prior brings a second one."""
+    return 2 if cfg.prior.weight else 1
 
 
 def reads_nine(shapes: Mapping[str, tuple[int, ...]]) -> bool | None:

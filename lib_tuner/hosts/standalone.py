@@ -24,6 +24,7 @@ from ..methods.embedding_file import read_embedding
 from ..methods.hypernetwork import attentions
 from ..methods.hypernetwork_file import count_parts
 from ..methods.lora_file import count_host_keys
+from ..sd.attention import attention_as_products
 from ..sd.inpaint import all_hidden, joined
 from ..sd.loss import generator_for
 from ..sd.model import Model, load_model
@@ -76,7 +77,7 @@ class Standalone:
             m.text.place = stays if METHODS[self.cfg.method](self.cfg).trains_text else in_ram(m.text.transformer, plan.device)
         self._sd = Components(m.unet, m.text, m.vae, m.schedule, nullcontext, m.sha256, m.name, plan.device, plan.dtype, file=self.model_path)
         try:
-            with few_pixels_as_products(m.unet):
+            with few_pixels_as_products(m.unet), attention_as_products(m.unet, plan.keep) if plan.products else nullcontext():
                 yield self._sd
         finally:
             self._sd = None

@@ -65,6 +65,8 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
+    attend = staticmethod(attend)
+
     def __init__(self, width: int, context: int, heads: int):
         super().__init__()
         self.heads = heads
@@ -74,7 +76,7 @@ class Attention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(width, width), nn.Dropout(0.0))
 
     def forward(self, x: Tensor, ctx: Tensor) -> Tensor:
-        return self.to_out(attend(self.to_q(x), self.to_k(ctx), self.to_v(ctx), self.heads))
+        return self.to_out(self.attend(self.to_q(x), self.to_k(ctx), self.to_v(ctx), self.heads))
 
 
 class GEGLU(nn.Module):
