@@ -88,7 +88,7 @@ class Attend(torch.autograd.Function):
             dk[g].add_(torch.mm(queries[g, :, at], own, out=part))
         if flat is not None:
             if ctx.given:
-                raise RuntimeError("the graph was kept for a second backward pass, but the probabilities are somebody else's by now")
+                raise AssertionError("the graph was kept for a second backward pass, but the probabilities are somebody else's by now")
             ctx.given = True
             ctx.spare.give(flat)
         dk, dv = ((x * scale).to(q.dtype).mT for x, scale in ((dk, rows.scale), (dv, 1.0)))
