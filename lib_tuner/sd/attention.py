@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from .layers import attend
 
 MANY = 2**18  # N * M from which the products win
-CELLS = 2**20  # R * M
+CELLS = 2**24  # R * M: with fewer, two threads wait for each other at a thousand small products (7 times as long on a busy machine)
 VECTOR = 16  # a product's columns are filled up to a multiple of it, the fp32 numbers of a register: with 40 columns it takes longer than with 48
 
 
