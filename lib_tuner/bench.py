@@ -15,7 +15,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -29,6 +29,7 @@ from PIL import Image
 from .bench_peers import PEERS
 from .bench_worker import HostClass, Ours, Side, Worker
 from .progress import Status
+from .sd.files import atomic
 from .step import has_bf16
 
 PEER = "diffusers+peft"
@@ -134,9 +135,8 @@ def write_report(folder: Path, rows: list[dict[str, Any]]) -> Path:
     packages = {package: version(package) for package in ("torch", "diffusers", "transformers", "peft")}
     path = folder / f"{time.strftime('%Y-%m-%d')}-{name}.json"
     folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps({"date": time.strftime("%Y-%m-%d"), "device": device, "packages": packages, "rows": rows}, indent=1), encoding="utf-8")
-    os.replace(part, path)
+    with atomic(path) as part:
+        part.write_text(json.dumps({"date": time.strftime("%Y-%m-%d"), "device": device, "packages": packages, "rows": rows}, indent=1), encoding="utf-8")
     return path
 
 
@@ -147,7 +147,7 @@ def measure(what: Comparison, weights: Path, host: HostClass, effort: Effort, en
     """The rows of a comparison; repeats end at `ends` (of time.monotonic) where the least is done. Raises OSError where a process dies."""
     count = 10 if what.device == "cuda" else 1  # updates per turn: a GPU runs ahead, and waiting for each would be the time measured
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tuner-bench-", ignore_cleanup_errors=True)))
+        folder = stack.enter_context(scratch())
         draw_pictures(folder / "pictures", what.size, what.batch)
         children = {}
         for side in sides(what, weights, folder):
@@ -157,6 +157,13 @@ def measure(what: Comparison, weights: Path, host: HostClass, effort: Effort, en
         _same_start(list(children.values()), folder / "start.pt")
         take_turns(list(children.values()), effort.rounds, count, ends, lambda n: status.show(f"{what.name}: " + (f"round {n}" if n else "warming up")))
         return [row(what, pair, *(children[side] for side in pair_sides(what, pair, weights, folder))) for pair in what.pairs]
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder that is gone afterwards, as far as the system lets go of it."""
+    with tempfile.TemporaryDirectory(prefix="tuner-bench-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def pair_sides(what: Comparison, pair: Pair, weights: Path, folder: Path) -> tuple[Side, Side]:

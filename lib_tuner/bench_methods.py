@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 
-from .bench import REPORTS, WEIGHTS, Child, draw_pictures, random_weights, rounded, take_turns
+from .bench import REPORTS, WEIGHTS, Child, draw_pictures, random_weights, rounded, scratch, take_turns
 from .bench_worker import HostClass, Side
 from .demo import followed, learned
 from .demo.judge import interval
@@ -46,8 +45,8 @@ def main(args: Namespace, host: HostClass) -> int:
         for name in LEARNS:
             if name in chosen and not report.has("learned", name, seed):
                 status.line(f"{name}, seed {seed}")
-                with tempfile.TemporaryDirectory(prefix="tuner-bench-", ignore_cleanup_errors=True) as folder:
-                    report.add("learned", learned.measure(name, seed, Path(folder), host))
+                with scratch() as folder:
+                    report.add("learned", learned.measure(name, seed, folder, host))
     status.clear()
     sys.stdout.write(table(report.rows))
     return 0
@@ -81,7 +80,7 @@ class Report:
 def costs(names: Iterable[str], weights: Path, host: HostClass, report: Report, status: Status, make: Callable[..., Child] = Child) -> None:
     """Seconds, memory, parameters and the saved file of each method at its defaults (`bench_worker.OWN` but for them), taking turns with LoRA's updates."""
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tuner-bench-", ignore_cleanup_errors=True)))
+        folder = stack.enter_context(scratch())
         draw_pictures(folder / "pictures", SIZE, 1)
         beside = _started(make, Side("ours", BESIDE, SIZE, "auto", weights, folder / BESIDE), folder, host, stack)
         for name in names:

@@ -76,9 +76,8 @@ def settings(task: Task, folder: Path, seed: int, more: Mapping[str, Any] = Mapp
     return build(TrainConfig, values, METHODS[task.method].Config)
 
 
-def prepare(folder: Path) -> None:
-    """The demo's data, and the robot's with a word of its own in the captions."""
-    write_data(folder / "data")
+def rename_robot(folder: Path) -> None:
+    """The robot's pictures once more, with a word of its own in the captions."""
     shutil.copytree(folder / "data" / "robot", folder / "data" / WORD)
     for file in (folder / "data" / WORD).glob("*.txt"):
         file.write_text(file.read_text(encoding="utf-8").replace("robot", WORD), encoding="utf-8")
@@ -89,7 +88,9 @@ def measure(name: str, seed: int, folder: Path, host_class: HostClass, more: Map
     if name in followed.TASKS:
         return {"task": name, "seed": seed, **followed.measure(name, folder, host_class, seed=seed)}
     task, judge, began = TASKS[name], Judge.load(), time.monotonic()
-    prepare(folder)
+    write_data(folder / "data")
+    if task.method == "pivotal":
+        rename_robot(folder)
     cfg = settings(task, folder, seed, more)
     host = host_class(cfg)
 
