@@ -95,7 +95,7 @@ def demo_values(home: Path) -> dict[str, Any]:
     if not (folder / "data" / "robot").is_dir():
         write_data(folder / "data")
     prompts = "a pink robot on a navy background\na purple robot on a mint background\na red star on a white background"
-    shown = {"name": "my-robot", "output": str(home), "save_every": 160, "sample.every": 60, "sample.prompts": prompts, "sample.cfg": 3.0, "data.cache": "disk"}
+    shown = {"name": "my-robot", "output": str(home), "save_every": 160, "sample.every": 60, "sample.prompts": prompts, "sample.steps": 12, "sample.cfg": 3.0, "data.cache": "disk"}
     return {**lora_settings(folder), **shown}
 
 
