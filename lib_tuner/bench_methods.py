@@ -82,7 +82,7 @@ def costs(names: Iterable[str], weights: Path, host: HostClass, report: Report, 
     with ExitStack() as stack:
         folder = stack.enter_context(scratch())
         draw_pictures(folder / "pictures", SIZE, 1)
-        beside = _started(make, Side("ours", BESIDE, SIZE, "auto", weights, folder / BESIDE), folder, host, stack)
+        beside = _started(make, Side("ours", BESIDE, SIZE, "auto", weights, folder / "beside"), folder, host, stack)
         for name in names:
             status.line(f"{name}: {ROUNDS} updates beside {BESIDE}'s")
             with ExitStack() as one:

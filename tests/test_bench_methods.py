@@ -104,11 +104,11 @@ class FakeChild:
 
 def test_costs_are_those_of_turns_taken_with_lora_and_are_kept_at_once(tmp_path):
     report = Report(tmp_path / "report.json")
-    costs(["loha", "lokr"], tmp_path / "x", None, report, SimpleNamespace(line=lambda text: None, show=lambda text: None), FakeChild)
+    costs(["loha", "lora"], tmp_path / "x", None, report, SimpleNamespace(line=lambda text: None, show=lambda text: None), FakeChild)
     rows = json.loads((tmp_path / "report.json").read_text())["costs"]
-    assert [(row["task"], row["ratio"], row["repeats"]) for row in rows] == [("loha", 2.0, 3), ("lokr", 2.0, 3)]
+    assert [(row["task"], row["ratio"], row["repeats"]) for row in rows] == [("loha", 2.0, 3), ("lora", 1.0, 3)]
     again = Report(tmp_path / "report.json")
-    assert again.has("costs", "loha") and not again.has("costs", "lora") and not again.has("learned", "loha", 1)
+    assert again.has("costs", "loha") and not again.has("costs", "lokr") and not again.has("learned", "loha", 1)
     assert "| loha | 7 M | 14 MB | 2.00 | 1.00 |" in table(again.rows)
 
 
