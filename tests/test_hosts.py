@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from worlds import REAL, SIZE, WORLDS, Inside, World, world_of
+from worlds import DRAWN, REAL, SIZE, WORLDS, Inside, World, world_of
 
 from lib_tuner.events import Finished, Sampled, Saved, Started, Stepped
 from lib_tuner.hosts.readback import read_back
@@ -41,7 +41,7 @@ def values(world, data_folder, tmp_path) -> dict[str, Any]:
     given = {
         "name": "thing", "method": "lora", "output": str(tmp_path / "out"), "data.folder": str(data_folder), "steps": 4, "data.resolution": SIZE,
         "data.bucket_min": SIZE, "data.bucket_step": 8, "data.batch": 2, "lora.rank": 4, "lora.text_encoder": True, "lora.save_dtype": "fp32",
-        "optim.lr": "1e-3", "sample.prompts": PROMPT, "sample.steps": 4, "sample.cfg": 3.0, "sample.seed": 3, "sample.every": 2, "save_every": 2,
+        "optim.lr": "1e-3", "sample.prompts": PROMPT, "sample.steps": DRAWN, "sample.cfg": 3.0, "sample.seed": 3, "sample.every": 2, "save_every": 2,
     }  # fmt: skip
     return {**given, "steps": 2, "sample.steps": 2} if world.half else given
 
@@ -200,7 +200,7 @@ def test_position_ids_that_a_host_has_beside_its_state_are_not_missed(inside, mo
 
 
 def test_class_pictures_are_drawn_without_the_styles_of_samples(inside, values, tmp_path):
-    change = {"data.class_folder": str(tmp_path / "class"), "prior.pictures": 1, "prior.prompt": PROMPT, "prior.steps": 4, "prior.cfg": 3.0, "prior.seed": 3, "steps": 1, "sample.every": 0}
+    change = {"data.class_folder": str(tmp_path / "class"), "prior.pictures": 1, "prior.prompt": PROMPT, "prior.steps": DRAWN, "prior.cfg": 3.0, "prior.seed": 3, "steps": 1, "sample.every": 0}
     run(inside, {**values, **change, "webui.hires_scale": 2.0, "webui.hires_upscaler": "Latent"})
     assert np.array_equal(np.asarray(Image.open(tmp_path / "class" / "class-00000.png")).astype(int), inside.picture())
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_page import Page, browser, clear, expect, server, train  # noqa: F401
+from test_page import Page, browser, clear, expect, own_script, server, train  # noqa: F401
 
 from lib_tuner.methods import METHODS
 from lib_tuner.tools.catalogue import TOOLS
@@ -99,6 +99,7 @@ def test_form_tabs_and_plan_are_chinese(chinese):
         assert chinese.english("robot", root="#tuner-live") == {}
 
 
+@own_script
 def test_the_tools_are_chinese(chinese):
     chinese.click("#tuner-view-tools")
     for name in TOOLS:
@@ -150,6 +151,7 @@ def test_a_run_its_files_and_the_history_are_chinese(chinese):
     assert chinese.english("lora", "robot-zh") == {}
 
 
+@own_script
 def test_a_failed_run_says_why_in_chinese(chinese, tmp_path):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.png").write_bytes(b"no picture")
@@ -163,6 +165,7 @@ def test_a_failed_run_says_why_in_chinese(chinese, tmp_path):
 # ---- sentences of the server -----------------------------------------------------------------------------------------
 
 
+@own_script
 def test_every_sentence_is_said_with_its_values(chinese):
     """Each key, filled with values, comes out as its own translation with these values, whatever other keys it is like."""
     table = {key: text for key, text in TABLE.items() if "{0}" in key}
@@ -191,6 +194,7 @@ SAID = {
 }  # fmt: skip
 
 
+@own_script
 def test_joined_sentences_are_said_part_by_part(chinese):
     said = chinese.page.evaluate("(sentences) => sentences.map(tuner.said)", list(SAID))
     assert dict(zip(SAID, said)) == SAID
@@ -234,6 +238,7 @@ def test_the_choice_is_kept_and_goes_before_the_browsers_language(browser, serve
     assert page.errors == []
 
 
+@own_script
 def test_a_prompt_that_is_being_written_outlives_the_choice(chinese):
     train(chinese, "robot-prompt", steps=500)
     chinese.at_step(1)

@@ -18,6 +18,7 @@ from conftest import until
 from tool_files import SHAPES, TEXT, lora, modules_of, plain
 
 from lib_tuner import environment
+from lib_tuner.demo.run import write_data
 from lib_tuner.methods import METHODS
 from lib_tuner.methods.lora_file import read_lora
 
@@ -29,6 +30,8 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 LONG = 120_000  # ms, for what a run has to compute; what is waited for is an event, this only ends a test that hangs
 STEPS = 14
+own_script = pytest.mark.own_script  # what gradio draws has no part in it: once, in the WebUI's
+CLASS = 8  # ordinary pictures
 
 
 def absent(what: str) -> Any:
@@ -43,6 +46,7 @@ class Server:
 
     def __init__(self, command: list[str], home: Path):
         self.home, self.lines = home, []
+        few_pictures(home)
         environment_ = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment_, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.reader = threading.Thread(target=self._read, daemon=True)
@@ -64,6 +68,15 @@ class Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
+
+
+def few_pictures(home: Path) -> None:
+    """What the form starts with, with few of the ordinary pictures: to encode them is most of a short run."""
+    data = home / "demo-data" / "data"
+    if not data.is_dir():
+        write_data(data)
+        for file in sorted((data / "class").iterdir())[2 * CLASS:]:
+            file.unlink()
 
 
 def command(gradio: str, home: Path) -> list[str]:
@@ -111,6 +124,11 @@ class Page:
         for key, value in values.items():
             self.field(key.replace("__", ".")).fill(str(value))
             self.field(key.replace("__", ".")).press("Tab")
+
+    def fill_hidden(self, **values: Any) -> None:
+        """As `fill`, for what the view leaves out."""
+        for key, value in values.items():
+            self.field(key.replace("__", ".")).evaluate("(input, value) => { input.value = value; for (const name of ['input', 'change', 'blur']) input.dispatchEvent(new Event(name, { bubbles: true })); }", str(value))
 
     def pick(self, field: str, position: int) -> str:
         """Picks a drop-down's option by its place, and returns what it is called."""
@@ -170,7 +188,9 @@ def clear(page: Page) -> None:
 
 
 def train(page: Page, name: str, **values: Any) -> None:
-    page.fill(name=name, **{"steps": STEPS, **values})
+    """Starts a run whose steps and samples take little time."""
+    page.fill(name=name, **{"steps": STEPS, "data__batch": 2, **values})
+    page.fill_hidden(sample__steps=3)
     page.click("#tuner-train-button")
     page.sees("#tuner-panel-run .tuner-run-name", name)
 
@@ -198,6 +218,7 @@ def test_one_click_trains_the_demo_to_its_end(page, server):
     assert page.page.evaluate("navigator.clipboard.readText()") == "<lora:robot-a:0.8> robot"
 
 
+@own_script
 def test_the_ranks_that_adalora_left_are_a_picture(page):
     assert page.pick("#tuner-f-method", list(METHODS).index("adalora")) == "AdaLoRA"
     page.sees("#tuner-f-adalora-rank")
@@ -212,6 +233,7 @@ def test_the_ranks_that_adalora_left_are_a_picture(page):
     assert [heights[block] for block in order] == sorted(heights.values()) and heights[order[0]] < heights[order[-1]]
 
 
+@own_script
 def test_pause_gives_the_model_back_and_resume_goes_on(page):
     train(page, "robot-b", steps=STEPS + 6)
     page.at_step(3)
@@ -223,6 +245,7 @@ def test_pause_gives_the_model_back_and_resume_goes_on(page):
     assert [p[0] for p in now["points"]] == list(range(1, STEPS + 7))
 
 
+@own_script
 def test_stop_keeps_what_was_learned(page, server):
     train(page, "robot-c", steps=500)
     page.at_step(2)
@@ -232,6 +255,7 @@ def test_stop_keeps_what_was_learned(page, server):
     page.sees(".tuner-file-list code", f"<lora:robot-c-{now['step']:06d}:0.8>")
 
 
+@own_script
 def test_save_and_sample_now_and_other_prompts_while_it_runs(page):
     train(page, "robot-d", steps=500, sample__prompts="a red circle on a white background")
     page.at_step(1)
@@ -284,6 +308,7 @@ def test_a_click_on_a_warnings_fix_mends_the_form(page):
 # ---- more than one
 
 
+@own_script
 def test_a_reload_in_the_middle_finds_the_run_going(page):
     train(page, "robot-g", steps=500)
     page.at_step(3)
@@ -293,6 +318,7 @@ def test_a_reload_in_the_middle_finds_the_run_going(page):
     assert page.page.evaluate("window.tuner.points.length") >= 3
 
 
+@own_script
 def test_two_tabs_see_and_steer_the_same_run(page, browser, server):
     other = Page(browser, server)
     train(page, "robot-h", steps=500)
@@ -306,6 +332,7 @@ def test_two_tabs_see_and_steer_the_same_run(page, browser, server):
     assert other.errors == []
 
 
+@own_script
 def test_a_queue_of_two_goes_in_the_order_that_was_chosen(page):
     train(page, "robot-i", steps=500)
     for name in ("robot-j", "robot-k"):
@@ -469,6 +496,7 @@ def test_all_of_it_is_reached_by_keyboard_and_named(page):
 # ---- figures that must not grow
 
 
+@own_script
 def test_ten_thousand_points_are_redrawn_in_under_100_ms(page):
     train(page, "robot-o", steps=1)
     page.state("done")

@@ -26,6 +26,7 @@ from lib_tuner.settings import TrainConfig
 FLAGS = ("checkpoint", "use_checkpoint", "padding_mode", "network_current_names")
 SIZE = 64  # px
 REAL = bool(os.environ.get("TUNER_INSIDE_WEBUI"))
+DRAWN = 4 if REAL else 2  # steps of a picture
 WORLDS = ["webui"] if REAL else ["standalone", "double", "double-half"]
 
 
@@ -65,7 +66,7 @@ class World:
     def snapshot(self) -> dict[str, Any]:
         raise NotImplementedError
 
-    def picture(self, prompt: str = "a red star on a white background", seed: int = 3, steps: int = 4) -> np.ndarray:
+    def picture(self, prompt: str = "a red star on a white background", seed: int = 3, steps: int = DRAWN) -> np.ndarray:
         raise NotImplementedError
 
     @staticmethod
@@ -90,7 +91,7 @@ class Alone(World):
         parts = {"unet": model.unet, "text": model.text.transformer, "vae": model.vae.vae}
         return {f"{part}.{key}": value for part, root in parts.items() for key, value in state_of_model(root).items()} | {"random": random_now()}
 
-    def picture(self, prompt: str = "a red star on a white background", seed: int = 3, steps: int = 4) -> np.ndarray:
+    def picture(self, prompt: str = "a red star on a white background", seed: int = 3, steps: int = DRAWN) -> np.ndarray:
         request = GenerateRequest(prompt, width=SIZE, height=SIZE, steps=steps, cfg=3.0, seed=seed)
         return np.asarray(self._host.generate([request])[0]).astype(int)
 
@@ -128,7 +129,7 @@ class Inside(World):
             "forwards": [cls.forward for cls in (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)], "load": torch.load,
         }  # fmt: skip
 
-    def picture(self, prompt: str = "a red star on a white background", seed: int = 3, steps: int = 4) -> np.ndarray:
+    def picture(self, prompt: str = "a red star on a white background", seed: int = 3, steps: int = DRAWN) -> np.ndarray:
         """As the host's API draws, on a thread's own: under the lock, with extra networks and embeddings read anew."""
         w = self.w
         with w.call_queue.queue_lock:
