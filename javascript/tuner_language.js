@@ -4,7 +4,7 @@
 (function (tuner) {
     const WEBUI = window.localization !== undefined;
     const STATIC = new URL(".", (document.currentScript && document.currentScript.src) || new URL("tuner/static/x", location.href));
-    const NAMES = { en: "English", zh_CN: "中文" }, TAGS = { en: "en", zh_CN: "zh-CN" }, KEPT = "tuner-language";
+    const NAMES = { en: "English", zh_CN: "中文" }, TAGS = { en: "en", zh_CN: "zh-CN" }, KEPT = "tuner-language", PATIENCE = 10000; // ms
     const language = tuner.language = { host: WEBUI, ready: WEBUI, now: "", locale: [], choice: () => null, english: (element) => element.textContent };
     if (WEBUI) return;
 
@@ -16,9 +16,9 @@
         return kept in NAMES ? kept : navigator.language.startsWith("zh") ? "zh_CN" : "en";
     }
 
-    // Loads the table; where there is none the page stays English. Nothing is shown before, so that no page is half in one language.
+    // Loads the table; where there is none, or none comes, the page stays English. Nothing is shown before, so that no page is half in one language.
     async function use(name) {
-        const answer = name === "en" ? null : await fetch(new URL(`${name}.json`, STATIC)).catch(() => null);
+        const answer = name === "en" ? null : await fetch(new URL(`${name}.json`, STATIC), { signal: AbortSignal.timeout(PATIENCE) }).catch(() => null);
         const table = answer && answer.ok ? await answer.json().catch(() => null) : null;
         window.localization = table || {};
         language.now = table ? name : "en";

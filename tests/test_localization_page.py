@@ -270,6 +270,21 @@ def test_a_choice_with_a_chinese_name_is_sent_as_the_programs_word(chinese):
     assert (sent["optim.schedule"], sent["data.flip"], sent["data.cache"], sent["checkpoint"], sent["method"]) == ("linear", "off", "disk", "", "lora")
 
 
+@own_script
+def test_where_no_table_comes_the_page_is_english(browser, server):  # noqa: F811
+    def new_context(**more: Any) -> Any:
+        context = browser.new_context(locale="zh-CN", **more)
+        context.add_init_script("const after = AbortSignal.timeout; AbortSignal.timeout = () => after.call(AbortSignal, 300);")
+        context.route("**/zh_CN.json", lambda route: None)  # asked for, and never answered
+        return context
+
+    page = Page(SimpleNamespace(new_context=new_context), server)
+    page.sees("#tuner-tab-run", "Run")
+    page.sees("#tuner-train-button", "Train")
+    page.context.close()
+    assert page.errors == []
+
+
 def test_settings_are_found_by_either_language(chinese):
     for words in ("学习率调度", "learning rate changes"):
         chinese.page.fill(".tuner-search", words)

@@ -110,12 +110,18 @@ class Page:
         self.page = self.context.new_page()
         self.errors: list[str] = []
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.said: list[str] = []  # what tells why a page does not come up
+        self.page.on("console", lambda message: self.said.append(f"console: {message.text}"))
+        self.page.on("requestfailed", lambda request: self.said.append(f"failed: {request.url} {request.failure}"))
         self.server = server
         self.open()
 
     def open(self) -> None:
         self.page.goto(self.server.url)
-        self.page.wait_for_selector("#tuner-live [role=tablist]")
+        try:
+            self.page.wait_for_selector("#tuner-live [role=tablist]")
+        except playwright.TimeoutError as error:
+            raise AssertionError("\n".join(["the page did not come up:", *self.errors, *self.said, *self.server.lines[-40:], self.page.content()[-4000:]])) from error
 
     def field(self, key: str) -> Any:
         return self.page.locator(f"#tuner-f-{key.replace('.', '-')}").locator("input, textarea").first
