@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import typing
@@ -52,9 +53,10 @@ def section(cls: type) -> Any:
     return dataclasses.field(default_factory=cls, metadata={"section": cls})
 
 
-def options(cls: type, prefix: str = "") -> list[Option]:
+@functools.cache  # asked for at every run, save and request, and always the same
+def options(cls: type, prefix: str = "") -> tuple[Option, ...]:
     """All settings of a dataclass, those of its sections included, in the order they are written; keys start with `prefix` and a dot."""
-    hints, found = typing.get_type_hints(cls), []
+    hints, found = typing.get_type_hints(cls), ()
     for field in dataclasses.fields(cls):
         key = _join(prefix, field.name)
         if "section" in field.metadata:
@@ -62,7 +64,7 @@ def options(cls: type, prefix: str = "") -> list[Option]:
         elif "option" in field.metadata:
             if hints[field.name] not in _KINDS:
                 raise TypeError(f"{cls.__name__}.{field.name}: a setting is a bool, int, float or str")
-            found.append(dataclasses.replace(field.metadata["option"], key=key, type=hints[field.name]))
+            found += (dataclasses.replace(field.metadata["option"], key=key, type=hints[field.name]),)
     return found
 
 
@@ -77,7 +79,7 @@ def build(cls: type[C], values: Mapping[str, Any], method: type | None = None) -
     """
     flat, problems = _flatten(values)
     name = method_name(cls, flat)
-    known = {o.key: o for o in options(cls) + (options(method, name) if method else [])}
+    known = {o.key: o for o in options(cls) + (options(method, name) if method else ())}
     given: dict[str, Any] = {}
     for key, value in flat.items():
         try:
@@ -340,7 +342,7 @@ def flags(parser: ArgumentParser, cls: type, method: type | None = None, name: s
     """Adds `--section.key VALUE` for every setting; parsed values are strings for `build`, absent where not given. `name`: the method's."""
     name = name or method_name(cls, {})
     groups: dict[str, Any] = {}
-    for option in options(cls) + (options(method, name) if method else []):
+    for option in options(cls) + (options(method, name) if method else ()):
         head = option.key.rpartition(".")[0]
         group = groups.get(head) or groups.setdefault(head, parser.add_argument_group(head or "run"))
         group.add_argument(f"--{option.key}", dest=option.key, default=SUPPRESS, metavar=_METAVARS[option.type], help=_describe(option))

@@ -41,7 +41,7 @@ def values(world, data_folder, tmp_path) -> dict[str, Any]:
     given = {
         "name": "thing", "method": "lora", "output": str(tmp_path / "out"), "data.folder": str(data_folder), "steps": 4, "data.resolution": SIZE,
         "data.bucket_min": SIZE, "data.bucket_step": 8, "data.batch": 2, "lora.rank": 4, "lora.text_encoder": True, "lora.save_dtype": "fp32",
-        "optim.lr": "1e-3", "sample.prompts": PROMPT, "sample.steps": DRAWN, "sample.cfg": 3.0, "sample.seed": 3, "sample.every": 2, "save_every": 2,
+        "optim.lr": "1e-3", "sample.prompts": PROMPT, "sample.steps": DRAWN, "sample.cfg": 3.0, "sample.seed": 3, "sample.every": 4, "save_every": 4,
     }  # fmt: skip
     return {**given, "steps": 2, "sample.steps": 2} if world.half else given
 
@@ -413,7 +413,7 @@ def test_previews_take_the_hosts_hires_fix_sampler_and_styles(inside, values):
 
 def test_every_save_of_a_run_can_be_named_in_a_prompt(inside, values):
     """What the XYZ plot's Prompt S/R goes through: the word with the step's number is that step's embedding."""
-    events = run(inside, of_method(values, {**WORD, "name": "stepped", "optim.lr": "1.0", "sample.prompts": f"{PROMPT} stepped"}))
+    events = run(inside, of_method(values, {**WORD, "name": "stepped", "optim.lr": "1.0", "sample.prompts": f"{PROMPT} stepped", "sample.every": 2, "save_every": 2}))
     saves, samples = [e for e in events if isinstance(e, Saved)], {e.step: e for e in events if isinstance(e, Sampled)}
     assert [save.step for save in saves] == [2, 4]
     for save in saves:
