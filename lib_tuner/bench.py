@@ -28,8 +28,8 @@ from PIL import Image
 
 from .bench_peers import PEERS
 from .bench_worker import HostClass, Ours, Side, Worker
+from .disk import atomic
 from .progress import Status
-from .sd.files import atomic
 from .step import has_bf16
 
 PEER = "diffusers+peft"

@@ -22,9 +22,9 @@ from .bench import REPORTS, WEIGHTS, Child, draw_pictures, random_weights, round
 from .bench_worker import HostClass, Side
 from .demo import followed, learned
 from .demo.judge import interval
+from .disk import atomic
 from .methods import METHODS
 from .progress import Status
-from .sd.files import atomic
 
 SIZE, ROUNDS = 256, 3
 BESIDE = "lora"  # whose updates take turns with each method's

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import flatten, meant, read_toml, toml_text
+from .disk import atomic
 from .settings import TrainConfig
 
 LEFT_OUT = (  # what names a place on one machine, or one run: not part of a preset; nor are the methods' `start` files and folders of hints
@@ -195,8 +196,6 @@ def save_own(folder: str | Path, name: str, values: Mapping[str, Any]) -> Path:
     What names a place or one run (`LEFT_OUT`, and the methods' `start` and `hints`) is not written. Raises ValueError for a name that cannot be a file's
     and for what is no setting, OSError.
     """
-    from .sd.files import atomic  # brings torch along, which those who only ask for values need not load
-
     path, text = _file(folder, name), _text(flatten(values))
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import MIGRATIONS, migrate
-from .sd.files import atomic
+from .disk import atomic, take_lock
 
 LOG = logging.getLogger("lib_tuner")
 ENDED = ("done", "stopped", "nan", "failed")
@@ -43,7 +43,7 @@ class QueueFile:
         self.path = home / "queue.json"
         self._lock = os.open(home / "queue.lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            _take_lock(self._lock)
+            take_lock(self._lock)
         except OSError:
             os.close(self._lock)
             raise ValueError(f"{home} is in use by another Tuner: use its page, end it, or choose another folder with --out.") from None
@@ -80,15 +80,3 @@ def _entry(row: Mapping[str, Any]) -> Entry:
     entry = Entry(**{key: value for key, value in row.items() if key in known})
     entry.values = migrate(entry.values, "queue.json")
     return entry
-
-
-def _take_lock(descriptor: int) -> None:
-    """Raises OSError where another process has it; the system frees it when its holder ends, however that happens."""
-    if os.name == "nt":
-        import msvcrt
-
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .disk import atomic
 from .events import Drifted, Event, Finished, Sampled, Saved, Started, Stepped, Validated, Warned
-from .sd.files import atomic
 
 COLUMNS = ("step", "loss", "lr", "validation", "seconds", "drift")
 EVERY = 10

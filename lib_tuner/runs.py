@@ -22,13 +22,13 @@ from typing import Any
 
 from .checkpoint import newest_step
 from .config import build, flat_values, read_toml
+from .disk import atomic
 from .events import Event, Finished, Saved, Started, Stepped, Validated
 from .live import finite
 from .methods import METHODS, settings
 from .methods.lora_file import ranks_of_blocks
 from .progress import sentence
 from .recorders import read_rows
-from .sd.files import atomic
 from .settings import TrainConfig
 
 RECORD, SETTINGS, LOSSES = "record.tuner", "settings.toml", "losses.csv"  # JSON, but no .json: `run.json` is the card of a LoRA named run

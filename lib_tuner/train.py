@@ -19,13 +19,13 @@ from .data.batches import Batches, find_items, validation
 from .data.holes import Holes
 from .data.items import from_rows, to_rows
 from .data.pictures import beside, from_pixels
+from .disk import atomic
 from .events import Drifted, Event, Finished, Preparing, Sampled, Saved, Started, Stepped, Validated, Warned
 from .host import Components, GenerateRequest, Host
 from .methods.base import Method
 from .methods.metadata import Made
 from .metrics import drift_prompts, prior_drift, validation_loss
 from .optim import EMA, lr_ended, make_optimizer, weights_for_eval
-from .sd.files import atomic
 from .sd.inpaint import is_inpainting, joined
 from .sd.loss import check_weights
 from .settings import InpaintConfig, TrainConfig

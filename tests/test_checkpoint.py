@@ -342,7 +342,7 @@ def test_what_the_system_refuses_is_one_sentence(tmp_path, monkeypatch, number, 
         raise OSError(number, os.strerror(number))
 
     save(tmp_path, 1, {})
-    monkeypatch.setattr(files.os, "replace", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(OSError) as caught:
         save(tmp_path, 2, {})
     assert str(caught.value) == f"{tmp_path / 'state'} did not take the run's state ({os.strerror(number)}): {advice}, then resume the run."

@@ -377,7 +377,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, parts, mon
         raise OSError("the disk is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "fsync", fail)
+        patch.setattr(os, "fsync", fail)
         with pytest.raises(OSError, match="the disk is gone"):
             save_checkpoint(path, *parts, dtype=torch.float16)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["m.safetensors"]

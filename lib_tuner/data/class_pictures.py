@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ..disk import atomic
 from ..events import Preparing
 from ..host import GenerateRequest, Host
-from ..sd.files import atomic
 from ..settings import TrainConfig
 from .items import PICTURES
 

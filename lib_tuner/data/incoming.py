@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..sd.files import atomic
+from ..disk import atomic
 
 _SETTINGS = re.compile(r"^(Negative prompt:|Steps: )", re.MULTILINE)  # where the prompt ends in what the WebUI writes into a picture
 

@@ -13,8 +13,8 @@ import re
 import shutil
 from pathlib import Path
 
+from ..disk import atomic
 from ..runs import SAVE, step_of
-from ..sd.files import atomic
 
 LEDGER = "published.tuner"  # JSON in the output folder: {published file: the run's file}
 _RUN = re.compile(r"(.+)-\d{3,}")

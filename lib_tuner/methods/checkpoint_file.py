@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..sd.files import atomic, place_of, read_checkpoint, read_header, read_tensors, write_tensors
+from ..disk import atomic
+from ..sd.files import place_of, read_checkpoint, read_header, read_tensors, write_tensors
 from ..sd.yaml import yaml_of
 
 Place = tuple[str, str]  # (part, name of the tensor in it): ("unet", "out.2.weight")

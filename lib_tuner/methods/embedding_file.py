@@ -17,7 +17,8 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from ..sd.files import atomic, read_tensors, write_tensors
+from ..disk import atomic
+from ..sd.files import read_tensors, write_tensors
 from ..sd.kinds import describe, kind_of
 from ..sd.pickles import read_pickle
 from . import embedding_png

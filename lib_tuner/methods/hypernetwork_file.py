@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..sd.files import atomic, read_tensors
+from ..disk import atomic
+from ..sd.files import read_tensors
 from ..sd.kinds import describe, kind_of
 from ..sd.pickles import read_pickle
 

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from ..config import METADATA_KEY, flat_values, to_metadata
-from ..sd.files import atomic
+from ..disk import atomic
 from ..settings import DataConfig, LossConfig, OptimConfig, TrainConfig
 
 Summary = Mapping[str, Any]  # of the data, `Batches.summary()`: what goes into the file has kohya's names (`ss_…`); any may be absent

@@ -6,11 +6,8 @@ Tensors are mapped from the file, not copied: a file of 2 GB opens at once, and 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
-import threading
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +16,7 @@ from typing import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from ..disk import atomic
 from .kinds import describe, kind_of
 from .pickles import read_pickle
 
@@ -277,19 +275,3 @@ def check_room(path: Path, needed: int) -> None:
     needed += 1 << 20  # a mebibyte for the header
     if free < needed:
         raise OSError(f"{path.name} needs {needed / 1e6:,.1f} MB, but {path.parent} has {free / 1e6:,.1f} MB free; make room or choose another folder.")
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; what is there when the block ends well is synced and takes the place of `path`, else it is deleted."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # as the user's umask wants it; safetensors 0.8 writes files that nobody else can read
-        yield temporary
-        temporary.chmod(mode)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..disk import atomic
 from ..methods.lora_file import LoraFile, Module, read_lora, write_factors
-from ..sd.files import atomic, read_tensors, write_tensors
+from ..sd.files import read_tensors, write_tensors
 from ..sd.names import diffusers_path, kohya_key, text_paths, unet_paths
 from .deltas import family
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from ..sd.files import atomic
+from ..disk import atomic
 
 COLUMN, BAR, HEIGHT, LEFT, TOP, BOTTOM = 40, 28, 260, 70, 40, 30  # px
 COLORS = {"BASE": "#8a5fbf", "IN": "#3b7dd8", "M": "#d8893b", "OUT": "#3ba37a"}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import load_toml, meant, toml_value
-from ..sd.files import atomic
+from ..disk import atomic
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..sd.files import TEXT, UNET, VAE, atomic, check_room, current_name, is_safetensors, read_header, read_tensors
+from ..disk import atomic
+from ..sd.files import TEXT, UNET, VAE, check_room, current_name, is_safetensors, read_header, read_tensors
 from ..sd.kinds import kind_of
 
 DTYPES = {
