@@ -41,7 +41,7 @@ class Line:
         """The tags; what is before, between and after them (None where it is the separator throughout); the usual separator of this line, "" for unknown."""
         text = self.text
         if "(" not in text:
-            tags = tuple(part.strip(self.blanks) for part in text.split(","))
+            tags = [part.strip(self.blanks) for part in text.split(",")]
             if USUAL.join(tags) == text and all(tags):
                 return tuple(map(intern, tags)), None, USUAL if len(tags) > 1 else ""
         tags, gaps = _parted(text, self.blanks)
@@ -67,13 +67,8 @@ class Line:
         """The line with other tags: those that stay keep what was typed before them, new ones take the line's separator (`usual` where it shows none)."""
         old, gaps, separator = self._split
         separator = separator or usual
-        if not tags or not old:
-            text = separator.join(tags)
-        elif gaps is None:
-            text = separator.join(tags)
-        else:
-            text = _joined(tags, old, gaps, separator)
-        return replace(self, text=text)
+        plain = gaps is None or not tags or not old
+        return Line(separator.join(tags) if plain else _joined(tags, old, gaps, separator), self.kind, self.blanks)
 
 
 def reads_as_text(text: str, parts: int) -> bool:
@@ -81,7 +76,8 @@ def reads_as_text(text: str, parts: int) -> bool:
 
     The average, since one tag may be a long title; underscores join words, as taggers write them.
     """
-    return bool(_SENTENCE.search(text)) or len(text.split()) >= _WORDY * max(parts, 1)
+    stops = "." in text or "!" in text or "?" in text  # the pattern takes its time
+    return len(text.split()) >= _WORDY * max(parts, 1) or (stops and bool(_SENTENCE.search(text)))
 
 
 def tags_of(text: str) -> Tags:
@@ -183,7 +179,7 @@ class Caption:
 
     def edited(self, change: Callable[[Tags], Tags], sentences: bool = True) -> Caption:
         """The caption with the tags of each line changed; lines of sentences only where `sentences`. A line that loses all its tags goes."""
-        return self.with_lines(lambda line: line.tags if line.is_text and not sentences else change(line.tags), Line.with_tags)
+        return self.with_lines(lambda line: line.tags if not sentences and line.is_text else change(line.tags), Line.with_tags)
 
     def with_lines(self, change: Callable[[Line], Tags | str], build: Callable[[Line, Tags | str, str], Line]) -> Caption:
         """The caption where `build(line, change(line), separator)` takes the place of each line that `change` gives something else than its tags or text for.
@@ -197,12 +193,12 @@ class Caption:
                 new = change(line)
                 if new != line.tags and new != line.text:
                     line, changed = build(line, new, usual), True
-                    if not line.tags and len(self.lines) > 1 and filled:
+                    if not new and len(self.lines) > 1 and filled:
                         ends[-1:] = [end] if ends and not end else ends[-1:]
                         continue
             lines.append(line)
             ends.append(end)
-        return replace(self, lines=tuple(lines) or (Line(""),), ends=tuple(ends) or ("",)) if changed else self
+        return Caption(tuple(lines) or (Line(""),), tuple(ends) or ("",), self.encoding, self.bom) if changed else self
 
     def with_text(self, text: str) -> Caption:
         """The caption with another text in the same encoding, with the same kind of line breaks, and one at the end where there was one."""

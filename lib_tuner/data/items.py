@@ -197,10 +197,10 @@ def _with_caption(job: _Scan, item: Item, named: Path | None = None, own: str | 
     if way in ("auto", "file"):
         caption, source = (own, "parquet") if own else _beside(job, item.path)
     if source == "none" and way in ("auto", "folder"):
-        folder = _kohya(job, item.path)[1] or (_folder_name(item.path) if way == "folder" else "")
+        folder = _kohya(job, item.path)[1] or (folder_words(item.path) if way == "folder" else "")
         caption, source = (folder, "folder") if folder else ("", "none")
     if source == "none" and way in ("auto", "filename"):
-        words = _NUMBERS.sub("", (named or item.path).stem)
+        words = file_words(named or item.path)
         if way == "filename" or not _NO_WORDS.match(words):
             caption, source = words, "filename"
     if not caption and way != "none":
@@ -218,10 +218,16 @@ def _beside(job: _Scan, path: Path) -> tuple[str, str]:
     return "", "none"
 
 
-def _folder_name(path: Path) -> str:
+def folder_words(path: Path) -> str:
+    """What a file's folder says of it: its name, of kohya's `10_name` the name."""
     name = path.parent.name
     found = _KOHYA.match(name)
     return found[2] if found else name
+
+
+def file_words(path: Path) -> str:
+    """What a file's name says of it: the name without its ending and the number before it."""
+    return _NUMBERS.sub("", path.stem)
 
 
 # ---- masks, pairs ----------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ _LETTER = re.compile(r"[^\W_]")
 
 def key(tag: str) -> str:
     """A tag as it is compared with others: `Long_Hair` is `long hair`, `x_\\(y\\)` is `x (y)`."""
-    return with_spaces(_ESCAPED.sub(r"\1", tag)).lower()
+    return with_spaces(_ESCAPED.sub(r"\1", tag) if "\\" in tag else tag).lower()
 
 
 def with_spaces(tag: str) -> str:
@@ -177,8 +177,9 @@ def _sorted(rank: Callable[[str], Any], pinned: Sequence[str], reverse: bool) ->
     keys = _Keys()
 
     def edit(old: Tags) -> Tags:
-        fixed = sorted((tag for tag in old if keys[tag] in places), key=lambda tag: places[keys[tag]])
-        return (*fixed, *sorted((tag for tag in old if keys[tag] not in places), key=rank, reverse=reverse))
+        fixed = sorted([tag for tag in old if keys[tag] in places], key=lambda tag: places[keys[tag]]) if places else ()
+        rest = [tag for tag in old if keys[tag] not in places] if fixed else old
+        return (*fixed, *sorted(rest, key=rank, reverse=reverse))
 
     return edit
 

@@ -1,0 +1,369 @@
+"""The journal of a data folder: what was changed lies on the disk before it changes, so that it can be undone, also by a later program.
+
+In the side folder (`.tuner` in the data folder, unless another is given):
+    journal/000007.applied.jsonl   one edit: a line on it, then one line per file with its content before and after
+    trash/000007/...               files that were deleted, until somebody empties the folder
+    lock                           held by the one program that may write
+
+An entry's state is in its name, and changes by a rename: applying -> applied -> undoing -> undone -> applying (redo). The entry is synced once, before the
+first caption is replaced; each caption is a temporary file that takes its place, so it is wholly as before or wholly as after. What was interrupted is
+completed when the journal is opened next: the user had asked for it, and the words typed for it are in the journal only. What fails while the program
+runs (a full disk, a file that another program changed) is taken back at once: then the user reads why, and nothing has changed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
+
+from ..disk import take_lock
+from .items import Problem
+from .journal_file import Change, Entry, Move, entry_bytes, read_changes, read_entry
+
+SIDE = ".tuner"
+_HEADING = {"applying": (True, "applied"), "undoing": (False, "undone"), "cancelling": (False, "")}  # forward?, the state in the end ("": the entry goes)
+_BACK = {"applying": "cancelling", "undoing": "applying", "redoing": "undoing"}
+
+
+class Stale(ValueError):
+    """A file is no longer what the plan saw."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much the journal keeps: edits, and bytes of them in all; the newest edit always stays."""
+
+    entries: int = 200
+    size: int = 512 << 20
+
+
+class Journal:
+    """The journal of one data folder, held until `close`; `interrupted` says what was found half done and completed.
+
+    `side` is another place for it, `system` the calls that change the disk. Raises ValueError where another program holds it, OSError where it cannot be
+    made or an interrupted edit not be completed.
+    """
+
+    def __init__(self, folder: str | Path, side: str | Path | None = None, limits: Limits = Limits(), system: Any = os):
+        self.folder = Path(os.path.abspath(Path(folder).expanduser()))
+        self.side = Path(os.path.abspath(side)) if side else self.folder / SIDE
+        self.limits, self.interrupted = limits, list[Problem]()
+        self._system, self._busy, self._lock = system, threading.Lock(), -1
+        self._entries = self.side / "journal"
+        if not self.folder.is_dir():
+            raise ValueError(f"{self.folder} is no folder; open the one that holds the pictures.")
+        self._open()
+        try:
+            self._recover()
+        except (OSError, ValueError):
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        try:
+            if not self._entries.is_dir():
+                self._system.makedirs(self._entries, exist_ok=True)
+                self._sync(self.side)
+                self._sync(self.side.parent)
+            self._lock = os.open(self.side / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise OSError(f"{self.side} cannot be written ({error.strerror}), so nothing could be undone; {_advice(error)}.") from error
+        try:
+            take_lock(self._lock)
+        except OSError:
+            self.close()
+            raise ValueError(f"{self.folder} is being edited by another program; end it there, or wait until it is done.") from None
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets the folder go; a second time does nothing."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def entries(self) -> list[Entry]:
+        """What can be undone (applied) and done again (undone), oldest first."""
+        return [read_entry(path) for path in self._paths()]
+
+    def commit(self, name: str, args: dict[str, Any], changes: Sequence[Change | Move]) -> Entry | None:
+        """Carries changes out and keeps them; None where there are none.
+
+        Raises ValueError where a file is no longer as before the change, OSError where one cannot be written; then nothing has changed.
+        """
+        with self._held():
+            if not changes:
+                return None
+            self._check(changes, True)
+            number = self._next()
+            moment = datetime.now().astimezone().isoformat(timespec="seconds")
+            path = self._entries / f"{number:06}.applying.jsonl"
+            entry = Entry(path, number, "applying", name, args, moment, len(changes), f".tuner-{secrets.token_hex(4)}.part")
+            try:
+                self._publish(path, entry_bytes(entry, changes, self.folder))
+            except OSError as error:
+                raise OSError(f"The journal in {self.side} cannot be written ({error.strerror}), so nothing was changed; {_advice(error)}.") from error
+            entry = self._carry_out(entry, changes, "applying")
+            self._prune()
+            return entry
+
+    def delete(self, paths: Sequence[Path]) -> Entry | None:
+        """Moves files into the trash of the side folder, from where `undo` brings them back. Raises ValueError for files outside the folder, OSError."""
+        trash, moves = self.side / "trash" / f"{self._next():06}-{secrets.token_hex(2)}", []
+        for path in dict.fromkeys(map(Path, paths)):
+            if not path.is_relative_to(self.folder) or ".." in path.parts:
+                raise ValueError(f"{path} is not in {self.folder}; only what is in the open folder can be deleted.")
+            moves.append(Move(path, trash / path.relative_to(self.folder)))
+        return self.commit("delete", {}, moves)
+
+    def undo(self) -> Entry | None:
+        """Takes the last edit back; None where there is none. Raises as `commit` does."""
+        with self._held():
+            done = [path for path in self._paths() if _state(path) == "applied"]
+            return self._turn(read_entry(done[-1]), "undoing") if done else None
+
+    def redo(self) -> Entry | None:
+        """Does again what was taken back last; None where there is none. Raises as `commit` does."""
+        with self._held():
+            undone = [path for path in self._paths() if _state(path) == "undone"]
+            return self._turn(read_entry(undone[0]), "redoing") if undone else None
+
+    # ---- one entry ---------------------------------------------------------------------------------------------------
+
+    def _turn(self, entry: Entry, way: str) -> Entry:
+        changes, forward = read_changes(entry, self.folder), way == "redoing"
+        self._check(changes, forward, lenient=True)
+        return self._carry_out(self._renamed(entry, "applying" if forward else "undoing"), changes, way)
+
+    def _carry_out(self, entry: Entry, changes: Sequence[Change | Move], way: str) -> Entry:
+        """All changes of an entry that is heading somewhere, or none of them."""
+        forward, end = _HEADING[entry.state]
+        for number, change in enumerate(changes):
+            try:
+                self._step(change, forward, entry.part, lenient=way != "applying")
+            except (OSError, Stale) as error:
+                self._take_back(entry, changes[: number + 1], way, error)
+        return self._renamed(entry, end, sync=False)
+
+    def _take_back(self, entry: Entry, changes: Sequence[Change | Move], way: str, reason: OSError | Stale) -> NoReturn:
+        name, why = changes[-1].path.name, reason.strerror if isinstance(reason, OSError) else "another program changed it"
+        advice = _advice(reason) if isinstance(reason, OSError) else "read the folder anew, then try again"
+        try:
+            self._settle(self._renamed(entry, _BACK[way]), changes)
+        except OSError as error:
+            said = f"{name} cannot be written ({why}), and what was written before it cannot be put back yet ({error.strerror})"
+            raise OSError(f"{said}; {_advice(error)}, then open {self.folder} again: that ends it.") from error
+        raise (OSError if isinstance(reason, OSError) else Stale)(f"{name} cannot be written ({why}), so nothing was changed; {advice}.") from reason
+
+    def _step(self, change: Change | Move, forward: bool, part: str, lenient: bool) -> None:
+        """Brings one file from one side to the other. Raises Stale where it is not there, OSError."""
+        if not _is_at(change, not forward, lenient):
+            raise Stale(f"{change.path.name} was changed by another program")
+        if isinstance(change, Change):
+            self._put(change.path, change.after if forward else change.before, part)
+            return
+        source, target = (change.path, change.to) if forward else (change.to, change.path)
+        self._system.makedirs(target.parent, exist_ok=True)
+        self._system.rename(source, target)
+
+    def _put(self, path: Path, data: bytes | None, part: str) -> None:
+        """A file's new content, under the file's own permissions; None deletes it. A link stays one: its target is replaced."""
+        call = self._system
+        if data is None:
+            call.unlink(path)
+            return
+        try:
+            mode = os.lstat(path).st_mode
+            if stat.S_ISLNK(mode):
+                path = Path(os.path.realpath(path))
+                mode = os.stat(path).st_mode
+        except FileNotFoundError:
+            mode = None
+        temporary = os.path.join(path.parent, part)
+        try:
+            _write(call, temporary, data)
+            if mode is not None and mode != os.stat(temporary).st_mode:
+                call.chmod(temporary, stat.S_IMODE(mode))
+            call.replace(temporary, path)
+        except OSError:
+            self._discard(temporary)
+            raise
+
+    def _check(self, changes: Sequence[Change | Move], forward: bool, lenient: bool = False) -> None:
+        """Raises Stale, by name, where a file is not as it is to be before the change: somebody else's words would be lost."""
+        stale = []
+        for change in changes:
+            try:
+                stale += [] if _is_at(change, not forward, lenient) else [change.path]
+            except OSError as error:
+                raise OSError(f"{change.path.name} cannot be read ({error.strerror}), so nothing was changed; {_advice(error)}.") from error
+        if stale:
+            more = f" and {len(stale) - 1} more" if len(stale) > 1 else ""
+            raise Stale(f"{stale[0].name}{more} changed on the disk since they were read, so nothing was changed; read the folder anew, then try again.")
+
+    # ---- what was interrupted ----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """One edit at a time, after what an earlier one left half done."""
+        with self._busy:
+            if self._lock < 0:
+                raise ValueError(f"{self.folder} was closed; open it again.")
+            self._recover()
+            yield
+
+    def _recover(self) -> None:
+        """Brings what is heading somewhere to its end."""
+        for path in self._entries.glob("*.part"):
+            self._discard(path)
+        for path in self._paths():
+            if _state(path) not in _HEADING:
+                continue
+            entry = read_entry(path)
+            try:
+                strays = self._settle(entry, read_changes(entry, self.folder))
+            except OSError as error:
+                said = f"An interrupted edit of {self.folder} cannot be completed ({error.strerror})"
+                raise OSError(f"{said}; {_advice(error)}, then open it again.") from error
+            end = "taken back" if entry.state == "cancelling" else "completed"
+            self.interrupted += [Problem(entry.path, f"was interrupted and is {end} ({entry.name}, {entry.files} files)", "interrupted"), *strays]
+        self._prune()
+
+    def _settle(self, entry: Entry, changes: Sequence[Change | Move]) -> list[Problem]:
+        """Brings each file to the side where its entry heads to; a file that is on neither side is somebody else's and stays. Raises OSError."""
+        forward, end = _HEADING[entry.state]
+        strays = []
+        for folder in {os.path.dirname(path) for c in changes for path in (c.path, os.path.realpath(c.path))}:
+            self._discard(os.path.join(folder, entry.part))
+        for change in changes:
+            try:
+                there, here = _is_at(change, forward, False), _is_at(change, not forward, True)
+            except OSError:  # it is a folder now, or nobody may read it
+                there = here = False
+            if here and not there:
+                self._step(change, forward, entry.part, lenient=True)
+            elif not there:
+                strays.append(Problem(change.path, "was changed by another program while an edit was interrupted; it stays as it is", "interrupted"))
+        self._renamed(entry, end, sync=False)
+        return strays
+
+    # ---- the folder --------------------------------------------------------------------------------------------------
+
+    def _publish(self, path: Path, data: bytes) -> None:
+        part = path.with_suffix(".part")
+        try:
+            _write(self._system, part, data, sync=True)
+            self._system.replace(part, path)
+            self._sync(self._entries)
+        except OSError:
+            self._discard(part)
+            self._discard(path)
+            raise
+
+    def _renamed(self, entry: Entry, state: str, sync: bool = True) -> Entry:
+        """The entry in another state; "" takes it away."""
+        if not state:
+            self._system.unlink(entry.path)
+            return entry
+        path = entry.path.with_name(f"{entry.number:06}.{state}.jsonl")
+        self._system.replace(entry.path, path)
+        if sync:
+            self._sync(self._entries)
+        return entry.at(path, state)
+
+    def _sync(self, folder: Path) -> None:
+        if os.name != "nt":  # Windows opens no folders
+            descriptor = self._system.open(folder, os.O_RDONLY)
+            try:
+                self._system.fsync(descriptor)
+            finally:
+                self._system.close(descriptor)
+
+    def _paths(self) -> list[Path]:
+        return sorted(path for path in self._entries.glob("*.jsonl") if path.name.count(".") == 2)
+
+    def _next(self) -> int:
+        return max((_number(path) for path in self._paths()), default=0) + 1
+
+    def _prune(self) -> None:
+        """Forgets what was undone before a newer edit, and the oldest edits beyond the limits; the trash stays."""
+        paths = self._paths()
+        newest = max((_number(path) for path in paths if _state(path) == "applied"), default=0)
+        kept = size = 0
+        for path in reversed(paths):
+            size += path.stat().st_size
+            over = kept and (kept >= self.limits.entries or size > self.limits.size)
+            if over or (_state(path) == "undone" and _number(path) < newest):
+                self._discard(path)
+            else:
+                kept += 1
+
+    def _discard(self, path: str | Path) -> None:
+        if os.path.lexists(path):
+            self._system.unlink(path)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.partition(".")[0])
+
+
+def _state(path: Path) -> str:
+    return path.name.split(".")[1]
+
+
+def _is_at(change: Change | Move, after: bool, lenient: bool) -> bool:
+    """Whether a file is as after, or as before, a change. `lenient`: or empty, which is nobody's words, and what some disks leave after a loss of power.
+
+    Raises OSError where it cannot be read.
+    """
+    if isinstance(change, Move):
+        present, absent = (change.to, change.path) if after else (change.path, change.to)
+        return os.path.lexists(present) and not os.path.lexists(absent)
+    found = _content(change.path)
+    return found == (change.after if after else change.before) or (lenient and found == b"")
+
+
+def _content(path: Path) -> bytes | None:
+    """A file's bytes; None where there is no file."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.readall()
+    except FileNotFoundError:
+        return None
+
+
+def _write(call: Any, path: str | Path, data: bytes, sync: bool = False) -> None:
+    """A new file. Raises OSError where one is there."""
+    descriptor = call.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[call.write(descriptor, view) :]
+        if sync:
+            call.fsync(descriptor)
+    finally:
+        call.close(descriptor)
+
+
+def _advice(error: OSError) -> str:
+    advice = {
+        errno.ENOSPC: "make room on the disk",
+        errno.EDQUOT: "make room on the disk",
+        errno.EXDEV: "choose a side folder on the disk of the pictures",
+        errno.ENAMETOOLONG: "give it a shorter name",
+    }
+    return advice.get(error.errno or 0, "check that the folder and its files are writable")
