@@ -147,7 +147,11 @@ class Journal:
     def _turn(self, entry: Entry, way: str) -> Entry:
         changes, forward = read_changes(entry, self.folder), way == "redoing"
         self._check(changes, forward, lenient=True)
-        return self._carry_out(self._renamed(entry, "applying" if forward else "undoing"), changes, way)
+        try:
+            entry = self._renamed(entry, "applying" if forward else "undoing")
+        except OSError as error:
+            raise OSError(f"The journal in {self.side} cannot be written ({error.strerror}), so nothing was changed; {_advice(error)}.") from error
+        return self._carry_out(entry, changes, way)
 
     def _carry_out(self, entry: Entry, changes: Sequence[Change | Move], way: str) -> Entry:
         """All changes of an entry that is heading somewhere, or none of them."""
@@ -157,7 +161,10 @@ class Journal:
                 self._step(change, forward, entry.part, lenient=way != "applying")
             except (OSError, Stale) as error:
                 self._take_back(entry, changes[: number + 1], way, error)
-        return self._renamed(entry, end, sync=False)
+        try:
+            return self._renamed(entry, end, sync=False)
+        except OSError as error:
+            self._take_back(entry, changes, way, error)
 
     def _take_back(self, entry: Entry, changes: Sequence[Change | Move], way: str, reason: OSError | Stale) -> NoReturn:
         name, why = changes[-1].path.name, reason.strerror if isinstance(reason, OSError) else "another program changed it"
@@ -281,8 +288,12 @@ class Journal:
             return entry
         path = entry.path.with_name(f"{entry.number:06}.{state}.jsonl")
         self._system.replace(entry.path, path)
-        if sync:
-            self._sync(self._entries)
+        try:
+            if sync:
+                self._sync(self._entries)
+        except OSError:
+            self._system.replace(path, entry.path)
+            raise
         return entry.at(path, state)
 
     def _sync(self, folder: Path) -> None:

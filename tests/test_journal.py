@@ -1,0 +1,319 @@
+"""The journal against programs that die, disks that are full, and other editors. Numbers of bugs are those of `dataset.md`, 4.4."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lib_tuner.data.journal import Journal, Limits
+from lib_tuner.data.journal_file import Change
+
+CALLS = ("open", "write", "close", "fsync", "replace", "rename", "unlink", "chmod", "makedirs")
+
+
+class Faulty:
+    """The system's calls, of which the one with this number ends the program, or fails."""
+
+    def __init__(self, at: int = -1, error: int = 0, only: tuple[str, ...] = CALLS, lasting: bool = False, after: bool = False):
+        self.at, self.error, self.only, self.lasting, self.after, self.count, self.names = at, error, only, lasting, after, 0, []
+
+    def __getattr__(self, name: str):
+        def call(*args, **kwargs):
+            due = name in self.only
+            here = due and (self.count == self.at or (self.lasting and 0 <= self.at < self.count))
+            self.count += due
+            self.names.append(name)
+            if not here:
+                return getattr(os, name)(*args, **kwargs)
+            if self.error:
+                raise OSError(self.error, os.strerror(self.error))
+            if name == "write":  # half of it
+                os.write(args[0], bytes(args[1])[: len(args[1]) // 2])
+            os._exit(9)
+
+        return call
+
+
+BEFORE = {"a.txt": b"a, lips", "b.txt": b"caf\xe9, lips", "gone.png": b"PNG", "c.txt": b""}
+AFTER = {"a.txt": b"a", "b.txt": b"caf\xe9", "new.txt": b"lips", "c.txt": b"filled"}
+
+
+def start(folder: Path) -> None:
+    folder.mkdir()
+    for name, data in BEFORE.items():
+        (folder / name).write_bytes(data)
+    (folder / "a.txt").chmod(0o640)
+
+
+def changes(folder: Path) -> list[Change]:
+    return [Change(folder / name, BEFORE.get(name), AFTER.get(name)) for name in ("a.txt", "b.txt", "new.txt", "gone.png", "c.txt")]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def clean(folder: Path) -> bool:
+    return not [path for path in folder.rglob("*") if path.name.endswith(".part")]
+
+
+def in_child(action) -> int:
+    """Runs it in a process of its own, which may die; its exit code."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            action()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def act(folder: Path, what: str, system) -> None:
+    with Journal(folder, system=system) as journal:
+        if what == "apply":
+            journal.commit("remove", {}, changes(folder))
+        elif what == "delete":
+            journal.delete([folder / name for name in BEFORE])
+        else:
+            getattr(journal, what)()
+
+
+def prepared(folder: Path, what: str) -> tuple[dict, dict]:
+    """A folder before an action; its content before and after it."""
+    start(folder)
+    if what in ("undo", "redo"):
+        act(folder, "apply", os)
+    if what == "redo":
+        act(folder, "undo", os)
+    return (AFTER, BEFORE) if what == "undo" else (BEFORE, {} if what == "delete" else AFTER)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("what", ["apply", "undo", "redo", "delete"])
+def test_bugs_6_14_a_program_that_dies_between_any_two_calls_loses_nothing(tmp_path, what):
+    counted = Faulty()
+    prepared(tmp_path / "count", what)
+    act(tmp_path / "count", what, counted)
+    assert counted.count > 8
+    for at in range(counted.count):
+        folder = tmp_path / str(at)
+        before, after = prepared(folder, what)
+        assert in_child(lambda: act(folder, what, Faulty(at))) == 9, at
+        for name in before.keys() | after.keys():
+            path = folder / name
+            now = path.read_bytes() if path.exists() else None
+            assert now in (before.get(name), after.get(name)), (at, counted.names[at], name)
+        with Journal(folder) as journal:  # the next program
+            assert content(folder) in (before, after) and clean(folder), (at, counted.names[at])
+            assert all(entry.state in ("applied", "undone") for entry in journal.entries())
+            while journal.undo():
+                assert clean(folder)
+            assert content(folder) == BEFORE
+            if "a.txt" in content(folder):
+                assert stat.S_IMODE((folder / "a.txt").stat().st_mode) == 0o640
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_program_that_dies_while_it_ends_what_was_interrupted_loses_nothing(tmp_path):
+    for at in range(4, 40, 3):
+        folder = tmp_path / str(at)
+        start(folder)
+        in_child(lambda: act(folder, "apply", Faulty(18)))
+        died = in_child(lambda: act(folder, "none" if at > 39 else "entries", Faulty(at)))
+        with Journal(folder) as journal:
+            assert content(folder) == AFTER and clean(folder) and len(journal.interrupted) == (1 if died == 9 else 0)
+            journal.undo()
+        assert content(folder) == BEFORE
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("what", ["apply", "undo", "redo", "delete"])
+def test_a_call_that_fails_leaves_all_as_it_was_and_is_one_sentence(tmp_path, what, error):
+    counted, only = Faulty(only=("open", "write", "replace", "rename")), ("open", "write", "replace", "rename")
+    prepared(tmp_path / "count", what)
+    with Journal(tmp_path / "count") as journal:
+        journal._system = counted
+        journal.delete([tmp_path / "count" / name for name in BEFORE]) if what == "delete" else (
+            journal.commit("x", {}, changes(tmp_path / "count")) if what == "apply" else getattr(journal, what)()
+        )
+    for at in range(counted.count):
+        folder = tmp_path / f"{at}"
+        before, after = prepared(folder, what)
+        with Journal(folder) as journal:
+            states = [entry.state for entry in journal.entries()]
+            journal._system = Faulty(at, error, only)
+            try:
+                if what == "apply":
+                    journal.commit("x", {}, changes(folder))
+                elif what == "delete":
+                    journal.delete([folder / name for name in BEFORE])
+                else:
+                    getattr(journal, what)()
+            except OSError as said:
+                assert str(said).endswith(".") and "\n" not in str(said) and os.strerror(error) in str(said)
+            assert content(folder) in (before, after) and clean(folder), at
+            if content(folder) == before and before != after:
+                assert [entry.state for entry in journal.entries()] == states, at
+
+
+def test_a_full_disk_says_so_and_goes_on_when_there_is_room(tmp_path):
+    folder = tmp_path / "d"
+    start(folder)
+    with Journal(folder) as journal:
+        journal._system = Faulty(2, errno.ENOSPC, ("write",))
+        with pytest.raises(OSError, match=r"b.txt cannot be written \(No space left on device\), so nothing was changed; make room on the disk\."):
+            journal.commit("x", {}, changes(folder))
+        assert content(folder) == BEFORE and clean(folder) and journal.entries() == []
+        journal._system = Faulty(2, errno.ENOSPC, ("write",), lasting=True)  # nor can it be put back
+        with pytest.raises(OSError, match="cannot be put back yet .*; make room on the disk, then open .* again"):
+            journal.commit("x", {}, changes(folder))
+    with Journal(folder) as journal:
+        assert content(folder) == BEFORE and clean(folder) and journal.entries() == [] and "taken back" in str(journal.interrupted[0])
+        journal.commit("x", {}, changes(folder))
+        assert content(folder) == AFTER
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+    with pytest.raises(OSError, match=r"\.tuner cannot be written \(Read-only file system\), so nothing could be undone; check that"):
+        Journal(tmp_path, system=Faulty(0, errno.EROFS))
+    with pytest.raises(ValueError, match="is no folder"):
+        Journal(tmp_path / "none")
+    with Journal(tmp_path) as journal, pytest.raises(OSError, match=r"File name too long.*give it a shorter name\."):
+        journal.commit("x", {}, [Change(tmp_path / ("n" * 300), None, b"x")])
+
+
+def test_a_file_that_another_program_changed_stops_all_by_name(tmp_path):
+    folder = tmp_path / "d"
+    start(folder)
+    stamp = (folder / "b.txt").stat()
+    with Journal(folder) as journal:
+        for name, data in {"b.txt": b"caf\xe9, eyes", "new.txt": b"somebody's", "gone.png": None, "a.txt": b""}.items():
+            old = (folder / name).read_bytes() if (folder / name).exists() else None
+            (folder / name).unlink() if data is None else (folder / name).write_bytes(data)
+            if data:
+                os.utime(folder / name, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # the same size and time tell nothing
+            seen = content(folder)
+            with pytest.raises(ValueError, match=f"^{name} changed on the disk since .* nothing was changed"):
+                journal.commit("x", {}, changes(folder))
+            assert content(folder) == seen and journal.entries() == []
+            (folder / name).unlink(missing_ok=True) if old is None else (folder / name).write_bytes(old)
+        journal.commit("x", {}, changes(folder))
+        (folder / "a.txt").write_bytes(b"typed later")
+        with pytest.raises(ValueError, match="a.txt changed on the disk"):
+            journal.undo()
+        assert content(folder) == AFTER | {"a.txt": b"typed later"} and journal.entries()[0].state == "applied"
+
+
+def test_an_editor_that_saves_while_files_are_replaced_keeps_its_words(tmp_path):
+    folder = tmp_path / "d"
+    start(folder)
+
+    class Saving(Faulty):
+        def __getattr__(self, name):
+            if name == "replace" and (folder / "a.txt").read_bytes() == b"a" and (folder / "c.txt").read_bytes() == b"":
+                (folder / "c.txt").write_bytes(b"typed meanwhile")
+            return super().__getattr__(name)
+
+    with Journal(folder, system=Saving()) as journal:
+        with pytest.raises(ValueError, match="c.txt cannot be written .another program changed it., so nothing was changed"):
+            journal.commit("x", {}, changes(folder))
+        assert content(folder) == BEFORE | {"c.txt": b"typed meanwhile"} and clean(folder) and journal.entries() == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_words_typed_after_an_interrupted_edit_stay_and_an_empty_file_is_filled(tmp_path):
+    folder = tmp_path / "d"
+    start(folder)
+    names = Faulty()
+    prepared(tmp_path / "count", "apply")
+    act(tmp_path / "count", "apply", names)
+    last = len(names.names) - 2  # the last caption takes its place
+    assert names.names[last] == "replace" and in_child(lambda: act(folder, "apply", Faulty(last))) == 9
+    (folder / "a.txt").write_bytes(b"typed after the crash")
+    (folder / "new.txt").write_bytes(b"")  # what a loss of power may leave
+    with Journal(folder) as journal:
+        assert content(folder) == AFTER | {"a.txt": b"typed after the crash"}
+        assert [problem.path.name for problem in journal.interrupted][1:] == ["a.txt"] and "stays as it is" in str(journal.interrupted[1])
+
+
+def test_a_second_program_is_told(tmp_path):
+    code = f"from lib_tuner.data.journal import Journal\ntry:\n    Journal({str(tmp_path)!r})\nexcept ValueError as error:\n    print(error)"
+    with Journal(tmp_path):
+        done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path} is being edited by another program; end it there, or wait until it is done.\n"
+    journal = Journal(tmp_path)
+    journal.close()
+    journal.close()
+    with pytest.raises(ValueError, match="was closed"):
+        journal.undo()
+
+
+def test_deleted_files_lie_in_the_trash_and_come_back(tmp_path):
+    folder = tmp_path / "d"
+    start(folder)
+    with Journal(folder) as journal:
+        journal.delete([folder / "a.txt", folder / "gone.png"])
+        assert sorted(content(folder)) == ["b.txt", "c.txt"] and len(list(folder.rglob("trash/*/gone.png"))) == 1
+        (folder / "a.txt").write_bytes(b"another")
+        with pytest.raises(ValueError, match="a.txt changed on the disk"):
+            journal.undo()
+        assert (folder / "a.txt").read_bytes() == b"another" and not (folder / "gone.png").exists()
+        (folder / "a.txt").unlink()
+        journal.undo()
+        assert content(folder) == BEFORE
+        with pytest.raises(ValueError, match="only what is in the open folder can be deleted"):
+            journal.delete([folder / ".." / "x"])
+
+
+def test_a_link_stays_a_link_and_odd_names_are_kept(tmp_path):
+    folder, other = tmp_path / "d", tmp_path / "other"
+    start(folder)
+    other.mkdir()
+    (other / "real.txt").write_bytes(b"a")
+    (folder / "link.txt").symlink_to(other / "real.txt")
+    odd = folder / os.fsdecode("[set] 猫\n".encode() + b"\xff.txt")
+    with Journal(folder, side=tmp_path / "side") as journal:
+        journal.commit("x", {"tags": ["\ud800"]}, [Change(folder / "link.txt", b"a", b"b"), Change(odd, None, b"c")])
+        assert (folder / "link.txt").is_symlink() and (other / "real.txt").read_bytes() == b"b" and odd.read_bytes() == b"c"
+        assert not (folder / ".tuner").exists() and list(other.iterdir()) == [other / "real.txt"]
+        journal.undo()
+        assert (other / "real.txt").read_bytes() == b"a" and not odd.exists()
+
+
+def test_old_edits_go_and_the_trash_stays(tmp_path):
+    folder = tmp_path / "d"
+    start(folder)
+    with Journal(folder, limits=Limits(entries=3)) as journal:
+        journal.delete([folder / "gone.png"])
+        for number in range(5):
+            journal.commit(f"edit {number}", {}, [Change(folder / "a.txt", (folder / "a.txt").read_bytes(), b"%d" % number)])
+        assert [entry.name for entry in journal.entries()] == ["edit 2", "edit 3", "edit 4"] and list(folder.rglob("trash/*/gone.png"))
+    with Journal(folder, limits=Limits(size=1)) as journal:
+        assert [entry.name for entry in journal.entries()] == ["edit 4"]
+
+
+def test_the_journal_is_synced_once_before_the_first_caption(tmp_path):
+    folder = tmp_path / "d"
+    start(folder)
+    with Journal(folder) as journal:
+        journal._system = system = Faulty()
+        journal.commit("x", {}, changes(folder))
+    assert system.names.index("fsync") < system.names.index("replace")
+    assert [name for name in system.names if name == "fsync"] == ["fsync", "fsync"]  # the entry, and the folder that names it
+
+
+def test_a_damaged_entry_is_named(tmp_path):
+    with Journal(tmp_path) as journal:
+        journal.commit("x", {}, [Change(tmp_path / "a.txt", None, b"a")])
+        path = journal.entries()[0].path
+        path.write_text("{")
+        with pytest.raises(ValueError, match="000001.applied.jsonl is damaged; move it"):
+            journal.undo()
