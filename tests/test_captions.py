@@ -9,7 +9,8 @@ import pytest
 
 from lib_tuner.data.captions import Caption, Line, parse, read, tags_of
 
-ODD = ["a", "long hair", "b_c", ":3", ">_<", "^_^", r"x \(y\)", r"\(a, b\)", "(c, d:1.2)", "((e))", ":(", ";)", "日本", "é", "\u3000", "", " ", "\t", "(", ")", "\\", "🙂", "\x85", "\x0b"]
+ODD = ["a", "long hair", "b_c", ":3", ">_<", "^_^", r"x \(y\)", r"\(a, b\)", "(c, d:1.2)", "((e))", ":(", ";)",
+       "日本", "é", "\u3000", "", " ", "\t", "(", ")", "\\", "🙂", "\x85", "\x0b"]
 
 
 def changed(data: bytes, change) -> bytes:
@@ -43,7 +44,8 @@ def test_sentences_are_told_from_tags(text, is_text):
 
 @pytest.mark.parametrize(("before", "tags", "after"), [
     ("a,b , c", "a c", "a , c"), ("a,b , c", "b c", "b , c"), ("a,b,c", "a b c d", "a,b,c,d"), ("a, b,", "a b c", "a, b, c,"), ("a,b , c", "a x c", "a,x , c"),
-    ("a,, b", "a b x", "a,, b, x"), ("a,, b,c", "b c", "b,c"), ("a,b,, c", "a c", "a,c"), (" a ,b\t", "x a b", " x ,a ,b\t"), (",,", "x", "x"), ("a", "a b", "a, b"),
+    ("a,, b", "a b x", "a,, b, x"), ("a,, b,c", "b c", "b,c"), ("a,b,, c", "a c", "a,c"), (" a ,b\t", "x a b", " x ,a ,b\t"), (",,", "x", "x"),
+    ("a", "a b", "a, b"),
     ("a, b", "", ""), ("a,b;,c", "a c b;", "a,c,b;"),
 ])  # fmt: skip
 def test_neighbours_keep_their_separators(before, tags, after):

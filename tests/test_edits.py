@@ -34,7 +34,8 @@ def texts(folder: Path) -> dict[str, str]:
     ("sort", {"by": "alphabet"}, "b,a\nA cat, sitting on a mat.\n", "a,b\nA cat, sitting on a mat.\n"), ("spaces", {}, "a_b, ^_^", "a b, ^_^"),
     ("regex_line", {"pattern": r"\s*,\s*", "text": ", "}, "a,b ,c", "a, b, c"), ("regex_line", {"pattern": "b", "text": ""}, "a, b, c", "a, c"),
     ("regex_line", {"pattern": "on a", "text": "on the"}, "A cat sits on a mat, asleep.", "A cat sits on the mat, asleep."),
-    ("regex_line", {"pattern": ".*", "text": ""}, "a, b", ""), ("write", {"text": "x\ny"}, "a\r\nb\r\n", "x\r\ny\r\n"), ("tidy", {}, " a ,, b  c,\n", "a, b c\n"),
+    ("regex_line", {"pattern": ".*", "text": ""}, "a, b", ""), ("write", {"text": "x\ny"}, "a\r\nb\r\n", "x\r\ny\r\n"),
+    ("tidy", {}, " a ,, b  c,\n", "a, b c\n"),
     ("utf8", {}, "\ufeffa, b", "a, b"), ("add", {"tags": ["{folder}"], "where": "first"}, "b", "red cat, b"), ("add", {"tags": "{name}"}, "b", "b, f"),
     ("add", {"tags": "x"}, "", "x"), ("rename", {"names": {"a": "c"}}, "a;,b,a", "a;,b,c"), ("truncate", {"limit": 2}, "a, b, c", "a, b"),
     ("above", {"least": 0.5}, "a, b", "b"), ("paste", {"tags": "q, b"}, "b", "b, q"), ("choose", {"tag": "b", "group": "a, b"}, "a,c", "b,c"),
@@ -60,7 +61,8 @@ def test_a_plan_says_what_it_changes_and_writes_nothing(tmp_path):
     ({"name": "explode"}, "There is no edit 'explode'; choose one of add,"), ({"name": "remove"}, "remove: tags must be given"),
     ({"name": "remove", "args": {"tag": "a"}}, "remove: there is no argument 'tag'; it takes tags"), ({"name": "spaces", "args": {"x": 1}}, "it takes none"),
     ({"name": "remove", "args": {"tags": 3}}, "tags is to be tags: a list"), ({"name": "truncate", "args": {"limit": "3"}}, "limit is to be a whole number"),
-    ({"name": "truncate", "args": {"limit": True}}, "limit is to be a whole number"), ({"name": "rename", "args": {"names": {"a": 1}}}, "an object of old and new"),
+    ({"name": "truncate", "args": {"limit": True}}, "limit is to be a whole number"),
+    ({"name": "rename", "args": {"names": {"a": 1}}}, "an object of old and new"),
     ({"name": "sort", "args": {"by": "alphabet", "reverse": 1}}, "reverse is to be true or false"), ([], "An edit is"), ({"name": 3}, "An edit is"),
     ({"name": "tidy", "args": {}, "more": 1}, "An edit is"), ({"name": "truncate", "args": {"limit": 1.5}}, "whole number"),
     ({"name": "sort", "args": {"by": "alphabet", "counts": {}}}, "no argument 'counts'"), ({"name": "above", "args": {"least": float("nan")}}, "a number"),
@@ -73,7 +75,8 @@ def test_what_is_no_edit_is_one_sentence(value, said):
 
 def test_every_operation_can_be_sent_as_json():
     for name, operation in OPERATIONS.items():
-        some = {"tags": ["a"], "names": {"a": "b"}, "tag": "a", "group": ["b"], "find": "a", "text": "b", "pattern": "a", "by": "alphabet", "limit": 3, "least": 0.5}
+        some = {"tags": ["a"], "names": {"a": "b"}, "tag": "a", "group": ["b"], "find": "a", "text": "b", "pattern": "a"}
+        some |= {"by": "alphabet", "limit": 3, "least": 0.5}
         args = {key: value for key, value in some.items() if key in operation.arguments()}
         edit = Edit.from_json(json.loads(json.dumps({"name": name, "args": args})))
         assert plan([], edit, Context(tokens=len)).changes == () and edit.args == args

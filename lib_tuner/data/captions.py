@@ -30,7 +30,7 @@ _WORDY = 4  # words between commas, on average, from which on a line is prose: D
 
 @dataclass(frozen=True)
 class Line:
-    """One variant of a caption. `kind`: tags, text (sentences), or auto (by `reads_as_text`); `blanks`: what is cut off around tags, None for all white space."""
+    """One variant of a caption. `kind`: tags, text (sentences), or auto (by `reads_as_text`); `blanks`: what is cut off around tags, None for any."""
 
     text: str
     kind: str = "auto"

@@ -111,7 +111,10 @@ class Plan:
 
 
 def plan(files: Iterable[CaptionFile], edit: Edit, context: Context = Context()) -> Plan:
-    """What an edit would do; nothing is written. A caption that cannot hold the new letters stays, as a problem. Raises ValueError where the edit cannot be made."""
+    """What an edit would do; nothing is written. A caption that cannot hold the new letters stays, as a problem.
+
+    Raises ValueError where the edit cannot be made.
+    """
     files = list(files)
     edit_of = _edits(files, edit, context)
     changes, problems, seen, emptied = [], [], set(), 0
