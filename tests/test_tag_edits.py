@@ -59,7 +59,8 @@ def test_bug_17_no_edit_leaves_empty_or_untrimmed_tags_or_raises():
     rng = random.Random(17)
     made = [
         edits.add([" x ", ""]), edits.add(["y"], "first", pinned=["b"]), edits.remove(["", "a"]), edits.rename({"a": " , "}), edits.replace("a", " "),
-        edits.replace("b", ", ,"), edits.regex("[ab]", r" \g<0> "), edits.regex("", ","), edits.deduplicate(), edits.sort("alphabet", {}, {}), edits.front(["b"]),
+        edits.replace("b", ", ,"), edits.regex("[ab]", r" \g<0> "), edits.regex("", ","), edits.deduplicate(), edits.sort("alphabet", {}, {}),
+        edits.front(["b"]),
         edits.truncate(3, words), edits.spaces(), edits.underscores(), edits.escape(), edits.unescape(), edits.choose("a", ["b"]),
         edits.paste([" q "], "first"),
         edits.above(0.5, SCORES), edits.keep(["a"]), edits.lower(),
