@@ -336,6 +336,16 @@ def tool(rest: list[str], enter: Enter) -> int | None:
     return getattr(import_module(module), function)(rest)
 
 
+def edit(rest: list[str], enter: Enter) -> int:
+    if not {"-h", "--help"} & set(rest) or environment.is_ready(environment.folder(), (RUN,)):  # asking for help alone installs nothing
+        enter(RUN)
+    try:
+        from .edit import main
+    except ModuleNotFoundError:
+        return _say(_parser("edit", "Edit the captions of all pictures below a folder; the edits are listed once the Tuner's environment is set up.", "FOLDER NAME [...]").format_help())
+    return main(rest)
+
+
 COMMANDS: dict[str, tuple[Callable[[list[str], Enter], int | None], str]] = {
     "ui": (ui, "serve the page in the browser (what happens without a command)"),
     "demo": (demo, "train on the embedded small model and show what was learned"),
@@ -343,6 +353,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str], Enter], int | None], str]] = {
     "test": (test, "run the tests"),
     "bench": (bench, "measure our training step beside the peers'"),
     "tool": (tool, "tools for model files"),
+    "edit": (edit, "edit the captions of a data folder"),
 }
 
 

@@ -79,9 +79,11 @@ def test_every_operation_can_be_sent_as_json():
         some |= {"by": "alphabet", "limit": 3, "least": 0.5}
         args = {key: value for key, value in some.items() if key in operation.arguments()}
         edit = Edit.from_json(json.loads(json.dumps({"name": name, "args": args})))
-        assert plan([], edit, Context(tokens=len)).changes == () and edit.args == args
+        assert plan([], edit, Context(tokens=len, scores=lambda path: {})).changes == () and edit.args == args
     with pytest.raises(ValueError, match="there is no tokenizer"):
         plan([], Edit("truncate", {"limit": 3}))
+    with pytest.raises(ValueError, match="no scores of a tagger"):
+        plan([], Edit("above", {"least": 0.5}))
     with pytest.raises(ValueError, match="no regular expression"):
         plan([], Edit("regex", {"pattern": "(", "text": ""}))
 

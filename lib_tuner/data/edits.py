@@ -53,6 +53,11 @@ class Edit:
             raise ValueError(f"{self.name}: {' and '.join(missing)} must be given.")
         object.__setattr__(self, "args", {name: _checked(self.name, name, value) for name, value in self.args.items()})
 
+    @staticmethod
+    def kind_of(argument: str) -> tuple[type, str]:
+        """What an argument is (list, str, dict, int, float or bool), and that in words."""
+        return _KINDS[argument]
+
     @classmethod
     def from_json(cls, value: Any) -> Edit:
         """The edit that a page sent: {"name": ..., "args": {...}}. Raises ValueError."""
@@ -152,6 +157,8 @@ def _edits(files: list[CaptionFile], edit: Edit, context: Context) -> Callable[[
         args["tokens"] = lru_cache(None)(context.tokens)
     if "counts" in needs:
         args["counts"] = Counter(tag for file in files for tag in file.caption.tags) if args.get("by") == "frequency" else {}
+    if context.scores is None and (edit.name == "above" or args.get("by") == "confidence"):
+        raise ValueError(f"{edit.name}: there are no scores of a tagger; tag the pictures first.")
     placed = [name for name, value in args.items() if isinstance(value, list) and any(place in text for text in value for place in _PLACES)]
     if "scores" not in needs and not placed:
         common = operation.edit(args)

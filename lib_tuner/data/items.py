@@ -79,6 +79,18 @@ def scan(cfg: DataConfig, folder: str | Path, is_class: bool = False) -> tuple[l
     return items, job.problems
 
 
+def pictures_below(folder: str | Path) -> tuple[list[Path], list[Problem]]:
+    """Paths of all files below a folder that are pictures by their names, none of which is opened. Raises ValueError for no folder or no picture."""
+    root = Path(os.path.abspath(Path(folder).expanduser()))
+    if not root.is_dir():
+        raise ValueError(f"{str(folder)!r} is no folder; name the one that holds the pictures.")
+    job = _Scan(DataConfig(), root, False)
+    found = sorted((path for path in _files(job) if path.suffix.lower() in PICTURES), key=lambda path: natural(path.relative_to(root).as_posix()))
+    if not found:
+        raise ValueError(f"{str(folder)!r} holds no picture; put .png, .jpg or .webp files into it.")
+    return found, job.problems
+
+
 def natural(text: str) -> tuple[list[str | int], str]:
     """Sort key by which `a2` comes before `a10`, and capitals beside small letters."""
     return [int(part) if i % 2 else part.casefold() for i, part in enumerate(re.split(r"(\d+)", text))], text
