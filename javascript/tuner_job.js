@@ -3,7 +3,7 @@
 
 (function (tuner) {
     const { h } = tuner;
-    const BUSY = 400, IDLE = 3000; // ms between two questions while the tools are looked at
+    const BUSY = 400, IDLE = 3000, LOST = 5000; // ms between two questions while the tools are looked at; lost: a request while the WebUI starts can kill it
     let timer = null, lost = false, drawn = "", reports = {}; // reports: of the last job, which the server tells once
     const tools = tuner.tools = tuner.tools || {}; // the fields and files are tuner_tools.js's
 
@@ -12,13 +12,14 @@
     // Asks once, and from then on as long as the tools are shown.
     tools.look = async function () {
         clearTimeout(timer);
+        if (!tuner.root.isConnected) return; // Reload UI has taken the page away, and it is drawn anew later
         const before = tools.job, known = before && before.id in reports ? `?known=${before.id}` : "";
         const answer = await tuner.get(`tools/job${known}`).catch(() => null), again = lost;
         lost = answer === null;
         if (lost) tools.say(tuner.t("The program does not answer; trying again…"), true);
         else await take(answer.job, before, again);
         clearTimeout(timer);
-        if (tools.open) timer = setTimeout(tools.look, document.hidden ? IDLE * 5 : going(tools.job) ? BUSY : IDLE);
+        if (tools.open) timer = setTimeout(tools.look, document.hidden ? IDLE * 5 : lost ? LOST : going(tools.job) ? BUSY : IDLE);
     };
 
     async function take(job, before, again) {

@@ -471,6 +471,27 @@ def test_a_file_is_looked_into_and_loras_are_joined(page, server):
     (server.home / "tools" / "cat-dog.safetensors").unlink()
 
 
+@own_script
+def test_the_tools_do_not_ask_a_webui_that_starts(page):
+    """A request while the WebUI starts can kill it; Reload UI puts nothing but a heading in the page's place, and the tools were asked for as before."""
+    page.click("#tuner-view-tools")
+    page.sees(".tuner-tool-list")
+    pause, asked = page.page.evaluate("""async () => {
+        const { fetch, setTimeout } = window, waits = [], asked = [];
+        window.setTimeout = (f, ms) => { waits.push(ms); return 0; };
+        window.fetch = (url) => { asked.push(url); return Promise.reject(new TypeError('gone')); };
+        tuner.tools.job = { id: 'x', state: 'running' };
+        await tuner.tools.look();
+        asked.length = 0;
+        document.body.innerHTML = '<h1>Reloading...</h1>';
+        await tuner.tools.look();
+        Object.assign(window, { fetch, setTimeout });
+        return [Math.min(...waits), asked];
+    }""")
+    assert pause >= 5000 and asked == []
+    page.open()
+
+
 def test_a_phone_shows_all_of_it_without_scrolling_sideways(browser, server):
     phone = Page(browser, server, 390, 844)
     train(phone, "robot-m", steps=2)
