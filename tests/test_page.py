@@ -471,6 +471,23 @@ def test_a_file_is_looked_into_and_loras_are_joined(page, server):
     (server.home / "tools" / "cat-dog.safetensors").unlink()
 
 
+def test_a_tools_choices_are_not_cut_off_and_its_boxes_are_dark_where_the_page_is(page):
+    page.click("#tuner-view-tools")
+    page.click("[data-tool=convert]")
+    page.sees("#tuner-t-names")
+    cut = page.page.evaluate("""[...document.querySelectorAll('#tuner-toolbox select')].filter((select) => {
+        const whole = select.cloneNode(true), shown = select.offsetWidth;
+        whole.style.cssText = 'position: absolute; width: max-content; max-width: none';
+        select.after(whole);
+        const wanted = whole.offsetWidth;
+        whole.remove();
+        return !shown || wanted > shown;
+    }).map((select) => select.id)""")
+    assert cut == []
+    look = "(dark) => { document.body.classList.toggle('dark', dark); return getComputedStyle(document.querySelector('#tuner-toolbox input[type=checkbox]')).colorScheme; }"
+    assert page.page.evaluate(look, True) == "dark" and page.page.evaluate(look, False) != "dark"
+
+
 @own_script
 def test_the_tools_do_not_ask_a_webui_that_starts(page):
     """A request while the WebUI starts can kill it; Reload UI puts nothing but a heading in the page's place, and the tools were asked for as before."""
