@@ -72,16 +72,23 @@ def _lay_out(data: Path, python: str, result: Path, arguments: list[str]) -> Non
 
 
 def _models(folder: Path) -> None:
-    """The embedded model, and another one to switch to: the same with a changed first layer."""
+    """The embedded model, and others to switch to: the same with a changed first layer, and as an inpainting model."""
     from .hosts.standalone import EMBEDDED
     from .sd.files import read_tensors, write_tensors
+    from .sd.inpaint import INPUTS
     from .tools.export_tiny import export
 
     file, yaml, _ = export(EMBEDDED, folder)
     tensors, metadata = read_tensors(file)
     key = "model.diffusion_model.input_blocks.0.0.weight"
-    write_tensors(folder / "other.safetensors", {**tensors, key: tensors[key] * 1.01}, metadata)
+    first = tensors[key]
+    write_tensors(folder / "other.safetensors", {**tensors, key: first * 1.01}, metadata)
     shutil.copyfile(yaml, folder / "other.yaml")
+    nine = folder / "tiny-inpainting.safetensors"
+    wide = first.new_zeros(len(first), INPUTS, *first.shape[2:])  # (C, 9, 3, 3), which does not look at what is new
+    wide[:, : first.shape[1]] = first
+    write_tensors(nine, {**tensors, key: wide}, metadata)
+    export(nine, folder)
 
 
 @contextmanager

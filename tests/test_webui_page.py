@@ -1,4 +1,4 @@
-"""The Tuner's tab in a running WebUI, in a real browser: train, use what was trained, pause, send, settings, XYZ plot. `test --webui DIR` starts the WebUI."""
+"""The Tuner's tab in a running WebUI, in a real browser: train, use what was trained, pause, send, settings, XYZ plot, tools. `test --webui DIR` starts it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import json
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from PIL import Image
 URL, DATA = os.environ.get("TUNER_WEBUI_URL", ""), Path(os.environ.get("TUNER_WEBUI_DATA", "."))
 pytestmark = pytest.mark.skipif(not URL, reason="needs a running WebUI: python3 -m lib_tuner test --webui DIR")
 LONG = 180_000  # ms; ends a test that hangs
+PROMPT = "a red star on a white background"
 
 if URL:
     from test_page import browser  # noqa: F401
@@ -46,6 +49,30 @@ def ended(name: str, state: str = "done") -> dict[str, Any]:
     return found
 
 
+def drawn(folder: Path, step: int) -> np.ndarray:
+    """A run's picture at a step, as `picture` has it."""
+    return np.asarray(Image.open(folder / "samples" / f"{step:06d}-0.png").convert("RGB")).astype(int)
+
+
+def trained(name: str, data: Path, **more: Any) -> Path:
+    """The folder of a run of two steps, started through the API, with a picture at its end."""
+    wanted = {"name": name, "data": {"folder": str(data), "resolution": 64, "bucket_min": 64}, "steps": 2, "save_every": 0, "optim.lr": "2e-2",
+              "sample": {"prompts": PROMPT, "every": 2, "steps": 4, "cfg": 3, "seed": 3}, "prior.drift": "off", **more}  # fmt: skip
+    ask("tuner/api/runs", {"settings": wanted})
+    return Path(ended(name)["folder"])
+
+
+@contextmanager
+def chosen(name: str) -> Iterator[None]:
+    """That checkpoint is the WebUI's, for a while."""
+    before = ask("sdapi/v1/options")["sd_model_checkpoint"]
+    ask("sdapi/v1/options", {"sd_model_checkpoint": next(model["title"] for model in ask("sdapi/v1/sd-models") if model["model_name"] == name)})
+    try:
+        yield
+    finally:
+        ask("sdapi/v1/options", {"sd_model_checkpoint": before})
+
+
 class Tab:
     """The page with the Tuner's tab open."""
 
@@ -71,7 +98,7 @@ class Tab:
     def train(self, name: str, data: Path, steps: int = 6, **more: Any) -> None:
         self.page.locator("[data-view=everything]").click()
         search = self.page.locator(".tuner-search")
-        values = {"name": name, "data.folder": data, "steps": steps, "optim.lr": "2e-2", "data.resolution": 64, "data.batch": 2, "sample.prompts": "a red star on a white background"}
+        values = {"name": name, "data.folder": data, "steps": steps, "optim.lr": "2e-2", "data.resolution": 64, "data.batch": 2, "sample.prompts": PROMPT}
         rest = {"data.bucket_min": 64, "data.bucket_step": 8, "sample.every": 3, "sample.steps": 4, "sample.cfg": 3, "sample.seed": 3, "save_every": 3, **{k.replace("__", "."): v for k, v in more.items()}}
         for key, value in values.items():
             self.fill(key, value)
@@ -93,7 +120,7 @@ def tab(browser) -> Any:  # noqa: F811
 
 
 def test_a_lora_is_trained_by_a_click_and_used_without_a_restart(tab, data_folder):
-    before = picture("a red star on a white background")
+    before = picture(PROMPT)
     tab.train("clicked", data_folder)
     ended("clicked")
     row = tab.page.locator(".tuner-file-list li").first
@@ -101,10 +128,10 @@ def test_a_lora_is_trained_by_a_click_and_used_without_a_restart(tab, data_folde
     words = row.inner_text().split()
     taken, total = (int(word) for word in words[words.index("of") - 1 : words.index("of") + 2 : 2])
     assert taken == total > 100 and "<lora:clicked:0.8>" in row.inner_text()
-    assert np.array_equal(picture("a red star on a white background"), before)
+    assert np.array_equal(picture(PROMPT), before)
     folder = Path(now()["folder"])
-    live = np.asarray(Image.open(folder / "samples" / "000006-0.png").convert("RGB")).astype(int)
-    loaded = picture("a red star on a white background <lora:clicked:1>")
+    live = drawn(folder, 6)
+    loaded = picture(f"{PROMPT} <lora:clicked:1>")
     assert np.abs(live - before).max() > 2 and np.abs(live - loaded).max() == 0
     row.get_by_role("button", name="Send to txt2img").click()
     assert tab.page.locator("#txt2img_prompt textarea").input_value() == "<lora:clicked:0.8>"
@@ -129,6 +156,7 @@ def test_reload_ui_keeps_the_run(tab, data_folder):
     tab.train("enduring", data_folder, steps=600, sample__every=0, save_every=0)
     until(lambda: now().get("name") == "enduring" and now().get("step", 0) > 3, LONG / 1000)
     at = now()["step"]
+    tab.page.route("**/internal/ping", lambda route: route.abort())  # the host's own page asks so often that it can kill it, too
     tab.open("Settings")
     tab.page.locator("#settings_restart_gradio").click()
     until(lambda: (DATA.parent / "webui.log").read_text(errors="replace").count("Startup time:") == 2, LONG / 1000)  # a request before that can kill the host
@@ -174,34 +202,62 @@ def test_the_xyz_plot_goes_through_the_saves_of_a_run(tab, data_folder):
     saves = [f"plotted-{number} {step}" for number in ("001",) for step in ("3", "end")]
     values = [choices.index("[Tuner] Run step"), "", saves, choices.index("[Tuner] LoRA weight"), "0, 1", [], 0, "", []]
     grid = ask("sdapi/v1/txt2img", {
-        "prompt": "a red star on a white background", "seed": 3, "steps": 4, "width": 64, "height": 64, "cfg_scale": 3, "sampler_name": "DDIM",
+        "prompt": PROMPT, "seed": 3, "steps": 4, "width": 64, "height": 64, "cfg_scale": 3, "sampler_name": "DDIM",
         "script_name": "x/y/z plot", "script_args": [*values, False, True, False, True, False, False, False, 0, False],
     })  # fmt: skip
     cells = [np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")).astype(int) for data in grid["images"][1:]]
-    plain = picture("a red star on a white background")
+    plain = picture(PROMPT)
     assert len(cells) == 4 and all(cell.shape == (64, 64, 3) for cell in cells)
     assert np.array_equal(cells[0], plain) and np.array_equal(cells[1], plain)  # weight 0
     assert not np.array_equal(cells[2], plain) and not np.array_equal(cells[2], cells[3])  # two steps of one run
-    assert np.array_equal(cells[3], picture("a red star on a white background <lora:plotted:1>"))
+    assert np.array_equal(cells[3], picture(f"{PROMPT} <lora:plotted:1>"))
 
 
 def test_a_checkpoint_that_was_trained_is_in_the_list_and_draws_what_the_run_drew(data_folder):
-    prompt, chosen = "a red star on a white background", ask("sdapi/v1/options")["sd_model_checkpoint"]
-    before = picture(prompt)
-    wanted = {"name": "whole", "method": "dreambooth", "dreambooth.save_dtype": "fp32", "data": {"folder": str(data_folder), "resolution": 64, "bucket_min": 64}, "steps": 2,
-              "optim.lr": "1e-2", "sample": {"prompts": prompt, "every": 2, "steps": 4, "cfg": 3, "seed": 3}, "save_every": 0, "prior.drift": "off"}  # fmt: skip
-    ask("tuner/api/runs", {"settings": wanted})
-    folder = Path(ended("whole")["folder"])
-    assert np.array_equal(picture(prompt), before)
-    title = next(model["title"] for model in ask("sdapi/v1/sd-models") if model["model_name"] == "whole")
-    try:
-        ask("sdapi/v1/options", {"sd_model_checkpoint": title})
-        loaded = picture(prompt)
-    finally:
-        ask("sdapi/v1/options", {"sd_model_checkpoint": chosen})
-    live = np.asarray(Image.open(folder / "samples" / "000002-0.png").convert("RGB")).astype(int)
+    before = picture(PROMPT)
+    folder = trained("whole", data_folder, method="dreambooth", **{"dreambooth.save_dtype": "fp32", "optim.lr": "1e-2"})
+    assert np.array_equal(picture(PROMPT), before)
+    with chosen("whole"):
+        loaded = picture(PROMPT)
+    live = drawn(folder, 2)
     assert np.abs(live - before).max() > 2 and np.array_equal(loaded, live)
-    assert np.array_equal(picture(prompt), before)
+    assert np.array_equal(picture(PROMPT), before)
+
+
+def test_an_inpainting_model_is_trained_as_it_is_loaded_and_draws_what_its_run_drew(data_folder):
+    plain = picture(PROMPT)
+    with chosen("tiny-inpainting"):
+        before = picture(PROMPT)
+        live = drawn(trained("nine", data_folder), 2)
+        assert np.array_equal(picture(PROMPT), before)
+        loaded = picture(f"{PROMPT} <lora:nine:1>")
+    assert np.abs(before - plain).max() <= 2  # its new channels have no weight yet
+    assert np.abs(live - before).max() > 2 and np.array_equal(loaded, live)
+    assert np.array_equal(picture(PROMPT), plain)
+
+
+def test_loras_are_looked_into_and_joined_and_the_webui_has_the_file_at_once(tab, data_folder):
+    live = [drawn(trained(name, data_folder, seed=i), 2) for i, name in enumerate(("left", "right"))]
+    page = tab.page
+
+    def pick(box: str, name: str) -> None:
+        page.locator(box).fill(f"Lora/{name}.saf")
+        page.locator(f"{box}-list li", has_text=f"{name}.safetensors").click()
+
+    page.locator("#tuner-view-tools").click()
+    page.locator("[data-tool=inspect]").click()
+    pick("#tuner-t-file", "left")
+    page.locator("#tuner-tool-start").click()
+    page.locator(".tuner-report", has_text="a LoRA for Stable Diffusion 1.5").wait_for()
+    page.locator("[data-tool=join-loras]").click()
+    pick("#tuner-t-loras-0", "left")
+    page.locator("#tuner-add-lora").click()
+    pick("#tuner-t-loras-1", "right")
+    page.locator("#tuner-tool-start").click()
+    page.locator(".tuner-job .tuner-file-list", has_text="<lora:left-right:1>").wait_for()
+    assert (DATA / "models" / "Lora" / "left-right.safetensors").is_file() and "left-right" in [lora["name"] for lora in ask("sdapi/v1/loras")]
+    joined = picture(f"{PROMPT} <lora:left-right:1>")
+    assert np.abs(joined - picture(f"{PROMPT} <lora:left:1> <lora:right:1>")).max() <= 2 < min(np.abs(joined - one).max() for one in live)
 
 
 def test_the_routes_are_part_of_the_hosts_api_page():
