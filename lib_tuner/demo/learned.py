@@ -57,10 +57,10 @@ TASKS: dict[str, Task] = {
         _robot("pivotal", steps=600, inversion_steps=120, inversion_lr=6e-2, continue_lr=5e-3, **LAYERS, **{"pivotal.words.init": "a"}),
         subject=Subject(f"{{colour}} {WORD}", {"shape": "robot"}),
     ),
-    "dreambooth": _robot("dreambooth", steps=300, lr="1e-3", **{"data.class_share": 0.3}),
+    "dreambooth": _robot("dreambooth", lr="1e-3", **{"data.class_share": 0.3}),
     "dreambooth, frozen prior": _robot("dreambooth", steps=240, lr="1e-3", **ALONE, **{"prior.weight": 1.0}),
     "dreambooth, no prior": _robot("dreambooth", steps=240, lr="1e-3", **ALONE),
-    "hypernetwork": _robot("hypernetwork", lr="1e-3"),
+    "hypernetwork": _robot("hypernetwork", lr="2e-3", structure="1, 4, 1", activation="swish"),
 }
 
 
