@@ -337,11 +337,14 @@ def tool(rest: list[str], enter: Enter) -> int | None:
 
 
 def edit(rest: list[str], enter: Enter) -> int:
-    if not {"-h", "--help"} & set(rest) or environment.is_ready(environment.folder(), (RUN,)):  # asking for help alone installs nothing
+    helps = bool({"-h", "--help"} & set(rest))
+    if not helps or environment.is_ready(environment.folder(), (RUN,)):  # asking for help alone installs nothing
         enter(RUN)
     try:
         from .edit import main
     except ModuleNotFoundError:
+        if not helps:  # what was to be done was not done
+            raise
         return _say(_parser("edit", "Edit the captions of all pictures below a folder; the edits are listed once the Tuner's environment is set up.", "FOLDER NAME [...]").format_help())
     return main(rest)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
@@ -17,6 +16,7 @@ from .data.edits import OPERATIONS, Context, Edit, Plan, apply, plan
 from .data.items import Problem
 from .data.journal import Journal
 from .data.library import open_captions
+from .tools.command_line import say
 
 PROGRAM = "python3 -m lib_tuner edit"
 SHOWN = 5  # changes and problems
@@ -36,7 +36,7 @@ def main(rest: Sequence[str]) -> int:
     if args.name in STEPS:
         _parser(f"FOLDER {args.name}", STEPS[args.name][1]).parse_args(rest[2:])
         with closing(Journal(args.folder)) as journal:
-            return _say([*map(str, journal.interrupted), *STEPS[args.name][0](journal)])
+            return say([*map(str, journal.interrupted), *STEPS[args.name][0](journal)])
     if args.name not in OPERATIONS:
         raise ValueError(f"There is no edit {args.name!r}; choose one of {', '.join([*OPERATIONS, *STEPS])}.")
     return _edit(args.folder, args.name, rest[2:])
@@ -51,10 +51,10 @@ def _edit(folder: str, name: str, rest: Sequence[str]) -> int:
     planned = plan(files, edit, Context(tokens=lambda text: len(_tokenizer().encode(text))))
     lines = [*_shown(planned), *_told([*problems, *planned.problems])]
     if not carry_out:
-        return _say([*lines, "Nothing was written: --apply carries it out."] if planned.changes else lines)
+        return say([*lines, "Nothing was written: --apply carries it out."] if planned.changes else lines)
     with closing(Journal(folder)) as journal:
         apply(planned, journal)
-        return _say([*map(str, journal.interrupted), *lines, *([f"Written; `{PROGRAM} {folder} undo` takes it back."] if planned.changes else [])])
+        return say([*map(str, journal.interrupted), *lines, *([f"Written; `{PROGRAM} {folder} undo` takes it back."] if planned.changes else [])])
 
 
 def _options(name: str) -> argparse.ArgumentParser:
@@ -112,11 +112,6 @@ def _shown(planned: Plan) -> list[str]:
 def _told(problems: list[Problem]) -> list[str]:
     more = [f"... and {len(problems) - SHOWN} more."] if len(problems) > SHOWN else []
     return [*map(str, problems[:SHOWN]), *more]
-
-
-def _say(lines: Sequence[str]) -> int:
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
-    return 0
 
 
 def _undone(journal: Journal) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,10 @@ def test_help_lists_every_edit(capsys):
         assert ended.value.code == 0
         said = capsys.readouterr().out
         assert all(f"  {name}" in said for name in OPERATIONS) if words == ("--help",) else "--where" in said
+
+
+def test_without_its_packages_only_help_is_given(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lib_tuner.edit", None)
+    assert edit("--help") == 0 and "FOLDER NAME" in capsys.readouterr().out
+    with pytest.raises(ModuleNotFoundError):
+        edit(folder, "remove", "--tags", "lips", "--apply")

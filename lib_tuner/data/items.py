@@ -223,11 +223,15 @@ def _with_caption(job: _Scan, item: Item, named: Path | None = None, own: str | 
 def _beside(job: _Scan, path: Path) -> tuple[str, str]:
     if path in job.listed:
         return job.listed[path], "list"
-    for ending in job.cfg.caption_extension.split(","):
-        file = path.with_suffix("." + ending.strip().lstrip("."))
-        if ending.strip() and file.is_file():
-            return sources.read_text(file, job.complain), "file"
+    file = next((file for file in caption_files(path, job.cfg.caption_extension) if file.is_file()), None)
+    if file:
+        return sources.read_text(file, job.complain), "file"
     return "", "none"
+
+
+def caption_files(path: Path, extensions: str) -> list[Path]:
+    """Where a picture's caption may lie beside it, in order of preference: `extensions` are endings between commas."""
+    return [path.with_suffix("." + ending.strip().lstrip(".")) for ending in extensions.split(",") if ending.strip()]
 
 
 def folder_words(path: Path) -> str:

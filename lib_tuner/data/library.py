@@ -7,7 +7,7 @@ from pathlib import Path
 from ..settings import DataConfig
 from . import sources
 from .captions import CaptionFile, read
-from .items import Problem, pictures_below
+from .items import Problem, caption_files, pictures_below
 
 
 def open_captions(folder: str | Path, extensions: str = DataConfig.caption_extension) -> tuple[list[CaptionFile], list[Problem]]:
@@ -22,10 +22,10 @@ def open_captions(folder: str | Path, extensions: str = DataConfig.caption_exten
         if path.is_file():
             listed |= sources.listed_captions(path, lambda *what: problems.append(Problem(*what)))
             problems.append(Problem(path, "has captions of its own, which are not edited here; move it away to edit files instead", "list"))
-    endings = [f".{ending.strip().lstrip('.')}" for ending in extensions.split(",") if ending.strip()] or [".txt"]
-    files, unread = read(_caption_of(path, endings) for path in pictures if path not in listed)
+    files, unread = read(_caption_of(path, extensions) for path in pictures if path not in listed)
     return files, problems + unread
 
 
-def _caption_of(picture: Path, endings: list[str]) -> Path:
-    return next((file for ending in endings if (file := picture.with_suffix(ending)).is_file()), picture.with_suffix(endings[0]))
+def _caption_of(picture: Path, extensions: str) -> Path:
+    files = caption_files(picture, extensions) or [picture.with_suffix(".txt")]
+    return next((file for file in files if file.is_file()), files[0])
