@@ -5,7 +5,6 @@ Axes: B samples, h w latent pixels, L text length, C text width.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .bench_memory import process_peak
 from .config import build
 from .data.batches import Batch, Batches
 from .events import Event, Finished, Saved, Started, Stepped
@@ -188,26 +188,6 @@ def timed(device: torch.device, work: Callable[[], Any]) -> tuple[float, Any]:
     result = work()
     wait()
     return time.perf_counter() - began, result
-
-
-def process_peak() -> float | None:
-    """The largest resident memory of this process in GB, None where the system does not tell.
-
-    Linux's VmHWM where there is one: getrusage's ru_maxrss is handed down, so that a child starts with what its parent had.
-    """
-    try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-            return next(int(line.split()[1]) * 1024 / 1e9 for line in file if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return _maxrss()
-
-
-def _maxrss() -> float | None:
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 # ---- ours

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from datetime import timedelta
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from . import __version__, environment
+from .cli_train import run, settings_of, split_flags, train_help
 from .config import meant
 from .environment import OLD_GRADIO, RUN, TEST, UI, WEBUI, Layer
 
@@ -138,9 +135,9 @@ def _opener(browser: bool) -> Callable[[str], None]:
 
 
 def bench(rest: list[str], enter: Enter) -> int | None:
-    if rest[:1] == ["methods"]:
-        return bench_methods(rest[1:], enter)
-    parser = _parser("bench", "Measure a training step of ours beside the same step of diffusers + peft, on random full-size weights; `bench methods`: all methods.")
+    if rest and rest[0] in BENCHES:
+        return BENCHES[rest[0]](rest[1:], enter)
+    parser = _parser("bench", "Measure a training step of ours beside the same step of diffusers + peft, on random full-size weights; `bench methods`: all methods; `bench data`: many captions.")
     parser.add_argument("--quick", action="store_true", help="256 px only, in about two minutes")
     parser.add_argument("--json", action="store_true", help="print a list of rows as JSON")
     args = parser.parse_args(rest)
@@ -165,115 +162,32 @@ def bench_methods(rest: list[str], enter: Enter) -> int | None:
     return main(args, Standalone)
 
 
+def bench_data(rest: list[str], enter: Enter) -> int:
+    parser = _parser("bench data", "What it costs to open, filter, edit and show folders of many pictures with captions.")
+    parser.add_argument("--json", action="store_true", help="print a list of rows as JSON")
+    parser.add_argument("--sizes", type=int, nargs="+", metavar="N", help="numbers of pictures (default 1000 10000 100000)")
+    parser.add_argument("--folder", default="", help="make the pictures below this folder, on the disk to be measured (default: the system's temporary folder)")
+    args = parser.parse_args(rest)
+    enter(RUN)
+    from .bench_data import main
+
+    return main(args)
+
+
+BENCHES = {"methods": bench_methods, "data": bench_data}
+
+
 def train(rest: list[str], enter: Enter) -> int:
     files, given = split_flags([a for a in rest if a not in ("-h", "--help")])
     if "-h" in rest or "--help" in rest:
         if environment.is_ready(environment.folder(), (RUN,)):  # asking for help alone installs nothing
             enter(RUN)
-        return _say(_train_help(given.get("method")))
+        parser = _parser("train", "Train by a settings file (TOML). Every setting is a flag too, which wins over the file.", "RUN.toml [--section.key VALUE ...]")
+        return _say(train_help(parser, given.get("method")))
     if len(files) != 1:
         raise ValueError(f"`{PROGRAM} train` takes one settings file, and got {' '.join(files) or 'none'}: {PROGRAM} train RUN.toml")
     enter(RUN)
-    return _run(*_settings(files[0], given))
-
-
-def split_flags(rest: list[str]) -> tuple[list[str], dict[str, str]]:
-    """`RUN.toml --section.key value --section.key=value` as (files, {key: value}).
-
-    Not argparse: which flags exist depends on the method, which the file or another flag names. `build` then knows a wrong key, and the one meant.
-    """
-    files, given, words = [], {}, iter(rest)
-    for word in words:
-        key, equals, value = word[2:].partition("=")
-        if not word.startswith("--"):
-            files.append(word)
-        elif not equals and (value := next(words, None)) is None:
-            raise ValueError(f"{word} lacks its value: write {word} VALUE")
-        else:
-            given[key] = value
-    return files, given
-
-
-def _settings(file: str, given: dict[str, str]) -> tuple[Any, type]:
-    """The settings of a file under the flags, and the class of the chosen method."""
-    from .config import read_toml
-    from .methods import METHODS, settings
-
-    cfg = settings({**read_toml(file), **given})
-    return cfg, METHODS[cfg.method]
-
-
-def _run(cfg: Any, method: type) -> int:
-    """Trains, with the progress on stderr; 0 where the run got to its end, 130 where it was stopped, 1 where the loss was lost."""
-    from .events import Finished
-    from .hosts.standalone import Standalone
-    from .progress import progress
-    from .recorders import csv, tensorboard
-    from .train import train
-
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    with _process_group(world), stoppable() as stop, closing(train(cfg, method(cfg), Standalone(cfg), stop, rank, world)) as events:
-        if rank == 0:
-            events = csv(progress(events, sys.stderr), every=cfg.csv_every)
-            events = tensorboard(events) if cfg.tensorboard else events
-        last = deque(events, maxlen=1)  # runs to the end
-    return next(({"done": 0, "stopped": 130}.get(event.reason, 1) for event in last if isinstance(event, Finished)), 1)
-
-
-@contextmanager
-def _process_group(world: int) -> Iterator[None]:
-    """The connection among the processes that torchrun started."""
-    if world == 1:
-        yield
-        return
-    import torch
-    import torch.distributed as dist
-
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(days=1))  # rank 0 alone draws class pictures and samples, while the others wait
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-@contextmanager
-def stoppable() -> Iterator[Callable[[], bool]]:
-    """`stop()` turns true at the first Ctrl-C (or SIGTERM); the second one ends the program on the spot."""
-    flag = threading.Event()
-
-    def stop(number: int, frame: Any) -> None:
-        for each in before:
-            signal.signal(each, signal.SIG_DFL)
-        flag.set()
-        sys.stderr.write("\nStopping: this step is finished and what was learned saved. Once more ends at once, without saving.\n")
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield flag.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _train_help(method: str | None) -> str:
-    """All settings by section, with the method's own where the environment for reading it is there."""
-    from .config import flags, method_name
-    from .settings import TrainConfig
-
-    name = method or method_name(TrainConfig, {})
-    parser = _parser("train", "Train by a settings file (TOML). Every setting is a flag too, which wins over the file.", "RUN.toml [--section.key VALUE ...]")
-    try:
-        from .methods import METHODS
-    except ModuleNotFoundError:
-        parser.epilog = "The settings of the methods are listed here once the first run has set up the Tuner's environment."
-        flags(parser, TrainConfig)
-        return parser.format_help()
-    if name not in METHODS:
-        raise ValueError(f"method: {name!r} is not one of {', '.join(METHODS)}{meant(name, METHODS)}")
-    flags(parser, TrainConfig, METHODS[name].Config, name)
-    parser.epilog = f"methods: {', '.join(METHODS)}; `train --help --method NAME` lists the settings of another than {name}."
-    return parser.format_help()
+    return run(*settings_of(files[0], given))
 
 
 def test(rest: list[str], enter: Enter) -> int:
@@ -336,17 +250,22 @@ def tool(rest: list[str], enter: Enter) -> int | None:
     return getattr(import_module(module), function)(rest)
 
 
-def edit(rest: list[str], enter: Enter) -> int:
-    helps = bool({"-h", "--help"} & set(rest))
-    if not helps or environment.is_ready(environment.folder(), (RUN,)):  # asking for help alone installs nothing
-        enter(RUN)
-    try:
-        from .edit import main
-    except ModuleNotFoundError:
-        if not helps:  # what was to be done was not done
-            raise
-        return _say(_parser("edit", "Edit the captions of all pictures below a folder; the edits are listed once the Tuner's environment is set up.", "FOLDER NAME [...]").format_help())
-    return main(rest)
+def of_folder(name: str, text: str) -> Callable[[list[str], Enter], int]:
+    """A command on a data folder, whose module has its name."""
+
+    def command(rest: list[str], enter: Enter) -> int:
+        helps = bool({"-h", "--help"} & set(rest))
+        if not helps or environment.is_ready(environment.folder(), (RUN,)):  # asking for help alone installs nothing
+            enter(RUN)
+        try:
+            module = import_module(f".{name}", __package__)
+        except ModuleNotFoundError:
+            if not helps:  # what was to be done was not done
+                raise
+            return _say(_parser(name, f"{text}; all options are listed once the Tuner's environment is set up.", "FOLDER [...]").format_help())
+        return module.main(rest)
+
+    return command
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str], Enter], int | None], str]] = {
@@ -356,7 +275,9 @@ COMMANDS: dict[str, tuple[Callable[[list[str], Enter], int | None], str]] = {
     "test": (test, "run the tests"),
     "bench": (bench, "measure our training step beside the peers'"),
     "tool": (tool, "tools for model files"),
-    "edit": (edit, "edit the captions of a data folder"),
+    **{name: (of_folder(name, text[0].upper() + text[1:]), text) for name, text in {
+        "edit": "edit the captions of a data folder",
+    }.items()},
 }
 
 

@@ -10,16 +10,20 @@ from typing import Iterator
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; what is there when the block ends well is synced and takes the place of `path`, else it is deleted."""
+def atomic(path: Path, durable: bool = True) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; what is there when the block ends well is synced and takes the place of `path`, else it is deleted.
+
+    `durable` False: not synced, for what can be made again.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode  # as the user's umask wants it; safetensors 0.8 writes files that nobody else can read
         yield temporary
         temporary.chmod(mode)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -14,7 +14,8 @@ import torch
 
 from lib_tuner import bench
 from lib_tuner.bench import Child, Comparison, Pair, comparisons
-from lib_tuner.bench_worker import RANK, VECTORS, WORD, Drawn, Ours, Side, config_for, process_peak
+from lib_tuner.bench_memory import process_peak
+from lib_tuner.bench_worker import RANK, VECTORS, WORD, Drawn, Ours, Side, config_for
 from lib_tuner.hosts.standalone import Standalone
 
 SIZE = 64

@@ -111,6 +111,6 @@ def test_help_lists_every_edit(capsys):
 
 def test_without_its_packages_only_help_is_given(folder, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "lib_tuner.edit", None)
-    assert edit("--help") == 0 and "FOLDER NAME" in capsys.readouterr().out
+    assert edit("--help") == 0 and "edit FOLDER" in capsys.readouterr().out
     with pytest.raises(ModuleNotFoundError):
         edit(folder, "remove", "--tags", "lips", "--apply")

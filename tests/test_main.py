@@ -17,7 +17,7 @@ import pytest
 
 import lib_tuner
 from lib_tuner import __main__ as program
-from lib_tuner import cli, environment
+from lib_tuner import cli, cli_train, environment
 from lib_tuner.environment import RUN, TEST, WEBUI, Layer
 from lib_tuner.events import Finished, Started
 from lib_tuner.progress import Status
@@ -375,18 +375,18 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
 
 
 def test_flags_are_split_from_the_file_wherever_they_stand():
-    assert cli.split_flags(["--optim.lr", "-1", "run.toml", "--name=a=b"]) == (["run.toml"], {"optim.lr": "-1", "name": "a=b"})
+    assert cli_train.split_flags(["--optim.lr", "-1", "run.toml", "--name=a=b"]) == (["run.toml"], {"optim.lr": "-1", "name": "a=b"})
 
 
 def test_flags_win_over_the_file_and_wrong_ones_are_named(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text('method = "textual_inversion"\nsteps = 5\n[textual_inversion]\nvectors = 2\n')
-    cfg, method = cli._settings(str(path), {"steps": "7", "textual_inversion.vectors": "3"})
+    cfg, method = cli_train.settings_of(str(path), {"steps": "7", "textual_inversion.vectors": "3"})
     assert (cfg.steps, cfg.settings.vectors, method.kind) == (7, 3, "textual_inversion")
     with error("stepps: there is no such setting; did you mean steps?"):
-        cli._settings(str(path), {"stepps": "7"})
+        cli_train.settings_of(str(path), {"stepps": "7"})
     with error("method: 'textual' is not one of"):
-        cli._settings(str(path), {"method": "textual"})
+        cli_train.settings_of(str(path), {"method": "textual"})
 
 
 @pytest.mark.parametrize("reason, code", [("done", 0), ("stopped", 130), ("nan", 1)])
@@ -413,7 +413,7 @@ def test_train_ends_with_a_code_that_tells_how_it_ended(monkeypatch, tmp_path, c
 @posix
 def test_the_first_ctrl_c_asks_to_stop_and_the_handler_is_put_back(capsys):
     before = signal.getsignal(signal.SIGINT)
-    with cli.stoppable() as stop:
+    with cli_train.stoppable() as stop:
         assert not stop()
         os.kill(os.getpid(), signal.SIGINT)
         assert stop() and "Stopping" in capsys.readouterr().err
@@ -422,7 +422,7 @@ def test_the_first_ctrl_c_asks_to_stop_and_the_handler_is_put_back(capsys):
 
 @posix
 def test_the_second_ctrl_c_ends_the_program_at_once():
-    code = "import os, signal\nfrom lib_tuner.cli import stoppable\nwith stoppable():\n  [os.kill(os.getpid(), signal.SIGINT) for _ in (1, 2)]\nprint('alive')"
+    code = "import os, signal\nfrom lib_tuner.cli_train import stoppable\nwith stoppable():\n  [os.kill(os.getpid(), signal.SIGINT) for _ in (1, 2)]\nprint('alive')"
     done = subprocess.run([sys.executable, "-c", code], cwd=environment.ROOT, capture_output=True, text=True)
     assert done.returncode == -signal.SIGINT and "alive" not in done.stdout
 

@@ -156,6 +156,8 @@ class Caption:
     @property
     def text(self) -> str:
         """All of it, with the file's own line breaks."""
+        if len(self.lines) == 1:
+            return self.lines[0].text + self.ends[0]
         return "".join(line.text + end for line, end in zip(self.lines, self.ends))
 
     @property

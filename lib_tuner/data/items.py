@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -79,14 +79,14 @@ def scan(cfg: DataConfig, folder: str | Path, is_class: bool = False) -> tuple[l
     return items, job.problems
 
 
-def pictures_below(folder: str | Path) -> tuple[list[Path], list[Problem]]:
-    """Paths of all files below a folder that are pictures by their names, none of which is opened. Raises ValueError for no folder or no picture."""
+def pictures_below(folder: str | Path, needed: bool = True) -> tuple[list[Path], list[Problem]]:
+    """Paths of all files below a folder that are pictures by their names, none of which is opened. Raises ValueError for no folder or, `needed`, no picture."""
     root = Path(os.path.abspath(Path(folder).expanduser()))
     if not root.is_dir():
         raise ValueError(f"{str(folder)!r} is no folder; name the one that holds the pictures.")
     job = _Scan(DataConfig(), root, False)
-    found = sorted((path for path in _files(job) if path.suffix.lower() in PICTURES), key=lambda path: natural(path.relative_to(root).as_posix()))
-    if not found:
+    found = sorted(_files(job, PICTURES), key=lambda path: natural(str(path)[len(str(root)) :].replace(os.sep, "/")))
+    if needed and not found:
         raise ValueError(f"{str(folder)!r} holds no picture; put .png, .jpg or .webp files into it.")
     return found, job.problems
 
@@ -118,8 +118,8 @@ def from_rows(rows: list[dict[str, Any]]) -> list[Item]:
 # ---- the folder ------------------------------------------------------------------------------------------------------
 
 
-def _files(job: _Scan) -> Iterator[Path]:
-    """Files below the root that are no masks, previews or caches, and in none of the other folders that the settings name."""
+def _files(job: _Scan, endings: Collection[str] = ()) -> Iterator[Path]:
+    """Files below the root that are no masks, previews or caches, and in none of the other folders that the settings name; all, or with these endings."""
     apart, seen = _other_folders(job), set()
 
     def failed(error: OSError) -> None:
@@ -132,7 +132,10 @@ def _files(job: _Scan) -> Iterator[Path]:
             continue
         seen.add(real)
         names[:] = [n for n in names if not n.startswith(_NOT_DATA) and n.lower() not in _MASK_FOLDERS and Path(real, n).resolve() not in apart]
-        yield from (Path(folder, n) for n in files if not n.startswith(".") and not _MASK_FILE.search(Path(n).stem))
+        for name in files:
+            stem, ending = os.path.splitext(name)
+            if (not endings or ending.lower() in endings) and not name.startswith(".") and not _MASK_FILE.search(stem):
+                yield Path(folder, name)
 
 
 def _other_folders(job: _Scan) -> set[Path]:

@@ -117,6 +117,26 @@ def load(item: Item, data: bytes, masks: bool = False, mask_data: bytes | None =
     return rgb, mask if mask is not None and mask.getextrema()[1] > 0 else None
 
 
+def small(data: bytes, side: int) -> Image.Image:
+    """A picture to look at: upright, in sRGB, its longer side at most `side` px; RGBA where parts of it are transparent, else RGB. Raises ValueError."""
+    try:
+        image = _open(data)
+        if image.width * image.height > LARGEST:
+            raise Image.DecompressionBombError
+        turn, transparent = _UPRIGHT.get(_orientation(image)), _has_alpha(image)
+        image.draft("RGB", (side, side))  # JPEG alone: decodes at a fraction of the size, not below what is asked for
+        image.load()
+        rgb = _srgb(image)
+        if transparent and (alpha := _alpha(image)).getextrema()[0] < 255:
+            rgb.putalpha(alpha)
+        rgb.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
+        return rgb if turn is None else rgb.transpose(turn)
+    except Image.DecompressionBombError:
+        raise ValueError(f"has more than {LARGEST // 10**6} megapixels; make it smaller") from None
+    except BROKEN as error:
+        raise ValueError(f"is no picture that Pillow can read ({_first_line(error)})") from error
+
+
 def cover(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
     """The size of a picture scaled so that it just covers the target: one side is the target's exactly, the other rounded half up and not shorter."""
     (w, h), (W, H) = size, target

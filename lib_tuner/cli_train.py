@@ -1,0 +1,114 @@
+"""`train` from the command line: the settings' file and flags, Ctrl-C, and the processes that torchrun starts. Standard library alone at import."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from datetime import timedelta
+from typing import Any
+
+from .config import meant
+
+
+def split_flags(rest: list[str]) -> tuple[list[str], dict[str, str]]:
+    """`RUN.toml --section.key value --section.key=value` as (files, {key: value}).
+
+    Not argparse: which flags exist depends on the method, which the file or another flag names. `build` then knows a wrong key, and the one meant.
+    """
+    files, given, words = [], {}, iter(rest)
+    for word in words:
+        key, equals, value = word[2:].partition("=")
+        if not word.startswith("--"):
+            files.append(word)
+        elif not equals and (value := next(words, None)) is None:
+            raise ValueError(f"{word} lacks its value: write {word} VALUE")
+        else:
+            given[key] = value
+    return files, given
+
+
+def settings_of(file: str, given: dict[str, str]) -> tuple[Any, type]:
+    """The settings of a file under the flags, and the class of the chosen method."""
+    from .config import read_toml
+    from .methods import METHODS, settings
+
+    cfg = settings({**read_toml(file), **given})
+    return cfg, METHODS[cfg.method]
+
+
+def run(cfg: Any, method: type) -> int:
+    """Trains, with the progress on stderr; 0 where the run got to its end, 130 where it was stopped, 1 where the loss was lost."""
+    from .events import Finished
+    from .hosts.standalone import Standalone
+    from .progress import progress
+    from .recorders import csv, tensorboard
+    from .train import train
+
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    with _process_group(world), stoppable() as stop, closing(train(cfg, method(cfg), Standalone(cfg), stop, rank, world)) as events:
+        if rank == 0:
+            events = csv(progress(events, sys.stderr), every=cfg.csv_every)
+            events = tensorboard(events) if cfg.tensorboard else events
+        last = deque(events, maxlen=1)  # runs to the end
+    return next(({"done": 0, "stopped": 130}.get(event.reason, 1) for event in last if isinstance(event, Finished)), 1)
+
+
+@contextmanager
+def _process_group(world: int) -> Iterator[None]:
+    """The connection among the processes that torchrun started."""
+    if world == 1:
+        yield
+        return
+    import torch
+    import torch.distributed as dist
+
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(days=1))  # rank 0 alone draws class pictures and samples, while the others wait
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """`stop()` turns true at the first Ctrl-C (or SIGTERM); the second one ends the program on the spot."""
+    flag = threading.Event()
+
+    def stop(number: int, frame: Any) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        flag.set()
+        sys.stderr.write("\nStopping: this step is finished and what was learned saved. Once more ends at once, without saving.\n")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield flag.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def train_help(parser: argparse.ArgumentParser, method: str | None) -> str:
+    """All settings by section, with the method's own where the environment for reading it is there."""
+    from .config import flags, method_name
+    from .settings import TrainConfig
+
+    name = method or method_name(TrainConfig, {})
+    try:
+        from .methods import METHODS
+    except ModuleNotFoundError:
+        parser.epilog = "The settings of the methods are listed here once the first run has set up the Tuner's environment."
+        flags(parser, TrainConfig)
+        return parser.format_help()
+    if name not in METHODS:
+        raise ValueError(f"method: {name!r} is not one of {', '.join(METHODS)}{meant(name, METHODS)}")
+    flags(parser, TrainConfig, METHODS[name].Config, name)
+    parser.epilog = f"methods: {', '.join(METHODS)}; `train --help --method NAME` lists the settings of another than {name}."
+    return parser.format_help()
