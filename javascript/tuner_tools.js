@@ -15,34 +15,8 @@
     // A lower-case name out of a report, as a label.
     tools.word = (name) => tuner.t(name[0].toUpperCase() + name.slice(1));
 
-    // ---- training or tools ----
-
-    function drawSwitch() {
-        const views = [["train", tuner.t("Training")], ["tools", tuner.t("Tools")]];
-        const list = h("div", { role: "tablist", class: "tuner-tabs", "aria-label": tuner.t("Training or tools") });
-        list.append(...views.map(([name, label]) => h("button", { type: "button", role: "tab", id: `tuner-view-${name}`, onclick: () => tools.show(name) }, label)));
-        list.addEventListener("keydown", (event) => {
-            if (!["ArrowLeft", "ArrowRight"].includes(event.key)) return;
-            tools.show(tools.open ? "train" : "tools");
-            byId(`tuner-view-${tools.open ? "tools" : "train"}`).focus();
-        });
-        const bar = byId("tuner-switch"), before = bar.querySelector("[role=tablist]"), language = before ? null : tuner.language.choice();
-        if (before) before.replaceWith(list); // the choice of the language stays, and with it the focus
-        else bar.replaceChildren(list, ...(language ? [language] : []));
-    }
-
-    tools.show = function (name) {
-        tools.open = name === "tools";
-        byId("tuner-train").classList.toggle("tuner-away", tools.open);
-        byId("tuner-toolbox").classList.toggle("tuner-away", !tools.open);
-        for (const view of ["train", "tools"]) {
-            const tab = byId(`tuner-view-${view}`), chosen = (view === "tools") === tools.open;
-            tab.setAttribute("aria-selected", chosen);
-            tab.tabIndex = chosen ? 0 : -1;
-        }
-        if (tools.open) opened();
-        else window.dispatchEvent(new Event("resize")); // a chart that was drawn while it was hidden has no width
-    };
+    (tuner.views = tuner.views || { all: [] }).all.push({ name: "tools", label: () => tuner.t("Tools"), box: "tuner-toolbox", opened: () => opened() });
+    Object.defineProperty(tools, "open", { get: () => tuner.views.open === "tools" });
 
     // Once the tools are looked at: what they ask, the files, and the job that goes or was last.
     async function opened() {
@@ -59,8 +33,6 @@
 
     // Drawn anew where the page is, in another language too; what was filled in stays.
     tools.mount = function () {
-        drawSwitch();
-        tools.show(tools.open ? "tools" : "train");
         if (tools.name) draw();
     };
 

@@ -19,6 +19,7 @@ import uvicorn
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import Response
 
+from lib_tuner.datasets import Datasets
 from lib_tuner.hosts.standalone import Standalone
 from lib_tuner.jobs import Jobs
 from lib_tuner.toolbox import OwnFolders, Toolbox
@@ -39,9 +40,12 @@ async def with_head(request, call_next):
 
 def main(home: Path) -> None:
     assert OLD, gr.__version__
-    with closing(page.listen(page.Address(port=0))) as listening, page.running(Jobs(home, Standalone)) as jobs, closing(Toolbox(OwnFolders(home), home, jobs.outputs)) as tools, tempfile.TemporaryDirectory() as empty:
+    with (
+        closing(page.listen(page.Address(port=0))) as listening, page.running(Jobs(home, Standalone)) as jobs, closing(Toolbox(OwnFolders(home), home, jobs.outputs)) as tools,
+        closing(Datasets()) as sets, tempfile.TemporaryDirectory() as empty,
+    ):  # fmt: skip
         os.chdir(empty)
-        app = make_app(jobs, page.static_files(), tools)
+        app = make_app(jobs, page.static_files(), tools, sets)
         app.add_middleware(BaseHTTPMiddleware, dispatch=with_head)
         shared = Shared(jobs, Standalone, home, page.own_values(home, ""), page.checkpoints([]), hidden=page.HIDDEN, tools=tools)
         app = gr.mount_gradio_app(app, page.blocks(shared).queue(), path="/")

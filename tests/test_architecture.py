@@ -32,7 +32,7 @@ LEVELS = (
     ("live",),
     ("runs",),
     ("queue_file",),
-    ("jobs", "outlook", "toolbox"),
+    ("datasets", "jobs", "outlook", "toolbox"),
     ("demo",),
     ("bench",),
     ("web",),

@@ -14,6 +14,7 @@ from typing import Any
 
 from .. import runs
 from ..compare import axes
+from ..datasets import Datasets
 from ..host import Host
 from ..jobs import Jobs
 from ..methods import METHODS
@@ -73,6 +74,12 @@ def jobs_of(home: Path, make_host: Callable[[TrainConfig], Host]) -> Jobs:
 def tools_of(jobs: Jobs, make_folders: Callable[[], Folders]) -> Toolbox:
     """The tools beside a queue."""
     return Toolbox(make_folders(), jobs.home, jobs.outputs)
+
+
+@lru_cache(maxsize=None)
+def sets_of(jobs: Jobs) -> Datasets:
+    """The data folders that are open beside a queue."""
+    return Datasets()
 
 
 def home_of(w: Any) -> Path:
@@ -218,6 +225,6 @@ def add_routes(w: Any, make_host: Callable[[TrainConfig], Host], make_folders: C
     guard = Guard(KEY, [tuple(pair.split(":", 1)) for pair in (options.api_auth or "").split(",") if ":" in pair], logins(options), app, OPEN if is_open(w) else "")
     try:
         jobs = jobs_of(home_of(w), make_host)
-        app.include_router(make_router(jobs, guard.admit, tools_of(jobs, make_folders)))
+        app.include_router(make_router(jobs, guard.admit, tools_of(jobs, make_folders), sets_of(jobs)))
     except ValueError as error:  # the tab says it
         LOG.warning("%s", error)

@@ -13,6 +13,7 @@ from typing import Any
 
 import gradio as gr
 
+from ..datasets import Datasets
 from ..demo.run import lora_settings, write_data
 from ..host import Host
 from ..jobs import Jobs
@@ -21,6 +22,7 @@ from ..toolbox import OwnFolders, Toolbox
 from ..web.auth import Door
 from ..web.routes import make_app
 from .compat import OLD, private
+from .dataset_tab import DatasetTab
 from .tools_tab import ToolsTab, switch
 from .train_tab import Shared, TrainTab
 
@@ -51,6 +53,7 @@ def blocks(shared: Shared) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         switch()
         tab = TrainTab(shared)
+        DatasetTab()
         ToolsTab()
         page.load(tab.refresh, inputs=None, outputs=tab.refreshed, **private())
     return page
@@ -74,7 +77,7 @@ def static_files() -> list[Path]:
 
 def application(shared: Shared, login: tuple[str, str] | None = None) -> Any:
     """The whole as an ASGI application: routes, static files, page, and the door in front of it all."""
-    app = make_app(shared.jobs, static_files(), shared.tools)
+    app = make_app(shared.jobs, static_files(), shared.tools, shared.sets)
     return Door(gr.mount_gradio_app(app, blocks(shared), path="/", **mount_options()), login)
 
 
@@ -124,8 +127,8 @@ def serve(hosts: Callable[[TrainConfig], Host], home: Path, address: Address, ch
     if checkpoint and checkpoint not in [path for _, path in models]:
         models.append((Path(checkpoint).name, checkpoint))
     own = OwnFolders(home, (Path(checkpoint),) if checkpoint else ())
-    with closing(listen(address)) as listening, running(Jobs(home, hosts)) as jobs, closing(Toolbox(own, home, jobs.outputs)) as tools:
-        app = application(Shared(jobs, hosts, home, own_values(home, checkpoint), models, hidden=HIDDEN, tools=tools), address.login)
+    with closing(listen(address)) as listening, running(Jobs(home, hosts)) as jobs, closing(Toolbox(own, home, jobs.outputs)) as tools, closing(Datasets()) as sets:
+        app = application(Shared(jobs, hosts, home, own_values(home, checkpoint), models, hidden=HIDDEN, tools=tools, sets=sets), address.login)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
         url = f"http://{'127.0.0.1' if address.host == '0.0.0.0' else address.host}:{listening.getsockname()[1]}/"
         opened(url)

@@ -16,6 +16,7 @@ import gradio as gr
 
 from .. import foreign, presets, runs
 from ..config import flat_values
+from ..datasets import Datasets
 from ..host import Host
 from ..jobs import Jobs
 from ..methods import METHODS, settings
@@ -42,6 +43,7 @@ class Shared:
     hidden: tuple[str, ...] = ()  # settings that the host decides, by key or as `section.` all of one
     key: str = ""  # what the routes know the page by
     tools: Toolbox | None = None
+    sets: Datasets | None = None
 
     @property
     def presets(self) -> Path:

@@ -16,6 +16,7 @@ from ..data.incoming import save_with_caption
 from ..progress import sentence
 from ..settings import TrainConfig
 from .compat import js, plain_html, private, quiet
+from .dataset_tab import DatasetTab
 from .form import help_of, label_of
 from .tools_tab import ToolsTab, switch
 from .train_tab import REPLY, Shared, TrainTab, reply
@@ -51,6 +52,7 @@ def tab(shared: WebUIShared) -> gr.Blocks:
     with gr.Blocks(analytics_enabled=False) as page:
         switch()
         WebUITab(shared)
+        DatasetTab()
         ToolsTab()
     return page
 

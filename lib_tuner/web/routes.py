@@ -13,17 +13,19 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
-from PIL import Image
 
 from .. import runs
 from ..config import flatten
-from ..data.pictures import BROKEN
+from ..data import pictures
+from ..datasets import Datasets
 from ..jobs import Jobs
 from ..methods import settings
 from ..outlook import refuse
 from ..toolbox import Toolbox
 from .answers import answer
 from .bodies import REFUSALS, Added, Change, Done, Order, QueueAction, RunAction, RunDetails, RunRow, Status, Wanted
+from .dataset_routes import add_datasets
+from .limits import Limited
 from .tool_routes import add_tools
 
 PREFIX = "/tuner/api"
@@ -40,21 +42,23 @@ def own_page(request: Request) -> None:
         raise HTTPException(403, "The header X-Tuner is missing: send it with any text.")
 
 
-def make_router(jobs: Jobs, guard: Callable[[Request], None] = nobody, tools: Toolbox | None = None) -> APIRouter:
-    """All routes, those of the tools where there are some; `guard` raises HTTPException for whoever may not use them."""
-    router = APIRouter(prefix=PREFIX, dependencies=[Depends(guard), Depends(own_page)], tags=["Tuner"], responses=REFUSALS)
+def make_router(jobs: Jobs, guard: Callable[[Request], None] = nobody, tools: Toolbox | None = None, sets: Datasets | None = None) -> APIRouter:
+    """All routes, those of the tools and of data folders where there are some; `guard` raises HTTPException for whoever may not use them."""
+    router = APIRouter(prefix=PREFIX, route_class=Limited, dependencies=[Depends(guard), Depends(own_page)], tags=["Tuner"], responses=REFUSALS)
     _add_queue(router, jobs)
     _add_runs(router, jobs)
     _add_files(router, jobs)
     if tools:
         add_tools(router, tools)
+    if sets is not None:
+        add_datasets(router, sets)
     return router
 
 
-def make_app(jobs: Jobs, static: list[Path], tools: Toolbox | None = None) -> FastAPI:
+def make_app(jobs: Jobs, static: list[Path], tools: Toolbox | None = None, sets: Datasets | None = None) -> FastAPI:
     """An application of the routes, with the page's scripts and style under `/tuner/static/`."""
     app = FastAPI(title="The Tuner", docs_url="/tuner/docs", redoc_url=None, openapi_url="/tuner/openapi.json")
-    app.include_router(make_router(jobs, tools=tools))
+    app.include_router(make_router(jobs, tools=tools, sets=sets))
     files = {path.name: path for path in static}
 
     @app.get("/tuner/static/{name}", include_in_schema=False)
@@ -128,10 +132,10 @@ def _add_files(router: APIRouter, jobs: Jobs) -> None:
 
     @router.get("/runs/{run}/training/{index}", response_class=FileResponse, summary="One of the pictures that a run learns from")
     def training(run: str, index: int, size: int = Query(256, ge=16, le=THUMBNAIL)) -> Response:
-        pictures = _found(lambda: runs.read_record(jobs.folder_of(run)).pictures)
-        if not 0 <= index < len(pictures):
+        learned = _found(lambda: runs.read_record(jobs.folder_of(run)).pictures)
+        if not 0 <= index < len(learned):
             raise HTTPException(404, "There is no such training picture.")
-        return thumbnail(Path(pictures[index]), size)
+        return thumbnail(Path(learned[index]), size)
 
 
 def _changed(jobs: Jobs, folder: Path, result: Any) -> Any:
@@ -149,13 +153,9 @@ def _found(make: Callable[[], Any]) -> Any:
 def thumbnail(path: Path, size: int) -> Response:
     """A picture, its longer side at most `size` px. A picture that is gone or broken is 404."""
     try:
-        with Image.open(path) as picture:
-            picture.draft("RGB", (size, size))  # JPEG alone: decodes at a fraction of the size
-            shown = picture.convert("RGBA" if picture.mode in ("RGBA", "LA", "P") else "RGB")
-            shown.thumbnail((size, size))
-            content = io.BytesIO()
-            shown.save(content, "PNG")
-    except BROKEN as error:
+        content = io.BytesIO()
+        pictures.small(path.read_bytes(), size).save(content, "PNG")
+    except (ValueError, OSError) as error:
         raise HTTPException(404, f"{path.name} cannot be shown.") from error
     headers = {"Cache-Control": "max-age=60", "Content-Disposition": f"inline; filename*=utf-8''{quote(path.stem)}.png"}
     return Response(content.getvalue(), media_type="image/png", headers=headers)

@@ -1,0 +1,173 @@
+// One picture in large, its caption as tags and as text. What is typed is saved by itself: when one stops, goes on to another picture, or leaves.
+"use strict";
+
+(function (tuner) {
+    const { h } = tuner;
+    const PAUSE = 1500, FEW = 12, LIMIT = 75; // ms without a key; suggestions; CLIP's tokens of one piece of a prompt
+    const data = tuner.data = tuner.data || {};
+    (data.parts = data.parts || []).push({ mount, drawn: () => {} });
+    const view = data.view = { row: null };
+    let panel = null, timer = null, typed = null, saving = null; // typed: {row, text} that is not saved yet
+
+    function mount(main) {
+        panel = h("section", { id: "tuner-d-view", class: "tuner-d-view", hidden: true, "aria-label": tuner.t("Picture and caption"), onkeydown: keys });
+        main.append(panel);
+        if (view.row !== null) view.row = null;
+    }
+
+    view.open = async function (row, add = false) {
+        await view.flush();
+        view.row = row;
+        data.current = row;
+        document.getElementById("tuner-d-grid").hidden = true;
+        panel.hidden = false;
+        await draw();
+        panel.querySelector(add ? "#tuner-d-add" : "#tuner-d-next").focus();
+    };
+
+    view.close = async function () {
+        await view.flush();
+        const row = view.row;
+        view.row = null;
+        panel.hidden = true;
+        document.getElementById("tuner-d-grid").hidden = false;
+        if (row !== null && data.rows.includes(row)) data.go(row);
+        else data.place();
+        data.focusGrid();
+    };
+
+    // After an edit from elsewhere; what is being typed stays.
+    view.refresh = () => (view.row === null || typed ? null : draw());
+
+    async function known(row) {
+        if (!data.details.has(row)) for (const found of await data.send("details", { rows: [row] })) data.details.set(found.row, found);
+        return data.details.get(row);
+    }
+
+    async function draw() {
+        const row = view.row, item = await known(row);
+        if (view.row !== row) return;
+        if (!item) { await view.close(); return; }
+        const at = data.rows.indexOf(row), button = (id, text, action, more = {}) => h("button", { type: "button", id, class: "tuner-button", onclick: data.doing(action), ...more }, text);
+        const name = document.activeElement && panel.contains(document.activeElement) ? document.activeElement.id : "";
+        panel.replaceChildren(
+            h("div", { class: "tuner-d-bar" }, h("strong", {}, item.place), h("small", { class: "tuner-small" }, at < 0 ? tuner.t("does not fit the filter any more") : tuner.t("{0} of {1}", at + 1, data.rows.length)), h("span", { class: "tuner-d-space" }),
+                button("tuner-d-prev", "←", () => to(-1), { "aria-label": tuner.t("Previous picture") }), button("tuner-d-next", "→", () => to(1), { "aria-label": tuner.t("Next picture") }), button("tuner-d-back", tuner.t("Back to the grid"), view.close)),
+            h("div", { class: "tuner-d-two" }, h("div", { class: "tuner-d-large", id: "tuner-d-large" }, h("img", { src: data.pictureUrl(row, 1024), alt: item.name })), caption(item)));
+        const again = name && document.getElementById(name);
+        if (again) again.focus();
+        for (const part of data.parts) if (part.viewed) part.viewed(panel, item);
+    }
+
+    function caption(item) {
+        const box = h("textarea", { id: "tuner-d-text", rows: 5, spellcheck: "false", "aria-label": tuner.t("Caption"), oninput: () => note(item.row, box.value), onblur: data.doing(view.flush) });
+        box.value = item.text;
+        box.readOnly = !data.folder.editable;
+        const add = h("input", { type: "text", id: "tuner-d-add", placeholder: tuner.t("Add a tag"), "aria-label": tuner.t("Add a tag"), list: "tuner-d-suggested", autocomplete: "off", spellcheck: "false", oninput: () => suggest(add.value), onkeydown: (event) => {
+            if (event.key !== "Enter" || event.isComposing) return;
+            event.preventDefault();
+            data.doing(() => addTag(item.row, add))({ currentTarget: add });
+        } });
+        const chips = item.is_text ? h("p", { class: "tuner-small" }, tuner.t("This caption is sentences; tags are added behind them.")) : h("ul", { class: "tuner-d-chips", "aria-label": tuner.t("Tags") }, item.tags.map((tag) => chip(item.row, tag)));
+        return h("div", { class: "tuner-d-caption" }, chips, h("div", { class: "tuner-d-adding" }, add, h("datalist", { id: "tuner-d-suggested" })),
+            h("label", { for: "tuner-d-text" }, tuner.t("Caption as text")), box, h("p", { id: "tuner-d-state", class: "tuner-small", role: "status" }, counted(item), " · ", data.folder.editable ? tuner.t("saved") : tuner.t("cannot be written here")));
+    }
+
+    const counted = (item) => h("span", { class: item.tokens > LIMIT ? "tuner-bad-text" : "" }, tuner.t("{0} of 75 tokens", item.tokens));
+
+    function chip(row, tag) {
+        const drop = data.doing(async () => { await view.flush(); await data.edit("remove", { tags: [tag] }, [row]); });
+        return h("li", { class: "tuner-d-chip" }, h("span", {}, tag), h("button", { type: "button", "aria-label": tuner.t("Remove {0}", tag), onclick: drop }, "×"));
+    }
+
+    async function addTag(row, input) {
+        const text = input.value.trim();
+        if (!text) return;
+        await view.flush();
+        input.value = "";
+        await data.edit("add", { tags: text, where: "last" }, [row]);
+        document.getElementById("tuner-d-add").focus();
+    }
+
+    async function suggest(text) {
+        const last = text.split(",").pop().trim();
+        if (!last) return;
+        const found = await data.get(`tags?like=${encodeURIComponent(last)}&limit=${FEW}`).catch(() => ({ tags: [] }));
+        const list = document.getElementById("tuner-d-suggested");
+        if (list) list.replaceChildren(...found.tags.map(([tag, count]) => h("option", { value: tag, label: `${tag} (${count})` })));
+    }
+
+    // ---- what is typed ----
+
+    function note(row, text) {
+        typed = { row, text };
+        state(tuner.t("not saved yet"));
+        clearTimeout(timer);
+        timer = setTimeout(data.doing(view.flush), PAUSE);
+    }
+
+    function state(text) {
+        const element = document.getElementById("tuner-d-state");
+        if (element) element.lastChild.textContent = text;
+    }
+
+    // Saves what was typed. Raises with the sentence of a refusal; then the words stay in their field.
+    view.flush = async function () {
+        clearTimeout(timer);
+        if (saving) await saving;
+        if (!typed) return;
+        const now = typed;
+        state(tuner.t("saving…"));
+        saving = data.send("edit", { name: "write", args: { text: now.text }, rows: [now.row] });
+        try {
+            const answer = await saving;
+            if (typed === now) typed = null;
+            const mine = document.activeElement && document.activeElement.id === "tuner-d-text";
+            if (typed || mine) await kept(answer, now.row);
+            else await data.changed(answer);
+        } catch (error) {
+            state(tuner.t("not saved"));
+            throw error;
+        } finally {
+            saving = null;
+        }
+    };
+
+    // The same without drawing the field in which somebody types.
+    async function kept(answer, row) {
+        Object.assign(data.folder, { version: answer.version, undo: answer.undo, redo: answer.redo });
+        data.details.clear();
+        await data.look();
+        const item = await known(row), element = document.getElementById("tuner-d-state");
+        if (element && item && view.row === row) element.firstChild.replaceWith(counted(item));
+        if (!typed) state(tuner.t("saved"));
+    }
+
+    window.addEventListener("beforeunload", (event) => { if (typed) { data.doing(view.flush)({}); event.preventDefault(); } });
+
+    // ---- keys ----
+
+    async function to(by) {
+        await view.flush();
+        const before = view.row, next = data.step(by);
+        if (next !== null && next !== before) {
+            view.row = next;
+            await draw();
+        }
+    }
+
+    function keys(event) {
+        const typing = ["TEXTAREA", "INPUT"].includes(event.target.tagName), controlled = event.ctrlKey || event.metaKey;
+        const run = (action) => { event.preventDefault(); event.stopPropagation(); data.doing(async () => action())({ currentTarget: null }); };
+        if (event.key === "Escape") run(view.close);
+        else if (event.altKey && event.key === "ArrowRight" || controlled && event.key === "Enter") run(() => to(1)); // also while one types
+        else if (event.altKey && event.key === "ArrowLeft") run(() => to(-1));
+        else if (typing || event.altKey) return;
+        else if (controlled && event.key === "z" || !controlled && event.key === "u") run(data.undo);
+        else if (controlled && event.key === "y") run(data.redo);
+        else if (controlled) return;
+        else if (["ArrowRight", "j"].includes(event.key) && !event.defaultPrevented) run(() => to(1));
+        else if (["ArrowLeft", "k"].includes(event.key) && !event.defaultPrevented) run(() => to(-1));
+        else if (event.key === "t") run(() => panel.querySelector("#tuner-d-add").focus());
+    }
+})(window.tuner);

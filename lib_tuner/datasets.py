@@ -1,0 +1,221 @@
+"""The data folders that the page and scripts have open: what they show, and what is done to them, as JSON has it.
+
+A client names pictures by numbers (rows) and folders by ids, never by paths; so nothing outside a folder that a user has opened can be asked for.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .data.edits import OPERATIONS, Edit, Plan
+from .data.journal import SIDE
+from .data.journal_file import Entry
+from .data.library import Library
+from .data.tag_edits import key
+from .data.thumbnails import thumbnail
+
+OPEN = 4  # folders at once; the one that was asked for longest ago is closed
+PLANS = 8  # that are kept until they are carried out
+SHOWN_PROBLEMS = 200
+ID = 8  # bytes of chance: whoever may use the routes may open folders, so an id keeps apart, not out
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which pictures an edit is for: these rows, or those that the filter names, or all."""
+
+    rows: tuple[int, ...] | None = None
+    filter: str = ""
+
+    def of(self, library: Library) -> list[int]:
+        """The rows. Raises ValueError for a filter that is none."""
+        if self.rows is None:
+            return library.find(self.filter)
+        return [row for row in dict.fromkeys(self.rows) if row in library.pictures]
+
+
+class OpenFolder:
+    """One open folder. Everything is done one after the other: requests come in many threads."""
+
+    def __init__(self, library: Library):
+        self.id, self.library = secrets.token_hex(ID), library
+        self.version = 0  # goes up with each change, so that a page knows that another one has changed something
+        self._plans: OrderedDict[str, Plan] = OrderedDict()
+        self.lock = threading.RLock()
+
+    # ---- what is shown -----------------------------------------------------------------------------------------------
+
+    def about(self) -> dict[str, Any]:
+        """The folder, what is wrong in it, and what can be taken back."""
+        with self.lock:
+            library = self.library
+            problems = Counter(problem.kind for problem in library.problems)
+            return {
+                "id": self.id, "folder": str(library.folder), "name": library.folder.name, "pictures": len(library.pictures), "version": self.version,
+                "editable": library.journal is not None, "reason": library.reason, "problems": dict(problems),
+                "told": [str(problem) for problem in library.problems[:SHOWN_PROBLEMS]], **self._history(),
+            }  # fmt: skip
+
+    def found(self, line: str) -> dict[str, Any]:
+        """Rows that a filter names, in the order of the folder."""
+        with self.lock:
+            return {"rows": self.library.find(line), "version": self.version}
+
+    def details(self, rows: Iterable[int]) -> list[dict[str, Any]]:
+        """What a cell and the large view show of each row that is there."""
+        with self.lock:
+            return [self._row(row) for row in dict.fromkeys(rows) if row in self.library.pictures]
+
+    def tags(self, line: str = "", like: str = "", limit: int = 500) -> dict[str, Any]:
+        """Tags with their counts among the rows that a filter names, the most frequent first; `like` is part of their names."""
+        with self.lock:
+            library = self.library
+            if line.strip():
+                counts = Counter(tag for row in library.find(line) for tag in set(library.tags(row)))
+            else:
+                counts = Counter(library.index.counts())
+            part = key(like)
+            fitting = [(tag, count) for tag, count in counts.items() if part in key(tag)]
+            fitting.sort(key=lambda pair: (-pair[1], pair[0]))
+            return {"tags": fitting[:limit], "distinct": len(fitting), "version": self.version}
+
+    def thumbnail(self, row: int, side: int) -> bytes:
+        """A row's picture in small. Raises ValueError, OSError."""
+        path = self.library.picture(row)
+        return thumbnail(path, side, self.library.folder / SIDE if self.library.journal else None)
+
+    def history(self) -> list[dict[str, Any]]:
+        """What was done, the newest first."""
+        with self.lock:
+            entries = self.library.journal.entries() if self.library.journal else []
+            return [_entry(entry) for entry in reversed(entries)]
+
+    def _row(self, row: int) -> dict[str, Any]:
+        library = self.library
+        caption = library.caption(row)
+        return {
+            "row": row, "name": library.name(row), "place": library.place(row), "text": caption.text, "tags": list(caption.tags), "is_text": caption.lines[0].is_text,
+            "lines": len(caption.lines), "tokens": library.tokens(row), "crop": library.crop(row), "troubles": list(library.troubles(row)),
+        }  # fmt: skip
+
+    def _history(self) -> dict[str, Any]:
+        entries = self.library.journal.entries() if self.library.journal else []
+        done, undone = [e for e in entries if e.state == "applied"], [e for e in entries if e.state == "undone"]
+        return {"undo": _entry(done[-1]) if done else None, "redo": _entry(undone[0]) if undone else None}
+
+    # ---- what is done ------------------------------------------------------------------------------------------------
+
+    def plan(self, edit: Edit, scope: Scope) -> dict[str, Any]:
+        """What an edit would change; it is kept for `apply`. Raises ValueError."""
+        with self.lock:
+            return self.planned(self.library.plan(edit, scope.of(self.library)))
+
+    def planned(self, planned: Plan) -> dict[str, Any]:
+        """A plan as it is shown before it is carried out."""
+        name = secrets.token_hex(4)
+        self._plans[name] = planned
+        while len(self._plans) > PLANS:
+            self._plans.popitem(last=False)
+        samples = [{"name": path.name, "before": before, "after": after} for path, before, after in planned.samples()]
+        return {"plan": name, "changes": len(planned.changes), "total": planned.total, "emptied": planned.emptied, "samples": samples,
+                "told": [str(problem) for problem in planned.problems[:SHOWN_PROBLEMS]]}  # fmt: skip
+
+    def apply(self, name: str) -> dict[str, Any]:
+        """Carries a plan out. Raises ValueError where there is no such plan or a file changed since, OSError."""
+        with self.lock:
+            planned = self._plans.pop(name, None)
+            if planned is None:
+                raise ValueError("That preview is too old; look at it anew.")
+            return self._changed(lambda: self.library.apply(planned))
+
+    def edit(self, edit: Edit, scope: Scope) -> dict[str, Any]:
+        """Plans an edit and carries it out at once. Raises as both do."""
+        with self.lock:
+            return self._changed(lambda: self.library.apply(self.library.plan(edit, scope.of(self.library))))
+
+    def delete(self, scope: Scope) -> dict[str, Any]:
+        """Moves pictures and captions to the folder's trash. Raises ValueError, OSError."""
+        with self.lock:
+            return self._changed(lambda: self.library.delete(scope.of(self.library)))
+
+    def undo(self) -> dict[str, Any]:
+        """Takes the last edit back. Raises ValueError, OSError."""
+        with self.lock:
+            return self._changed(self.library.undo)
+
+    def redo(self) -> dict[str, Any]:
+        """Does again what was taken back last. Raises ValueError, OSError."""
+        with self.lock:
+            return self._changed(self.library.redo)
+
+    def read(self) -> dict[str, Any]:
+        """Reads the folder anew."""
+        with self.lock:
+            self._changed(lambda: self.library.read())
+            return self.about()
+
+    def _changed(self, work: Callable[[], Entry | None]) -> dict[str, Any]:
+        entry = work()
+        self._plans.clear()  # they saw what is no more
+        self.version += 1
+        return {"entry": entry and _entry(entry), "version": self.version, "pictures": len(self.library.pictures), **self._history()}
+
+
+class Datasets:
+    """The open folders of one program."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[str, OpenFolder] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def open(self, folder: str) -> OpenFolder:
+        """Opens a folder, or gives the one that is open. Raises ValueError where there is none or no picture in it."""
+        if not folder.strip() or "\0" in folder:
+            raise ValueError("Name the folder that holds the pictures.")
+        path = Path(folder.strip().strip('"')).expanduser().absolute()
+        with self._lock:
+            for opened in self._open.values():
+                if opened.library.folder == path:
+                    self._open.move_to_end(opened.id)
+                    opened.read()
+                    return opened
+            opened = OpenFolder(Library.open(path))
+            self._open[opened.id] = opened
+            while len(self._open) > OPEN:
+                self._close(next(iter(self._open)))
+            return opened
+
+    def __getitem__(self, name: str) -> OpenFolder:
+        """An open folder by its id. Raises ValueError."""
+        with self._lock:
+            if name not in self._open:
+                raise ValueError("That folder is not open any more; open it again.")
+            self._open.move_to_end(name)
+            return self._open[name]
+
+    def close(self, names: Sequence[str] | None = None) -> None:
+        """Lets folders go, or all of them."""
+        with self._lock:
+            for name in list(self._open) if names is None else names:
+                self._close(name)
+
+    def _close(self, name: str) -> None:
+        opened = self._open.pop(name, None)
+        if opened:
+            with opened.lock:
+                opened.library.close()
+
+
+def operations() -> list[dict[str, Any]]:
+    """The edits there are, with what each takes, for whoever draws a form."""
+    return [{"name": name, "arguments": [{"name": argument, "kind": Edit.kind_of(argument)[0].__name__} for argument in operation.arguments()]} for name, operation in OPERATIONS.items()]
+
+
+def _entry(entry: Entry) -> dict[str, Any]:
+    return {"edit": entry.name, "args": entry.args, "when": entry.when, "files": entry.files, "state": entry.state}

@@ -1,0 +1,90 @@
+"""What the routes of the data-set panel take and give. Written in the types that pydantic 1 (the WebUI's) and 2 both read."""
+
+from typing import Any, Dict, List, Optional
+
+from pydantic import BaseModel, Field
+
+
+class Folder(BaseModel):
+    folder: str = Field(description="The path of a folder on the machine of the program")
+
+
+class OpenedFolder(BaseModel):
+    """A folder that is open."""
+
+    id: str
+    folder: str
+    name: str
+    pictures: int
+    version: int = Field(description="Goes up with each change")
+    editable: bool
+    reason: str = Field(description="Why it is not editable")
+    problems: Dict[str, int] = Field(description="How many things of each kind are wrong")
+    told: List[str] = Field(description="The first of them as sentences")
+    undo: Optional[Dict[str, Any]] = Field(description="What would be taken back")
+    redo: Optional[Dict[str, Any]] = Field(description="What would be done again")
+
+
+class Found(BaseModel):
+    rows: List[int]
+    version: int
+
+
+class Rows(BaseModel):
+    rows: List[int] = Field(description="Numbers of pictures")
+
+
+class RowDetails(BaseModel):
+    """A picture and its caption."""
+
+    row: int
+    name: str
+    place: str = Field(description="Its path in the folder")
+    text: str
+    tags: List[str]
+    is_text: bool = Field(description="Whether the caption is sentences")
+    lines: int
+    tokens: int = Field(description="CLIP's tokens of its longest line")
+    crop: str
+    troubles: List[str]
+
+
+class TagCounts(BaseModel):
+    tags: List[Any] = Field(description="[tag, in how many captions], the most frequent first")
+    distinct: int
+    version: int
+
+
+class EditOrder(BaseModel):
+    """An edit and the pictures that it is for: `rows`, or what `filter` names, or all."""
+
+    name: str = Field(description="One of the edits of `data/edits`")
+    args: Dict[str, Any] = {}
+    rows: Optional[List[int]] = None
+    filter: str = ""
+
+
+class ScopeOrder(BaseModel):
+    rows: Optional[List[int]] = None
+    filter: str = ""
+
+
+class Preview(BaseModel):
+    plan: str = Field(description="For `apply`")
+    changes: int
+    total: int
+    emptied: int = Field(description="Captions that lose all their words")
+    samples: List[Any] = Field(description="{name, before, after}")
+    told: List[str]
+
+
+class PlanOrder(BaseModel):
+    plan: str
+
+
+class Changed(BaseModel):
+    entry: Optional[Dict[str, Any]] = Field(description="What was done; null where nothing was to be changed")
+    version: int
+    pictures: int
+    undo: Optional[Dict[str, Any]]
+    redo: Optional[Dict[str, Any]]

@@ -1,0 +1,217 @@
+"""The data-set panel in a real browser: open, filter, edit, undo, write a caption, the trash; what is seen, and what is on the disk."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from conftest import until
+from PIL import Image
+from test_page import Page, browser, expect, own_script, server  # noqa: F401
+
+CAPTIONS = {"a.png": "cat, lips", "b.png": "cat, lips, hat", "c.png": None, "d.png": "A cat sits on a mat. It sleeps."}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    below = tmp_path / "10_cat"
+    below.mkdir()
+    for i, (name, caption) in enumerate(CAPTIONS.items()):
+        Image.new("RGB", (300, 200 + 50 * i), (60 * i, 90, 200 - 40 * i)).save(below / name)
+        if caption is not None:
+            (below / name).with_suffix(".txt").write_text(caption, encoding="utf-8")
+    return below
+
+
+@pytest.fixture
+def panel(browser, server, folder):  # noqa: F811
+    made = Panel(browser, server)
+    made.show(folder)
+    yield made
+    made.page.evaluate("tuner.data.folder && tuner.data.send('close')")
+    made.context.close()
+    assert made.errors == []
+
+
+class Panel(Page):
+    """The page with a folder open in the panel."""
+
+    def show(self, folder):
+        self.click("#tuner-view-data")
+        self.page.fill("#tuner-d-folder", str(folder))
+        self.click("#tuner-d-open")
+        self.sees("#tuner-d-count", "4 pictures")
+        self.shown("a.png b.png c.png d.png")
+
+    def shown(self, names):
+        """Waits until these pictures are in the grid, and no others."""
+        until(lambda: sorted(self.page.locator(".tuner-d-name").all_inner_texts()) == names.split(), 60)
+
+    def keys(self, *keys):
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    def undo(self, what):
+        """Waits until this can be undone."""
+        expect(self.page.locator("#tuner-d-undo")).to_contain_text(what)
+
+
+@own_script
+def test_a_tag_is_removed_everywhere_with_one_field_and_two_clicks_and_undo_brings_it_back(panel, folder):
+    panel.page.fill("#tuner-d-like", "lips")
+    panel.sees("#tuner-d-tags-head", "Tags: 1")
+    panel.click("#tuner-d-tags .tuner-d-drop")
+    panel.sees("#tuner-d-said", "2 of 4 change")
+    assert panel.page.locator(".tuner-d-sample del").all_inner_texts() == ["lips", "lips"]
+    assert (folder / "a.txt").read_text() == "cat, lips"
+    panel.click("#tuner-d-apply")
+    panel.undo("lips")
+    assert [(folder / f"{name}.txt").read_text() for name in "abd"] == ["cat", "cat, hat", CAPTIONS["d.png"]]
+    panel.keys("u")  # the grid has the focus again
+    expect(panel.page.locator("#tuner-d-redo")).to_contain_text("lips")
+    assert [(folder / f"{name}.txt").read_text() for name in "ab"] == ["cat, lips", "cat, lips, hat"]
+    panel.click("#tuner-d-redo")
+    panel.undo("lips")
+    assert (folder / "a.txt").read_text() == "cat"
+
+
+def test_pictures_are_filtered_and_a_wrong_filter_is_said(panel):
+    panel.page.fill("#tuner-d-filter", "lips, NOT hat")
+    panel.shown("a.png")
+    panel.sees("#tuner-d-found", "1")
+    panel.page.fill("#tuner-d-filter", "(lips")
+    panel.sees("#tuner-d-wrong", "( that is not closed")
+    panel.shown("a.png")  # what was there stays
+    panel.page.fill("#tuner-d-filter", "untagged OR tags:>2")
+    panel.shown("b.png c.png")
+    expect(panel.page.locator("#tuner-d-wrong")).to_have_text("")
+    panel.page.fill("#tuner-d-filter", "nothing")
+    panel.sees(".tuner-d-none", "No picture fits the filter.")
+    panel.page.fill("#tuner-d-filter", "")
+    panel.click("[data-tag=hat] .tuner-d-tag")
+    panel.shown("b.png")
+    assert panel.page.input_value("#tuner-d-filter") == "hat"
+    loaded = "[...document.querySelectorAll('.tuner-d-cell img')].every((image) => image.complete && image.naturalWidth > 0)"
+    panel.page.wait_for_function(loaded)
+
+
+@own_script
+def test_a_caption_is_typed_and_saved_by_itself(panel, folder):
+    panel.page.locator("[data-row='2']").dblclick()
+    panel.sees("#tuner-d-state", "saved")
+    panel.page.fill("#tuner-d-text", "a third cat")
+    expect(panel.page.locator("#tuner-d-state")).to_contain_text("not saved yet")
+    panel.keys("Alt+ArrowRight")  # on to the next picture: what was typed is saved first
+    panel.sees("#tuner-d-view strong", "d.png")
+    assert (folder / "c.txt").read_text() == "a third cat"
+    panel.click("#tuner-d-prev")
+    panel.sees("#tuner-d-view strong", "c.png")
+    assert panel.page.input_value("#tuner-d-text") == "a third cat"
+    panel.page.locator("#tuner-d-text").type(" here")
+    panel.sees("#tuner-d-state", re.compile("· saved"))  # while the field still has the focus
+    assert (folder / "c.txt").read_text() == "a third cat here" and panel.page.evaluate("document.activeElement.id") == "tuner-d-text"
+    panel.keys("Escape")
+    panel.sees("#tuner-d-grid")
+    panel.undo("Edit of a caption")
+
+
+@own_script
+def test_what_cannot_be_saved_stays_in_its_field_and_is_said(panel, folder):
+    panel.page.locator("[data-row='0']").dblclick()
+    panel.sees("#tuner-d-text")
+    (folder / "a.txt").write_text("another program's words")
+    panel.page.fill("#tuner-d-text", "my words")
+    panel.keys("Escape")
+    panel.sees("#tuner-d-message", "a.txt changed on the disk")
+    assert panel.page.input_value("#tuner-d-text") == "my words" and (folder / "a.txt").read_text() == "another program's words"
+    panel.click("#tuner-d-read")
+    until(lambda: panel.page.evaluate("tuner.data.details.size") > 0, 30)
+
+
+@own_script
+def test_tags_are_added_and_removed_as_chips(panel, folder):
+    panel.page.locator("[data-row='0']").click()
+    panel.keys("t")
+    expect(panel.page.locator("#tuner-d-add")).to_be_focused()
+    panel.page.locator("#tuner-d-add").type("red hair, smile")
+    panel.keys("Enter")
+    panel.sees(".tuner-d-chips", "smile")
+    assert (folder / "a.txt").read_text() == "cat, lips, red hair, smile"
+    panel.click(".tuner-d-chip >> nth=1 >> button")
+    panel.undo("lips")
+    assert (folder / "a.txt").read_text() == "cat, red hair, smile"
+
+
+@own_script
+def test_many_captions_are_edited_with_a_form(panel, folder):
+    panel.page.fill("#tuner-d-filter", "cat")
+    panel.shown("a.png b.png")
+    panel.page.fill("#tuner-d-f-tags", "zwx {folder}")
+    panel.page.select_option("#tuner-d-f-where", "first")
+    panel.sees("#tuner-d-said", "2 of 2 change")
+    panel.click("#tuner-d-scope-all")
+    panel.sees("#tuner-d-said", "4 of 4 change")
+    panel.click("#tuner-d-apply")
+    panel.undo("zwx")
+    assert [(folder / f"{name}.txt").read_text() for name in "abc"] == ["zwx cat, cat, lips", "zwx cat, cat, lips, hat", "zwx cat"]
+    panel.page.select_option("#tuner-d-edit", "regex")
+    panel.page.fill("#tuner-d-f-pattern", "(")
+    panel.page.fill("#tuner-d-f-text", "x")
+    panel.sees("#tuner-d-plan [role=alert]")
+    panel.page.fill("#tuner-d-f-pattern", "l(i)ps")
+    panel.page.fill("#tuner-d-f-text", r"\1\1")
+    panel.sees("#tuner-d-said", "2 of")
+    panel.click("#tuner-d-apply")
+    panel.undo("l(i)ps")
+    assert (folder / "a.txt").read_text() == "zwx cat, cat, ii"
+
+
+@own_script
+def test_the_keyboard_is_enough(panel, folder):
+    panel.page.focus("#tuner-d-grid")
+    panel.keys("ArrowRight", "ArrowRight", "Space", "j", "Space")
+    panel.sees("#tuner-d-selection", "2 selected")
+    panel.keys("Delete")
+    panel.sees("#tuner-d-said", "2 pictures and their captions")
+    assert (folder / "b.png").exists()
+    panel.keys("Enter")  # the button has the focus
+    panel.sees("#tuner-d-count", "2 pictures")
+    panel.shown("a.png d.png")
+    assert not (folder / "b.png").exists() and not (folder / "b.txt").exists()
+    panel.keys("Control+z")
+    panel.shown("a.png b.png c.png d.png")
+    panel.keys("Control+a")
+    panel.sees("#tuner-d-selection", "4 selected")
+    panel.keys("Escape", "Home", "/")
+    expect(panel.page.locator("#tuner-d-filter")).to_be_focused()
+
+
+@own_script
+def test_ten_thousand_pictures_are_a_few_cells(panel, tmp_path):
+    many = tmp_path / "many"
+    many.mkdir()
+    for i in range(10_000):
+        (many / f"{i:05}.png").touch()
+    panel.page.fill("#tuner-d-folder", str(many))
+    panel.click("#tuner-d-open")
+    panel.sees("#tuner-d-count", "10,000 pictures")
+    until(lambda: 0 < panel.page.locator(".tuner-d-cell").count() < 80, 60)
+    panel.page.focus("#tuner-d-grid")
+    panel.keys("End")
+    panel.sees("#tuner-d-grid .tuner-d-current .tuner-d-name", "09999.png")
+    assert panel.page.locator(".tuner-d-cell").count() < 80
+
+
+def test_train_on_this_fills_the_form(panel, folder):
+    panel.click("#tuner-d-train")
+    until(lambda: panel.field("data.folder").input_value() == str(folder), 30)
+    assert panel.page.locator("#tuner-train").is_visible() and not panel.page.locator("#tuner-dataset").is_visible()
+
+
+@own_script
+def test_nothing_sticks_out(panel, browser, server):  # noqa: F811
+    for width in (1280, 800, 390):
+        panel.page.set_viewport_size({"width": width, "height": 800})
+        assert panel.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, width
+        wide = "[...document.querySelectorAll('#tuner-dataset *')].filter((e) => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('.tuner-d-grid')).map((e) => e.outerHTML.slice(0, 90))"
+        assert panel.page.evaluate(wide) == [], width

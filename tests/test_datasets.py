@@ -1,0 +1,199 @@
+"""The routes of the data-set panel: what they show and do, and what they refuse."""
+
+from __future__ import annotations
+
+import io
+import json
+from contextlib import closing
+
+import pytest
+from PIL import Image
+
+from lib_tuner import datasets
+from lib_tuner.datasets import Datasets
+from lib_tuner.hosts.standalone import Standalone
+from lib_tuner.jobs import Jobs
+
+testclient = pytest.importorskip("fastapi.testclient")
+
+from lib_tuner.web.limits import LARGEST  # noqa: E402
+from lib_tuner.web.routes import make_app  # noqa: E402
+
+OURS = {"X-Tuner": "1"}
+CAPTIONS = {"a.png": "cat, lips", "b.png": "cat, long hair", "c.png": None}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    below = tmp_path / "set"
+    below.mkdir()
+    for name, caption in CAPTIONS.items():
+        Image.new("RGB", (300, 200), (200, 30, 30)).save(below / name)
+        if caption is not None:
+            (below / name).with_suffix(".txt").write_text(caption, encoding="utf-8")
+    return below
+
+
+class Client:
+    """An open folder through the routes."""
+
+    def __init__(self, web, folder):
+        self.web = web
+        self.about = self.ok(web.post("/tuner/api/data/open", json={"folder": str(folder)}, headers=OURS))
+        self.id = self.about["id"]
+
+    @staticmethod
+    def ok(answer):
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def get(self, path):
+        return self.web.get(f"/tuner/api/data/{self.id}/{path}")
+
+    def post(self, path, **body):
+        return self.web.post(f"/tuner/api/data/{self.id}/{path}", json=body, headers=OURS)
+
+    def names(self, filter=""):
+        rows = self.ok(self.web.get(f"/tuner/api/data/{self.id}/rows", params={"filter": filter}))["rows"]
+        return [row["name"] for row in self.ok(self.post("details", rows=rows))]
+
+
+@pytest.fixture
+def web(tmp_path):
+    with closing(Jobs(tmp_path / "out", Standalone)) as jobs, closing(Datasets()) as sets:
+        yield testclient.TestClient(make_app(jobs, [], sets=sets), base_url="http://127.0.0.1")
+
+
+@pytest.fixture
+def client(web, folder):
+    return Client(web, folder)
+
+
+def test_a_folder_is_opened_once(web, client, folder):
+    assert client.about["pictures"] == 3 and client.about["editable"] and client.about["undo"] is None
+    assert Client(web, f'"{folder}" ').id == client.id  # as Windows copies a path
+    assert client.names() == ["a.png", "b.png", "c.png"] and client.names("cat, NOT lips") == ["b.png"] and client.names("untagged") == ["c.png"]
+
+
+def test_details_are_what_a_cell_shows(client):
+    row = client.ok(client.post("details", rows=[0, 99]))
+    assert [(r["name"], r["place"], r["tags"], r["text"], r["tokens"], r["is_text"]) for r in row] == [("a.png", "a.png", ["cat", "lips"], "cat, lips", 3, False)]
+
+
+def test_tags_are_counted_among_what_is_filtered(client):
+    assert client.ok(client.get("tags"))["tags"] == [["cat", 2], ["lips", 1], ["long hair", 1]]
+    assert client.ok(client.get("tags?filter=lips"))["tags"] == [["cat", 1], ["lips", 1]]
+    assert client.ok(client.get("tags?like=LONG_"))["tags"] == [["long hair", 1]]
+    limited = client.ok(client.get("tags?limit=1"))
+    assert limited["tags"] == [["cat", 2]] and limited["distinct"] == 3
+
+
+def test_a_preview_writes_nothing_and_is_carried_out_once(client, folder):
+    seen = client.ok(client.post("plan", name="remove", args={"tags": "lips"}))
+    assert (seen["changes"], seen["total"], seen["samples"]) == (1, 3, [{"name": "a.txt", "before": "cat, lips", "after": "cat"}])
+    assert (folder / "a.txt").read_text() == "cat, lips"
+    done = client.ok(client.post("apply", plan=seen["plan"]))
+    assert done["entry"]["files"] == 1 and done["undo"]["edit"] == "remove" and done["version"] == 1
+    assert (folder / "a.txt").read_text() == "cat"
+    again = client.post("apply", plan=seen["plan"])
+    assert again.status_code == 400 and again.json()["error"] == "That preview is too old; look at it anew."
+    assert client.ok(client.post("undo"))["redo"]["edit"] == "remove" and (folder / "a.txt").read_text() == "cat, lips"
+    assert client.ok(client.post("redo"))["redo"] is None and (folder / "a.txt").read_text() == "cat"
+    assert [entry["edit"] for entry in client.ok(client.get("history"))] == ["remove"]
+
+
+def test_a_preview_of_what_has_changed_since_is_not_carried_out(client, folder):
+    seen = client.ok(client.post("plan", name="remove", args={"tags": "lips"}))
+    (folder / "a.txt").write_text("cat, lips, mine")
+    refused = client.post("apply", plan=seen["plan"])
+    assert refused.status_code == 400 and "changed on the disk" in refused.json()["error"] and (folder / "a.txt").read_text() == "cat, lips, mine"
+    assert client.ok(client.post("read"))["pictures"] == 3 and client.names("mine") == ["a.png"]
+
+
+@pytest.mark.parametrize(("scope", "changed"), [({}, "abc"), ({"filter": "cat"}, "ab"), ({"rows": [1, 2, 2, 77]}, "bc"), ({"rows": []}, "")])
+def test_an_edit_is_for_whom_it_is_meant(client, folder, scope, changed):
+    client.ok(client.post("edit", name="add", args={"tags": ["zwx"]}, **scope))
+    assert "".join(path.stem for path in sorted(folder.glob("*.txt")) if "zwx" in path.read_text()) == changed
+
+
+def test_a_caption_is_written_as_typed(client, folder):
+    client.ok(client.post("edit", name="write", args={"text": "a cat, 猫"}, rows=[2]))
+    assert (folder / "c.txt").read_text(encoding="utf-8") == "a cat, 猫"
+
+
+def test_what_goes_into_the_trash_comes_back(client, folder):
+    assert client.ok(client.post("delete", rows=[0]))["pictures"] == 2
+    assert not (folder / "a.png").exists() and client.names() == ["b.png", "c.png"]
+    assert client.ok(client.post("undo"))["pictures"] == 3 and (folder / "a.txt").read_text() == "cat, lips"
+
+
+def test_pictures_are_shown_small(client, folder):
+    answer = client.get("pictures/0?side=100")
+    assert answer.status_code == 200 and answer.headers["content-type"] == "image/jpeg" and Image.open(io.BytesIO(answer.content)).size == (128, 85)
+    assert list((folder / ".tuner" / "thumbs").rglob("*")), "it is kept"
+    assert client.get("pictures/99").status_code == 404 and client.get("pictures/x").status_code == 422 and client.get("pictures/..%2Fa.png").status_code in (404, 422)
+    (folder / "b.png").write_bytes(b"broken")
+    assert client.get("pictures/1").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("plan", {"name": "explode"}, "There is no edit 'explode'"),
+        ("plan", {"name": "remove", "args": {"tags": 3}}, "remove: tags is to be tags"),
+        ("plan", {"name": "remove", "args": {"tags": "x"}, "filter": "(x"}, "is not closed"),
+        ("edit", {"name": "regex", "args": {"pattern": "(", "text": ""}}, ""),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(client, path, body, said):
+    answer = client.post(path, **body)
+    assert answer.status_code == 400 and said in answer.json()["error"] and answer.json()["error"].endswith(".")
+
+
+@pytest.mark.parametrize("folder", ["", "   ", "a\0b", "/no/such/folder"])
+def test_a_folder_that_is_none_is_one_sentence(web, folder):
+    answer = web.post("/tuner/api/data/open", json={"folder": folder}, headers=OURS)
+    assert answer.status_code == 400 and answer.json()["error"].endswith(".")
+
+
+def test_only_open_folders_are_there(web, client):
+    assert web.get("/tuner/api/data/0123456789abcdef").status_code == 400
+    client.ok(client.post("close"))
+    assert "not open any more" in client.get("rows").json()["error"]
+
+
+def test_other_sites_change_nothing(client):
+    assert client.web.post(f"/tuner/api/data/{client.id}/edit", json={"name": "remove", "args": {"tags": "cat"}}).status_code == 403
+    assert client.names("cat") == ["a.png", "b.png"]
+
+
+def test_a_request_is_not_larger_than_it_may_be(client):
+    body = json.dumps({"name": "write", "args": {"text": "x" * LARGEST}, "rows": [0]})
+    answer = client.web.post(f"/tuner/api/data/{client.id}/edit", content=body, headers={**OURS, "Content-Type": "application/json"})
+    assert answer.status_code == 413 and "MB" in answer.json()["error"]
+    answer = client.web.post(f"/tuner/api/data/{client.id}/edit", content=iter([b"{}"]), headers={**OURS, "Content-Type": "application/json"})
+    assert answer.status_code == 411
+    assert client.names("lips") == ["a.png"]
+
+
+def test_the_folder_asked_for_longest_ago_is_closed(web, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "OPEN", 2)
+    opened = []
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (20, 20)).save(tmp_path / name / "x.png")
+        opened.append(Client(web, tmp_path / name))
+    assert [client.get("rows").status_code for client in opened] == [400, 200, 200]
+    assert Client(web, tmp_path / "a").about["editable"]  # its lock was let go
+
+
+def test_all_edits_are_told(web):
+    told = Client.ok(web.get("/tuner/api/data/edits"))
+    assert {"name": "remove", "arguments": [{"name": "tags", "kind": "list"}]} in told and len(told) > 20
+
+
+def test_the_routes_are_described(web):
+    paths = web.get("/tuner/openapi.json").json()["paths"]
+    ours = {path: way for path, way in paths.items() if path.startswith("/tuner/api/data")}
+    assert len(ours) >= 14
+    assert all(operation.get("summary") and operation["responses"]["200"].get("content") for way in ours.values() for operation in way.values())
