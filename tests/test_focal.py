@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import random
 import sys
 import types
 from collections import Counter
+from pathlib import Path
 
 import numpy
 import pytest
@@ -69,16 +71,27 @@ def test_the_subject_is_in_the_crop(record_property):
     assert middle.total() / 60 < 0.6  # else the pictures would show nothing
 
 
-def test_real_pictures_with_one_subject():
-    """Boxes drawn by hand round the flower's heart, the cat's face and the cup; a tall strip holds the astronaut's face."""
-    data, datasets = pytest.importorskip("skimage.data"), pytest.importorskip("sklearn.datasets")
-    for array, wanted in ((datasets.load_sample_image("flower.jpg"), (0.3, 0.3, 0.68, 0.75)), (data.chelsea(), (0.2, 0.1, 0.7, 0.8)), (data.coffee(), (0.25, 0.15, 0.85, 0.85))):
-        x, y = find(Image.fromarray(array)).point
-        assert wanted[0] < x < wanted[2] and wanted[1] < y < wanted[3]
-    face = (0.35, 0.12, 0.53, 0.36)
-    picture = Image.fromarray(data.astronaut())
+def sample(package: str, name: str) -> Image.Image:
+    """A picture that comes with a package, which itself is not imported: that takes seconds."""
+    found = importlib.util.find_spec(package)
+    if found is None:
+        pytest.skip(f"{package} is not here")
+    return Image.open(Path(found.origin).parent / name)
+
+
+@pytest.mark.parametrize(("package", "name", "box"), [
+    ("sklearn", "datasets/images/flower.jpg", (0.3, 0.3, 0.68, 0.75)), ("skimage", "data/chelsea.png", (0.2, 0.1, 0.7, 0.8)), ("skimage", "data/coffee.png", (0.25, 0.15, 0.85, 0.85)),
+])  # fmt: skip
+def test_real_pictures_with_one_subject(package, name, box):
+    """The point is in the box that was drawn by hand round the flower's heart, the cat's face, the cup."""
+    x, y = find(sample(package, name)).point
+    assert box[0] < x < box[2] and box[1] < y < box[3]
+
+
+def test_a_strip_of_the_astronaut_holds_her_face():
+    picture = sample("skimage", "data/astronaut.png")
     strip = box_of(picture.size, (256, 512), framed(picture.size, (256, 512), find(picture, "detail").point))
-    assert not cuts(strip, in_pixels(face, picture.size))
+    assert not cuts(strip, in_pixels((0.35, 0.12, 0.53, 0.36), picture.size))
 
 
 @pytest.mark.parametrize("size", [(600, 300), (300, 600), (400, 400)])  # the WebUI finds no such point in a square picture, and never tries the last position
@@ -104,7 +117,27 @@ def test_a_speck_on_a_wall_does_not_win_over_detail():
     assert 0.65 < x < 0.9
 
 
-@pytest.mark.parametrize("size", [(20, 3000), (3000, 20), (16, 16), (1, 1), (5000, 4000)])
+def checks(dark: int, bright: int) -> Image.Image:
+    board = numpy.indices((120, 120)).sum(0) // 4 % 2
+    return Image.fromarray((dark + (bright - dark) * board).astype("uint8")).convert("RGB")
+
+
+def test_of_two_equal_entropies_the_stronger_edges_win():
+    picture = Image.new("RGB", (600, 300), (105, 105, 105))
+    picture.paste(checks(100, 110), (60, 90))
+    picture.paste(checks(0, 255), (420, 90))
+    assert find(picture).point[0] == pytest.approx(0.8, abs=0.05)
+
+
+@pytest.mark.parametrize(("size", "places", "wanted"), [((300, 600), ((88, 448), (88, 32)), (0.49, 0.15)), ((800, 300), ((0, 64), (344, 64)), (0.505, 0.41))])
+def test_of_two_equal_subjects_the_upper_and_the_inner_one_wins(size, places, wanted):
+    picture = Image.new("RGB", size, (105, 105, 105))
+    for place in places:
+        picture.paste(checks(0, 255), place)
+    assert find(picture).point == pytest.approx(wanted, abs=0.04)
+
+
+@pytest.mark.parametrize("size", [(20, 3000), (3000, 20), (16, 16), (1, 1), (2000, 1500)])
 def test_any_shape_has_a_point_inside(size):
     point = find(Image.effect_noise(size, 80)).point
     assert all(0 <= value <= 1 for value in point)
@@ -211,6 +244,5 @@ def test_two_faces_of_a_cascade_are_two_faces(monkeypatch, tmp_path):
 
 def test_opencv_itself_finds_a_face():
     pytest.importorskip("cv2")
-    picture = Image.fromarray(pytest.importorskip("skimage.data").astronaut())
-    found = find(picture, "auto", focal.face_detector())
+    found = find(sample("skimage", "data/astronaut.png"), "auto", focal.face_detector())
     assert found.found == "face" and not cuts((0.3, 0.05, 0.6, 0.42), found.subjects[0])
