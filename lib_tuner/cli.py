@@ -337,15 +337,24 @@ def tool(rest: list[str], enter: Enter) -> int | None:
 
 
 def edit(rest: list[str], enter: Enter) -> int:
+    return _on_folder("edit", "Edit the captions of all pictures below a folder; the edits are listed once the Tuner's environment is set up.", "FOLDER NAME [...]", rest, enter)
+
+
+def crop(rest: list[str], enter: Enter) -> int:
+    return _on_folder("crop", "Crop all pictures below a folder; the options are listed once the Tuner's environment is set up.", "FOLDER [...]", rest, enter)
+
+
+def _on_folder(name: str, about: str, usage: str, rest: list[str], enter: Enter) -> int:
+    """A command of a module of its own, whose help needs its packages; `about` is the help where they are not there."""
     helps = bool({"-h", "--help"} & set(rest))
     if not helps or environment.is_ready(environment.folder(), (RUN,)):  # asking for help alone installs nothing
         enter(RUN)
     try:
-        from .edit import main
+        main = import_module(f"{__package__}.{name}").main
     except ModuleNotFoundError:
         if not helps:  # what was to be done was not done
             raise
-        return _say(_parser("edit", "Edit the captions of all pictures below a folder; the edits are listed once the Tuner's environment is set up.", "FOLDER NAME [...]").format_help())
+        return _say(_parser(name, about, usage).format_help())
     return main(rest)
 
 
@@ -357,6 +366,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str], Enter], int | None], str]] = {
     "bench": (bench, "measure our training step beside the peers'"),
     "tool": (tool, "tools for model files"),
     "edit": (edit, "edit the captions of a data folder"),
+    "crop": (crop, "crop the pictures of a data folder about their subjects"),
 }
 
 

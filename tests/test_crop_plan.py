@@ -102,6 +102,18 @@ def test_the_largest_face_is_inside_with_room():
     assert "has 2 faces too far apart for one crop; 1 of them are left out" in str(problems[1])
 
 
+def test_a_face_is_inside_with_room_for_hair_and_chin():
+    (piece,), problems = pieces(item((1000, 1000)), proposed((1000, 1000), CropConfig(size="512x256"), [(0.4, 0.4, 0.6, 0.7)]), CropConfig(size="512x256"))
+    assert piece.box == pytest.approx((0, 290, 1000, 790)) and problems == []  # centred on the brow it would end at 750, the chin's room at 790
+
+
+def test_a_crop_that_is_not_scaled_begins_at_a_whole_pixel():
+    """Else each of its pixels would be a blur of two."""
+    made, _ = pieces(item((1000, 512)), PictureCrops((1000, 512), "d1", (Crop(Frame(0.4567, 0.5)), Crop(Frame(1, 1)), Crop(Frame(0.4567, 0.5), "300x300"))), CropConfig())
+    assert made[0].box == (201, 0, 713, 512) and made[1].box == (488, 0, 1000, 512)  # 456.7 - 256 = 200.7
+    assert made[2].box[0] == pytest.approx(200.7)  # scaled: as it is
+
+
 def test_faces_that_fit_are_all_inside():
     record = proposed((2000, 1000), faces=[(0.6, 0.1, 0.7, 0.3), (0.8, 0.1, 0.9, 0.3)])
     (piece,), problems = pieces(item((2000, 1000)), record, CropConfig())

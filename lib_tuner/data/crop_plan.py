@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..config import opt
 from .buckets import Size
-from .crop import Box, Frame, Point, Target, box_of, cuts, enlargement, fits, framed, hull, in_pixels, subject_of, tiles, with_margin, zoom_limit
+from .crop import NEAR, Box, Frame, Point, Target, box_of, cuts, enlargement, fits, framed, hull, in_pixels, subject_of, tiles, with_margin, zoom_limit
 from .crop_file import Crop, PictureCrops
 from .focal import MARGIN, Detector, Focus, find
 from .item import Item
@@ -131,7 +131,15 @@ def _piece(item: Item, crop: Crop, cfg: CropConfig, number: int, count: int) -> 
     size = target.size_for(item.size, cfg.enlarge)
     if target.kind == "area":
         return Piece(item, (0.0, 0.0, float(item.size[0]), float(item.size[1])), size, number, count)
-    return Piece(item, box_of(item.size, size, crop.frame), size, number, count)
+    return Piece(item, _whole(box_of(item.size, size, crop.frame), size), size, number, count)
+
+
+def _whole(box: Box, size: Size) -> Box:
+    """The box of a crop that is not scaled, from a whole pixel on, so that it is the picture's pixels and no blur of two; any other as it is."""
+    if abs(box[2] - box[0] - size[0]) > NEAR or abs(box[3] - box[1] - size[1]) > NEAR:
+        return box
+    left, top = round(box[0]), round(box[1])
+    return float(left), float(top), float(left + size[0]), float(top + size[1])
 
 
 def _small(made: list[Piece], cfg: CropConfig) -> list[Problem]:
