@@ -99,7 +99,7 @@ def test_the_largest_face_is_inside_with_room():
     record = proposed((1000, 500), faces=[(0.8, 0.1, 0.95, 0.4), (0.1, 0.5, 0.12, 0.55)])
     (piece,), problems = pieces(item((1000, 500)), record, CropConfig(enlarge=2))
     assert not cuts(piece.box, (755, 5, 995, 245)) and kinds(problems) == ["small", "apart"]  # 0.3 of 150 x 150 px more on each side
-    assert "has 2 faces too far apart for one crop; 1 of them are left out" in str(problems[1])
+    assert "has 2 faces too far apart for one crop, which leaves out 1" in str(problems[1])
 
 
 def test_a_face_is_inside_with_room_for_hair_and_chin():

@@ -41,7 +41,7 @@ class ExportConfig:
     def check(self) -> None:
         for place in _PLACE.findall(self.name):
             if place not in PLACES:
-                raise ValueError(f"name: there is no {{{place}}}; the places are {', '.join(PLACES)}")
+                raise ValueError(f"name: {place!r} is no value in braces; choose from {', '.join(PLACES)}")
         bare = _PLACE.sub("", self.name)
         if not self.name.strip() or bare.startswith(".") or _FORBIDDEN.search(bare):
             raise ValueError(f"name: {self.name!r} makes no file name; write it without / \\ : * ? and a dot at the start")

@@ -162,7 +162,7 @@ def _subjects(item: Item, record: PictureCrops, made: list[Piece]) -> list[Probl
     if not missing:
         return []
     if len(missing) < len(faces) and not any(fits(hull(faces), item.size, piece.size) for piece in made):
-        return [Problem(item.path, f"has {len(faces)} faces too far apart for one crop; {len(missing)} of them are left out", "apart")]
+        return [Problem(item.path, f"has {len(faces)} faces too far apart for one crop, which leaves out {len(missing)}", "apart")]
     return [Problem(item.path, "has a face that its crop cuts", "cut")]
 
 
