@@ -62,6 +62,12 @@ def test_crops_are_written_about_the_subject_with_their_captions(folder, tmp_pat
     assert "exists already, so nothing was written" in capsys.readouterr().err
 
 
+def test_a_folder_may_be_named_from_another_one(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder / "deep")
+    assert crop("..", "--size", "64", "--out", "../../out", "--keep") == 0
+    assert sorted(files(tmp_path / "out")) == ["deep/tall.png", "wide.png", "wide.txt"] and len(read_crops(folder)) == 3
+
+
 def test_options_of_both_kinds_reach_the_crop(folder, tmp_path):
     assert crop(folder, "--size", "32", "--zip", tmp_path / "all", "--form", "jpg", "--flat", "true", "--split", "strips", "--split_below", "0.6", "--overlap", "0", "--mirror", "safe") == 0
     with zipfile.ZipFile(tmp_path / "all.zip") as file:

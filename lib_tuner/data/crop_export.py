@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import time
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -62,7 +63,7 @@ def export(outputs: Sequence[Output], folder: str | Path, target: str | Path, cf
 
     Raises ValueError before anything is written where a name exists or the target is in the data folder; OSError where the disk refuses.
     """
-    root, path = Path(folder).expanduser().absolute(), Path(target).expanduser().absolute()
+    root, path = (Path(os.path.abspath(Path(where).expanduser())) for where in (folder, target))  # not resolved, as a scan does
     sink = _Zip(path, cfg) if path.suffix.lower() == ".zip" else _Folder(path, root, cfg)
     outputs = sink.free(outputs)
     rows, problems = [], []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class Output:
 
 def named(pieces: Sequence[Piece], folder: str | Path, cfg: ExportConfig) -> tuple[list[Output], list[Problem]]:
     """The pieces with names in the target, and which get no mirrored copy. Two that would share one (a.png and a.jpg share a.txt) get numbers."""
-    root, digits, taken = Path(folder).expanduser().absolute(), len(str(len(pieces))), set[str]()
+    root, digits, taken = Path(os.path.abspath(Path(folder).expanduser())), len(str(len(pieces))), set[str]()
     outputs, problems = [], []
     for index, piece in enumerate(pieces, 1):
         item, captions = piece.item, _captions(piece.item, cfg)
