@@ -277,6 +277,9 @@ COMMANDS: dict[str, tuple[Callable[[list[str], Enter], int | None], str]] = {
     "tool": (tool, "tools for model files"),
     **{name: (of_folder(name, text[0].upper() + text[1:]), text) for name, text in {
         "edit": "edit the captions of a data folder",
+        "crop": "crop the pictures of a data folder about their subjects",
+        "tag": "tag the pictures of a data folder",
+        "audit": "check the pictures and captions of a data folder, and advise on tags",
     }.items()},
 }
 

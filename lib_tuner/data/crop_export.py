@@ -1,0 +1,256 @@
+"""Crops as files: pictures of exactly the wanted size with their captions and masks, in a folder or in one ZIP.
+
+    outputs, problems = crop_names.named(pieces, folder, cfg)       # names, none of which is there twice
+    for event in export(outputs, folder, "out", cfg): ...  # Written for each picture, Exported at the end; closing the generator stops it
+
+Nothing that exists is replaced. Each file is whole or not there; a ZIP is there when it is complete. A picture is turned upright and into sRGB once, and what
+its file said of both (EXIF, ICC profile) is left out of the new one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import time
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..disk import atomic
+from . import mirrored
+from .crop import Box
+from .crop_names import FILTERS, SUFFIX, ExportConfig, Output
+from .crop_plan import Piece
+from .item import Item
+from .items import PICTURES, Problem
+from .pictures import load
+from .sources import digest
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Written:
+    """A picture is there, or is not because of a problem."""
+
+    done: int
+    total: int
+    name: str
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """All is written: where, how many pictures, and what was left out."""
+
+    path: Path
+    pictures: int
+    problems: tuple[Problem, ...] = ()
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def export(outputs: Sequence[Output], folder: str | Path, target: str | Path, cfg: ExportConfig) -> Iterator[Written | Exported]:
+    """Writes the outputs of a data folder into another folder, or into a ZIP where the target ends in .zip, with a manifest.
+
+    Raises ValueError before anything is written where a name exists or the target is in the data folder; OSError where the disk refuses.
+    """
+    root, path = (Path(os.path.abspath(Path(where).expanduser())) for where in (folder, target))  # not resolved, as a scan does
+    sink = _Zip(path, cfg) if path.suffix.lower() == ".zip" else _Folder(path, root, cfg)
+    outputs = sink.free(outputs)
+    rows, problems = [], []
+    with sink.opened():
+        for done, (output, problem) in enumerate(_each(outputs, sink, cfg), 1):
+            rows += [] if problem else [_row(output, root, cfg)]
+            problems += [problem] if problem else []
+            yield Written(done, len(outputs), output.stem + SUFFIX[cfg.form], problem)
+        sink.finish(rows)
+    yield Exported(sink.path, len(rows), tuple(problems))
+
+
+def _each(outputs: Iterable[Output], sink: _Folder | _Zip, cfg: ExportConfig) -> Iterator[tuple[Output, Problem | None]]:
+    """Every output, written or with what stopped it; a picture is decoded once for all its crops."""
+    for item, group in groupby(outputs, key=lambda output: output.piece.item):
+        try:
+            picture, mask = _pictures(item, cfg)
+        except (ValueError, OSError) as error:
+            text = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error).removeprefix(f"{item.path}: ").rstrip(".")
+            yield from ((output, Problem(item.path, text)) for output in group)
+            continue
+        for output in group:
+            try:
+                captions = [(ending, _caption(item, path, output.mirrored)) for ending, path in output.captions]
+            except (ValueError, OSError) as error:
+                text = f"has a caption that cannot be read ({error.strerror})" if isinstance(error, OSError) else f"has a caption that {error}"
+                yield output, Problem(item.path, text, "caption")
+                continue
+            for ending, data in captions:  # before the picture: one that is there has its caption
+                sink.put(output.stem + ending, data)
+            if mask:
+                sink.put(f"{output.stem}.mask.png", _encoded(crop_mask(mask, output), ExportConfig()))
+            sink.put(output.stem + SUFFIX[cfg.form], _encoded(crop_picture(picture, output, cfg), cfg))
+            yield output, None
+
+
+def _caption(item: Item, path: Path | None, swap: bool) -> bytes:
+    data = path.read_bytes() if path else item.caption.encode()
+    return mirrored.swapped_bytes(data) if swap else data
+
+
+def _pictures(item: Item, cfg: ExportConfig) -> tuple[Image.Image, Image.Image | None]:
+    """The picture upright in sRGB, with its transparency where that is kept, and its mask file. Raises ValueError, OSError."""
+    data = item.path.read_bytes()
+    if digest(data) != item.digest:
+        raise ValueError("has changed since it was looked at; read the folder anew")
+    picture, alpha = load(item, data, masks=True)
+    if item.has_alpha:
+        alpha = alpha or Image.new("L", picture.size)  # `load` takes a mask that hides everything for none
+        if cfg.background or cfg.form == "jpg":
+            picture = Image.composite(picture, Image.new("RGB", picture.size, cfg.colour()), alpha)
+        else:
+            picture.putalpha(alpha)
+    mask = load(item, data, True, item.mask.read_bytes())[1] if item.mask and cfg.masks else None
+    return picture, mask
+
+
+def crop_picture(picture: Image.Image, output: Output, cfg: ExportConfig) -> Image.Image:
+    """The box of an upright picture as exactly W x H px; transparent parts are weighed by how much is seen of them, as Pillow does for RGBA."""
+    return _turned(picture.resize(output.piece.size, FILTERS[cfg.filter], box=_scaled(output.piece, picture)), output)
+
+
+def crop_mask(mask: Image.Image, output: Output) -> Image.Image:
+    """The same of a mask."""
+    return _turned(mask.resize(output.piece.size, Image.Resampling.BILINEAR, box=_scaled(output.piece, mask)), output)
+
+
+def _scaled(piece: Piece, image: Image.Image) -> Box:
+    (w, h), box = piece.item.size, piece.box
+    if image.size != (w, h):
+        raise ValueError(f"has {image.width} x {image.height} px, not the {w} x {h} that were expected; read the folder anew")
+    return box
+
+
+def _turned(image: Image.Image, output: Output) -> Image.Image:
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if output.mirrored else image
+
+
+def _encoded(image: Image.Image, cfg: ExportConfig) -> bytes:
+    image.info = {}  # Pillow would write the old ICC profile and EXIF block again, which no longer hold
+    file = io.BytesIO()
+    more: dict[str, dict[str, Any]] = {"jpg": {"quality": cfg.quality, "subsampling": 0 if cfg.quality >= 90 else 2}, "webp": {"quality": cfg.quality}, "png": {}}
+    image.save(file, {"jpg": "JPEG", "webp": "WEBP", "png": "PNG"}[cfg.form], **more[cfg.form])
+    return file.getvalue()
+
+
+def _row(output: Output, root: Path, cfg: ExportConfig) -> dict[str, Any]:
+    piece = output.piece
+    return {
+        "file": output.stem + SUFFIX[cfg.form], "source": piece.item.path.relative_to(root).as_posix(), "source_digest": piece.item.digest, "source_size": piece.item.size,
+        "box": [round(value, 3) for value in piece.box], "size": piece.size, "mirrored": output.mirrored,
+    }  # fmt: skip
+
+
+class _Folder:
+    """A folder to which files are added. Raises ValueError where it is the folder of the originals, or in it."""
+
+    def __init__(self, path: Path, root: Path, cfg: ExportConfig):
+        self.path, self.cfg = path, cfg
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is a file; name a folder, or a file that ends in .zip.")
+        if root.resolve() in (path.resolve(), *path.resolve().parents):
+            raise ValueError(f"{path} is in the folder of the originals; choose one outside, so that crops and originals are not mixed.")
+
+    def free(self, outputs: Sequence[Output]) -> list[Output]:
+        """The outputs with names that do not exist. Raises ValueError where one does and it is not to be changed."""
+        listed: dict[str, set[str]] = {}
+        taken = {output.stem.casefold() for output in outputs}
+        return [self._freed(output, listed, taken) for output in outputs]
+
+    def _freed(self, output: Output, listed: dict[str, set[str]], taken: set[str]) -> Output:
+        found, number = output, 1
+        while exists := self._existing(found, listed):
+            if self.cfg.existing == "refuse":
+                raise ValueError(f"{self.path / exists} exists already, so nothing was written; choose another folder, or take the next free names.")
+            number += 1
+            while f"{output.stem}_{number}".casefold() in taken:
+                number += 1
+            found = Output(output.piece, f"{output.stem}_{number}", output.captions, output.mirrored)
+        taken.add(found.stem.casefold())
+        return found
+
+    def _existing(self, output: Output, listed: dict[str, set[str]]) -> str:
+        """The file in the way: one of the same name, or a picture that differs in its ending alone and would share the caption."""
+        parent = output.stem.rpartition("/")[0]
+        if parent not in listed:
+            folder = self.path / parent
+            listed[parent] = {path.name.casefold() for path in folder.iterdir()} if folder.is_dir() else set()
+        names = [name.rpartition("/")[2] for name in output.names(self.cfg)]
+        names += [output.stem.rpartition("/")[2] + suffix for suffix in sorted(PICTURES)]
+        return next((f"{parent}/{name}".lstrip("/") for name in names if name.casefold() in listed[parent]), "")
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        self.path.mkdir(parents=True, exist_ok=True)
+        yield
+
+    def put(self, name: str, data: bytes) -> None:
+        """A new file. Raises ValueError where one has appeared there since, OSError."""
+        path, ours = self.path / name, False
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic(path) as temporary:
+                temporary.write_bytes(data)
+                path.open("xb").close()  # takes the name, which another program may have done first
+                ours = True
+        except FileExistsError:
+            raise ValueError(f"{path} was made by another program meanwhile, so the export has stopped; it was left as it is.") from None
+        except OSError as error:
+            if ours:
+                path.unlink(missing_ok=True)
+            raise OSError(f"{path} cannot be written ({error.strerror}), so the export has stopped; what was written before is whole.") from error
+
+    def finish(self, rows: list[dict[str, Any]]) -> None:
+        """A folder needs no list: its files are the list."""
+
+
+class _Zip:
+    """A ZIP that is written next to its place and takes it in the end. Raises ValueError where one is there."""
+
+    def __init__(self, path: Path, cfg: ExportConfig):
+        number = 1
+        self.path = path
+        while self.path.exists():
+            if cfg.existing == "refuse":
+                raise ValueError(f"{path} exists already, so nothing was written; choose another name, or take the next free one.")
+            number += 1
+            self.path = path.with_name(f"{path.stem}_{number}{path.suffix}")
+        self._zip: zipfile.ZipFile | None = None
+
+    def free(self, outputs: Sequence[Output]) -> list[Output]:
+        return list(outputs)
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(self.path) as temporary:
+            with zipfile.ZipFile(temporary, "w") as self._zip:
+                yield
+            if self.path.exists():
+                raise ValueError(f"{self.path} was made by another program meanwhile; choose another name.")
+
+    def put(self, name: str, data: bytes) -> None:
+        """Pictures are stored as they are: they are compressed already."""
+        info = zipfile.ZipInfo(name, time.localtime()[:6])
+        info.external_attr = 0o644 << 16
+        self._zip.writestr(info, data, zipfile.ZIP_DEFLATED if name.endswith((".txt", ".caption", ".json")) else zipfile.ZIP_STORED)
+
+    def finish(self, rows: list[dict[str, Any]]) -> None:
+        self.put(MANIFEST, json.dumps({"version": 1, "pictures": rows}, ensure_ascii=False, indent=1).encode())

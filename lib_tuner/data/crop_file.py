@@ -1,0 +1,146 @@
+"""The crops of a data folder as data, in one file of its side folder; the pictures themselves are never changed.
+
+    .tuner/crops.json    {"version": 1, "pictures": {"10_cat/a.png": {"size": [w, h], "digest": sha256, "found": "face", "subjects": [[l, t, r, b]],
+                                                                     "crops": [{"x": .5, "y": .4, "zoom": 1.0, "target": "", "state": "auto"}]}}}
+
+Paths are relative to the data folder, so it can be renamed; x, y and subjects are fractions of the picture upright, so another target needs no new drag.
+The digest says for which bytes they were made: a picture that was changed since has stale crops, which nothing applies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..disk import atomic, take_lock
+from .buckets import Size
+from .crop import Box, Frame, Target
+from .item import Item
+from .journal import SIDE
+
+NAME, VERSION = "crops.json", 1
+STATES = ("auto", "adjusted", "approved")  # found by the program, moved by a person, seen and accepted
+_PATIENCE = 2.0  # s for which another program's write is waited
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One crop of a picture. `target` is its own size (`512x768`, `bucket:512`); empty: that of the whole data set."""
+
+    frame: Frame = Frame()
+    target: str = ""
+    state: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.state not in STATES:
+            raise ValueError(f"A crop is {', '.join(STATES)}, not {self.state!r}.")
+        if self.target:
+            Target.parse(self.target)
+
+
+@dataclass(frozen=True)
+class PictureCrops:
+    """The crops of one picture: for which picture they were made, what its subjects are (boxes in fractions), and how they were found."""
+
+    size: Size
+    digest: str
+    crops: tuple[Crop, ...] = (Crop(),)
+    subjects: tuple[Box, ...] = ()
+    found: str = "centre"
+
+    def is_stale(self, item: Item) -> bool:
+        """Whether the picture has changed since."""
+        return self.size != item.size or self.digest != item.digest
+
+    @property
+    def touched(self) -> bool:
+        """Whether a person has set or accepted one of them."""
+        return any(crop.state != "auto" for crop in self.crops)
+
+
+Book = Mapping[str, PictureCrops]  # by the picture's path within the folder
+
+
+def key_of(folder: str | Path, path: Path) -> str:
+    """What a picture is called in the book."""
+    return path.relative_to(os.path.abspath(Path(folder).expanduser())).as_posix()
+
+
+def crops_file(folder: str | Path, side: str | Path | None = None) -> Path:
+    """Where the crops of a folder lie; `side` is another side folder."""
+    return Path(os.path.abspath(Path(side or Path(folder) / SIDE).expanduser())) / NAME
+
+
+def read_crops(folder: str | Path, side: str | Path | None = None) -> dict[str, PictureCrops]:
+    """The crops that are kept of a folder; none where there is no file. Raises ValueError for a file that is damaged or of a newer Tuner, OSError."""
+    path = crops_file(folder, side)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return {}
+    try:
+        value = json.loads(data)
+        version = value["version"]
+        if version == VERSION:
+            return {key: _read(row) for key, row in value["pictures"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged and was left alone ({type(error).__name__}: {error}); move it away to start with new crops.") from error
+    raise ValueError(f"{path} is of version {version}, and this Tuner reads version {VERSION}; update the Tuner, or move the file away.")
+
+
+def change_crops(folder: str | Path, change: Callable[[Book], Book], side: str | Path | None = None) -> dict[str, PictureCrops]:
+    """Reads the crops, changes them and writes them, while no other program can; returns them.
+
+    Raises ValueError where the file is damaged or another program does not end writing it, OSError where it cannot be written; then it is as before.
+    """
+    path = crops_file(folder, side)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path):
+        before = read_crops(folder, side)
+        after = dict(change(before))
+        if after != before:
+            rows = {key: _row(after[key]) for key in sorted(after)}
+            with atomic(path) as temporary:
+                temporary.write_text(json.dumps({"version": VERSION, "pictures": rows}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        return after
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    descriptor = os.open(path.with_name(f"{NAME}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        end = time.monotonic() + _PATIENCE
+        while not _taken(descriptor):
+            if time.monotonic() > end:
+                raise ValueError(f"{path} is being written by another program; try again when it is done.")
+            time.sleep(0.02)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _taken(descriptor: int) -> bool:
+    try:
+        take_lock(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def _row(record: PictureCrops) -> dict[str, Any]:
+    crops = [{**asdict(crop.frame), "target": crop.target, "state": crop.state} for crop in record.crops]
+    return {"size": record.size, "digest": record.digest, "found": record.found, "subjects": record.subjects, "crops": crops}
+
+
+def _read(row: dict[str, Any]) -> PictureCrops:
+    crops = tuple(Crop(Frame(float(c["x"]), float(c["y"]), float(c["zoom"])), str(c["target"]), str(c["state"])) for c in row["crops"])
+    (w, h), subjects = row["size"], tuple(tuple(map(float, box)) for box in row["subjects"])
+    if any(len(box) != 4 for box in subjects):
+        raise ValueError("a box has four numbers")
+    return PictureCrops((int(w), int(h)), str(row["digest"]), crops, subjects, str(row["found"]))
