@@ -69,6 +69,8 @@ def bars(colour: Tensor) -> tuple[int, int, int, int]:
         top, bottom = _pair(inner)
         inner = colour[:, top : colour.shape[1] - bottom]
         left, right = _pair(inner.transpose(1, 2))
+        if not left + right:
+            break
     return left, top, right, bottom
 
 
@@ -87,10 +89,19 @@ def _pair(colour: Tensor) -> tuple[int, int]:
 def _bar(colour: Tensor) -> tuple[int, float, Tensor]:
     """Rows of one colour from the top, the part of the columns that differ within two rows behind them, and the colour."""
     hue = colour[:, 0].median(1).values  # (3,)
-    away = ((colour - hue[:, None, None]).abs().amax(0) > _LIKE).float()  # (H, W)
-    even = away.mean(1) <= 0.01
-    rows = int(even.long().cumprod(0).sum())
-    return rows, float(away[rows : rows + 2].amax(0).mean()) if 0 < rows < len(even) else 0.0, hue
+    rows, height = 0, colour.shape[1]
+    for start in range(0, height, 32):  # most pictures have no bar, which the first rows tell
+        away = _away(colour[:, start : start + 32], hue).mean(1) > 0.01  # (32,)
+        rows += int((~away).long().cumprod(0).sum())
+        if bool(away.any()):
+            break
+    ends = float(_away(colour[:, rows : rows + 2], hue).amax(0).mean()) if 0 < rows < height else 0.0
+    return rows, ends, hue
+
+
+def _away(rows: Tensor, hue: Tensor) -> Tensor:
+    """(rows, W): 1 where a pixel is not of this colour."""
+    return ((rows - hue[:, None, None]).abs().amax(0) > _LIKE).float()
 
 
 # ---- traces of JPEG --------------------------------------------------------------------------------------------------
