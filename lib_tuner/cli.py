@@ -337,15 +337,24 @@ def tool(rest: list[str], enter: Enter) -> int | None:
 
 
 def edit(rest: list[str], enter: Enter) -> int:
+    return _on_data("edit", "Edit the captions of all pictures below a folder; the edits are listed once the Tuner's environment is set up.", "FOLDER NAME [...]", rest, enter)
+
+
+def audit(rest: list[str], enter: Enter) -> int:
+    return _on_data("audit", "Check the pictures and captions below a folder; the options are listed once the Tuner's environment is set up.", "FOLDER [...]", rest, enter)
+
+
+def _on_data(name: str, text: str, usage: str, rest: list[str], enter: Enter) -> int:
+    """A command on a data folder, whose module has its options."""
     helps = bool({"-h", "--help"} & set(rest))
     if not helps or environment.is_ready(environment.folder(), (RUN,)):  # asking for help alone installs nothing
         enter(RUN)
     try:
-        from .edit import main
+        main = import_module(f".{name}", __package__).main
     except ModuleNotFoundError:
         if not helps:  # what was to be done was not done
             raise
-        return _say(_parser("edit", "Edit the captions of all pictures below a folder; the edits are listed once the Tuner's environment is set up.", "FOLDER NAME [...]").format_help())
+        return _say(_parser(name, text, usage).format_help())
     return main(rest)
 
 
@@ -357,6 +366,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str], Enter], int | None], str]] = {
     "bench": (bench, "measure our training step beside the peers'"),
     "tool": (tool, "tools for model files"),
     "edit": (edit, "edit the captions of a data folder"),
+    "audit": (audit, "check the pictures and captions of a data folder, and advise on tags"),
 }
 
 

@@ -20,14 +20,16 @@ DEPTH = 4  # functions that call functions
 # not on the page: the command line, the benchmarks, the making of the demo, the host's own comparison grid, the API's description
 ELSEWHERE = (
     "cli.py", "edit.py", "__main__.py", "environment.py", "bench.py", "bench_methods.py", "bench_peers.py", "bench_worker.py", "webui_suite.py", "demo", "command_line.py",
-    "make_random.py", "export_tiny.py", "compare", "ui", "bodies.py",
+    "make_random.py", "export_tiny.py", "compare", "ui", "bodies.py", "lib_tuner/audit.py",
 )  # fmt: skip
 NOT_TOLD = frozenset(("TypeError", "AssertionError", "KeyError", "NotImplementedError", "SystemExit", "StopIteration"))  # a programmer's mistakes
-TEXTS = {"Warned": 0, "Preparing": 2, "Warning_": 0, "Fix": 0, "Problem": 1, "complain": 1, "ValueError": 0, "Kind": 1, "AxisOption": 0, "LoadReport": 4}  # call -> which argument is told
+TEXTS = {"Warned": 0, "Preparing": 2, "Warning_": 0, "Fix": 0, "Problem": 1, "Finding": 2, "complain": 1, "ValueError": 0, "Kind": 1, "AxisOption": 0, "LoadReport": 4}  # call -> which argument is told
 TOLD = frozenset(("said", "general", "error", "text", "trouble", "note", "is", "norms", "trained by"))  # keywords, dict keys and attributes whose value is told
 SAYS = frozenset((  # functions whose answer is told
     "outlook.py:_pictures", "outlook.py:_buckets", "outlook.py:_masks", "outlook.py:_length", "outlook.py:_stages", "outlook.py:_time", "outlook.py:_memory", "host.py:__str__",
-    "arguments.py:refusal", "lora_file.py:__str__", "extract.py:__str__", "recipe.py:__str__", "__init__.py:_of_values", "__init__.py:_draft", "kohya_forms.py:of_metadata",
+    "arguments.py:refusal", "lora_file.py:__str__", "extract.py:__str__", "recipe.py:__str__", "__init__.py:_of_values", "__init__.py:_draft", "kohya_forms.py:of_metadata", "advisor.py:__str__",
+    "audit.py:too_small", "audit.py:blurred", "audit.py:barred", "audit.py:even", "audit.py:blocky", "audit.py:wrong_mode", "audit.py:transparent", "audit.py:animated", "audit.py:turned",
+    "audit.py:too_long",
 ))  # fmt: skip
 PIECES = (  # words that are put together in other ways; each stands so in the source
     "gradient checkpointing", "channels-last", "the model that is loaded first", "given twice", "make room", "choose a disk that takes files of this size",
@@ -54,7 +56,7 @@ class Source:
 def sources() -> list[Source]:
     found = []
     for path in sorted(PACKAGE.rglob("*.py")):
-        if {path.relative_to(PACKAGE).parts[0], path.name} & set(ELSEWHERE) and path.name not in ("train_tab.py", "webui_page.py"):
+        if {path.relative_to(PACKAGE).parts[0], path.name, path.relative_to(PACKAGE.parent).as_posix()} & set(ELSEWHERE) and path.name not in ("train_tab.py", "webui_page.py"):
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         functions = {n.name: n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}

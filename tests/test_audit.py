@@ -37,7 +37,7 @@ def kinds(data: bytes, size: int = 512) -> set[str]:
 
 
 def scenes() -> dict[str, Image.Image]:
-    return {**photos(), **{f"drawing {seed}": drawing(seed) for seed in range(4)}}
+    return {**photos(), **{f"drawing {seed}": drawing(seed, (400, 400)) for seed in range(2)}}
 
 
 def blur() -> Labelled:
@@ -73,7 +73,7 @@ def bars() -> Labelled:
 
 def studio(seed: int) -> Image.Image:
     """A round or ragged thing cut out of a photograph on white or black, with room on all sides: what bars must not be taken for."""
-    image = list(photos().values())[seed % 12].resize((512, 512))
+    image = list(photos().values())[seed % 8].resize((512, 512))
     mask = Image.new("L", image.size, 0)
     draw = ImageDraw.Draw(mask)
     if seed % 2:
@@ -95,7 +95,7 @@ def night(seed: int, top: int) -> Image.Image:
 
 def nothing() -> Labelled:
     """One colour, with noise, a faint grade or JPEG; against small things on even grounds, grades, and pale pictures."""
-    for level in range(0, 256, 17):
+    for level in range(0, 256, 23):
         plain = Image.new("RGB", (400, 300), (level, 255 - level, level // 2 + 60))
         yield f"{level}", plain, True
         yield f"{level} noisy", noisy(plain, 4), True

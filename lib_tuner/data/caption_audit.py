@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,25 +142,25 @@ def _bytes(files: Sequence[CaptionFile]) -> Iterator[Finding]:
 
 def _spelled(files: Sequence[CaptionFile]) -> Iterator[Finding]:
     """One tag in several spellings; singular beside plural. The more frequent one is offered."""
-    where = _where(files, lambda tag: tag)
-    for usual, others in tag_variants.spellings({tag: len(paths) for tag, paths in where.items()}):
-        paths = _all(where[tag] for tag in others)
+    typed = _where(files, lambda tag: tag)
+    for usual, others in tag_variants.spellings({tag: len(paths) for tag, paths in typed.items()}):
+        paths = _all(typed[tag] for tag in others)
         text = f"{usual!r} is also written {' and '.join(map(repr, others[:3]))} ({_count(len(paths), 'caption')}: {_paths(paths)})."
         yield Finding("spelling", paths, text, (Edit("rename", {"names": {others[0]: usual}}),), float(len(paths)))
-    where = _where(files, key)
+    where, names = _where(files, key), _usual(typed)
     counts = {words: len(paths) for words, paths in where.items()}
     for usual, other in tag_variants.plurals(counts):
         text = f"{other!r} ({counts[other]}) beside {usual!r} ({counts[usual]}): one of them may be enough."
-        yield Finding("singular and plural", tuple(where[other]), text, (Edit("rename", {"names": {other: usual}}), Edit("rename", {"names": {usual: other}})), float(counts[other]))
+        yield Finding("singular and plural", tuple(where[other]), text, (Edit("rename", {"names": {other: names[usual]}}),), float(counts[other]))
 
 
 def _misspelled(files: Sequence[CaptionFile], rules: CaptionRules, tokens: Callable[[str], int] | None) -> Iterator[Finding]:
     """Tags used once that are one letter away from a frequent one."""
-    where = _where(files, key)
+    where, names = _where(files, key), _usual(_where(files, lambda tag: tag))
     counts = {words: len(paths) for words, paths in where.items() if words != key(rules.trigger)}
     for rare, meant in tag_variants.typos(counts, tokens):
         text = f"{where[rare][0].name} has {rare!r}, which no other caption has; {meant!r} ({counts[meant]} captions) may be meant."
-        yield Finding("typing error", tuple(where[rare]), text, (Edit("rename", {"names": {rare: meant}}),), float(counts[meant]))
+        yield Finding("typing error", tuple(where[rare]), text, (Edit("rename", {"names": {rare: names[meant]}}),), float(counts[meant]))
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -193,6 +193,11 @@ def _where(files: Sequence[CaptionFile], of: Callable[[str], str]) -> dict[str, 
         for words in dict.fromkeys(of(tag) for line in file.caption.lines if not line.is_text for tag in line.tags):
             found.setdefault(words, []).append(file.path)
     return found
+
+
+def _usual(typed: Mapping[str, Sequence[Path]]) -> dict[str, str]:
+    """`tag_edits.key` -> the spelling that most captions have."""
+    return {key(tag): tag for tag in sorted(typed, key=lambda tag: (len(typed[tag]), tag))}
 
 
 def _all(many: Iterable[Iterable[Path]]) -> tuple[Path, ...]:

@@ -87,9 +87,11 @@ def _measured(digest: str, image: Image.Image) -> Look:
     small = rgb if rgb.size == goal else rgb.resize(goal, Image.Resampling.BICUBIC, reducing_gap=2.0)
     colour = (pictures.to_pixels(small) + 1) * 127.5  # (3, H, W)
     across, down = size[0] / goal[0], size[1] / goal[1]
-    bars = tuple(round(part * scale) for part, scale in zip(measures.bars(colour), (across, down, across, down)))
+    left, top, right, bottom = edges = measures.bars(colour)
+    bars = tuple(round(part * scale) for part, scale in zip(edges, (across, down, across, down)))
+    scene = small.crop((left, top, goal[0] - right, goal[1] - bottom))  # a letterboxed copy is a copy
     sharp, spread = measures.sharpness(_gray(small)), measures.spread(colour)
-    return Look(digest, size, mode, orientation, frames, alpha, bars, sharp, spread, blocks, quality, *duplicates.fingerprint(small))
+    return Look(digest, size, mode, orientation, frames, alpha, bars, sharp, spread, blocks, quality, *duplicates.fingerprint(scene))
 
 
 def _on_white(image: Image.Image) -> tuple[Image.Image, int]:

@@ -61,7 +61,8 @@ def bars(colour: Tensor) -> tuple[int, int, int, int]:
 
     A bar is made of rows of one colour (99 % of the pixels within 12 levels of the outermost row's median). Even edges are common in pictures too: a night sky,
     a studio's white. What makes a bar is that it ends on a straight line: where the first two rows behind it differ in half of their pixels. Bars on opposite
-    sides of one thickness and colour, the letterbox, are believed at a fifth, since the scene beside a bar may be dark itself.
+    sides of one thickness and colour, the letterbox, are believed at a fifth, since the scene beside a bar may be dark itself; and where one of them is sure,
+    the other is as thick, even if the scene goes on in its colour.
     """
     left, top, right, bottom = 0, 0, 0, 0
     for _ in range(2):  # a bar above hides how the bars at the sides end, and the other way round
@@ -80,10 +81,16 @@ def _pair(colour: Tensor) -> tuple[int, int]:
     height = colour.shape[1]
     if above + below >= height:  # one colour throughout: no bar, but a picture of nothing
         return 0, 0
-    alike = above and below and abs(above - below) <= max(2, height // 100) and float((hue - hue_below).abs().max()) <= _LIKE
-    least = 0.2 if alike else 0.5
-    thin = max(1, height // 128)
-    return above if one >= least and above >= thin else 0, below if other >= least and below >= thin else 0
+    near, thin = max(2, height // 100), max(1, height // 128)
+    one, other = one * (above >= thin), other * (below >= thin)
+    if float((hue - hue_below).abs().max()) > _LIKE:
+        return above * (one >= 0.5), below * (other >= 0.5)
+    if one >= 0.5 > other and below >= above - near:  # the scene goes on in the bar's colour: it is as thick as its fellow
+        return above, above if below > above + near else below
+    if other >= 0.5 > one and above >= below - near:
+        return below if above > below + near else above, below
+    least = 0.2 if abs(above - below) <= near else 0.5
+    return above * (one >= least), below * (other >= least)
 
 
 def _bar(colour: Tensor) -> tuple[int, float, Tensor]:
