@@ -22,6 +22,7 @@ from .tools.command_line import Progress, say
 
 PROGRAM = "python3 -m lib_tuner audit"
 SHOWN = 5  # findings of a kind
+NAMED = 3  # files of a finding
 ADVICE = ("drop", "uneven", "vary", "keep")
 EXAMPLES = ("my-cat", 'my-cat --goal character --trigger "zwx cat"', "my-cat --size 768 --json", "my-cat --all --no-pictures")
 
@@ -104,8 +105,15 @@ def _told(found: Sequence[Finding], pictures: int, everything: bool) -> list[str
     lines = [f"{pictures:,} pictures; " + (f"{len(found):,} findings:" if found else "nothing was found.")]
     lines += [f"  {kind.ljust(20)}{count:,} {'file' if count == 1 else 'files'}" for kind, count in kinds.items()]
     for kind in kinds:
-        lines += ["", f"{kind}:", *_some([finding.text for finding in found if finding.kind == kind], everything)]
+        lines += ["", f"{kind}:", *_some([_with_names(finding) for finding in found if finding.kind == kind], everything)]
     return lines
+
+
+def _with_names(finding: Finding) -> str:
+    """The sentence, and where it speaks of many files their names."""
+    names = [path.name for path in finding.paths]
+    named = all(name in finding.text for name in names)
+    return finding.text if named else f"{finding.text}\n    {', '.join(names[:NAMED])}{f' and {len(names) - NAMED} more' if len(names) > NAMED else ''}"
 
 
 def _some(texts: Sequence[str], everything: bool) -> list[str]:

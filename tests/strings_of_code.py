@@ -24,7 +24,7 @@ ELSEWHERE = (
 )  # fmt: skip
 NOT_TOLD = frozenset(("TypeError", "AssertionError", "KeyError", "NotImplementedError", "SystemExit", "StopIteration"))  # a programmer's mistakes
 TEXTS = {"Warned": 0, "Preparing": 2, "Warning_": 0, "Fix": 0, "Problem": 1, "Finding": 2, "complain": 1, "ValueError": 0, "Kind": 1, "AxisOption": 0, "LoadReport": 4}  # call -> which argument is told
-TOLD = frozenset(("said", "general", "error", "text", "trouble", "note", "is", "norms", "trained by"))  # keywords, dict keys and attributes whose value is told
+TOLD = frozenset(("said", "general", "error", "text", "trouble", "note", "is", "norms", "trained by", "dropped", "varied"))  # keywords, dict keys and attributes whose value is told
 SAYS = frozenset((  # functions whose answer is told
     "outlook.py:_pictures", "outlook.py:_buckets", "outlook.py:_masks", "outlook.py:_length", "outlook.py:_stages", "outlook.py:_time", "outlook.py:_memory", "host.py:__str__",
     "arguments.py:refusal", "lora_file.py:__str__", "extract.py:__str__", "recipe.py:__str__", "__init__.py:_of_values", "__init__.py:_draft", "kohya_forms.py:of_metadata", "advisor.py:__str__",

@@ -93,8 +93,8 @@ def barred(one: Look, target: Target) -> Told:
     """Even bars at the edges, see `measures.bars`."""
     if not any(one.bars):
         return None
-    sides = ", ".join(f"{width} px {where}" for where, width in zip(("on the left", "above", "on the right", "below"), one.bars) if width)
-    return f"has even bars: {sides}; crop them off, else they are learned", float(max(one.bars))
+    left, top, right, bottom = one.bars
+    return f"has even bars of {left}, {top}, {right} and {bottom} px (left, top, right, bottom); crop them off, else they are learned", float(max(one.bars))
 
 
 def even(one: Look, target: Target) -> Told:
@@ -113,8 +113,8 @@ def blocky(one: Look, target: Target) -> Told:
 
 def wrong_mode(one: Look, target: Target) -> Told:
     """Pixels that are not 8-bit RGB or grey; they are converted."""
-    text = "has more than 8 bits per level" if one.mode.startswith("I") else MODES.get(one.mode)
-    return (f"{text} and is converted to 8-bit RGB; see whether its colours are right", 0.0) if text else None
+    mode = "F" if one.mode.startswith("I") else one.mode
+    return (f"{MODES[mode]}; it is converted to 8-bit RGB, so see whether its colours are right", 0.0) if mode in MODES else None
 
 
 def transparent(one: Look, target: Target) -> Told:

@@ -20,7 +20,6 @@ from .tag_edits import key
 
 TOKENS = 75  # of one chunk of CLIP's
 _NO_CAPTIONS = frozenset("readme license licence requirements notes prompts metadata credits".split())  # text files that lie beside pictures and describe none
-_NAMES = 3  # in a sentence
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def _content(file: CaptionFile, rules: CaptionRules, tokens: Callable[[str], int
         yield Finding("one tag", (file.path,), f"{name} has one tag alone, {tags[0]!r}.", amount=1.0)
     twice = [tag for line in plain for words, n in Counter(map(key, line.tags)).items() if n > 1 for tag in [words]]
     if twice:
-        yield Finding("tag twice", (file.path,), f"{name} has {_some(twice)} more than once.", (Edit("deduplicate"),), float(len(twice)))
+        yield Finding("tag twice", (file.path,), f"{name} has {', '.join(map(repr, twice))} more than once.", (Edit("deduplicate"),), float(len(twice)))
     longest = max((tokens(line.text) for line in file.caption.lines), default=0) if tokens else 0
     if longest > rules.limit:
         mends = (Edit("truncate", {"limit": rules.limit, "pinned": [rules.trigger] if rules.trigger else []}),) if plain else ()
@@ -74,9 +73,9 @@ def _contradictions(file: CaptionFile) -> Iterator[Finding]:
     for line in file.caption.lines:
         if line.is_text:
             continue
-        for name, here in tag_words.conflicts({key(tag): tag for tag in line.tags}):
+        for _, here in tag_words.conflicts({key(tag): tag for tag in line.tags}):
             mends = tuple(Edit("choose", {"tag": tag, "group": here}) for tag in here)
-            yield Finding("contradiction", (file.path,), f"{file.path.name} says {' and '.join(map(repr, here))} ({name}); keep one of them.", mends, float(len(here)))
+            yield Finding("contradiction", (file.path,), f"{file.path.name} says {' and '.join(map(repr, here))}, of which a picture has one only; keep one of them.", mends, float(len(here)))
 
 
 # ---- the whole set ---------------------------------------------------------------------------------------------------
@@ -95,10 +94,10 @@ def _trigger(files: Sequence[CaptionFile], trigger: str) -> Iterator[Finding]:
         elif any(not line.is_text and key(line.tags[0]) != wanted for line in lines):
             later.append(file.path)
     if missing:
-        text = f"{_count(len(missing), 'caption')} of {len(files)} without the trigger word {trigger!r}: {_paths(missing)}."
+        text = f"Captions without the trigger word {trigger!r}: {len(missing)} of {len(files)}."
         yield Finding("trigger missing", tuple(missing), text, (Edit("add", {"tags": [trigger], "where": "first"}),), float(len(missing)))
     if later:
-        text = f"{_count(len(later), 'caption')} in which the trigger word {trigger!r} is not the first tag, so that shuffling moves it: {_paths(later)}."
+        text = f"Captions in which the trigger word {trigger!r} is not the first tag, so that shuffling moves it: {len(later)} of {len(files)}."
         yield Finding("trigger not first", tuple(later), text, (Edit("front", {"tags": [trigger]}),), float(len(later)))
 
 
@@ -109,7 +108,8 @@ def _overlays(files: Sequence[CaptionFile]) -> Iterator[Finding]:
         for words in {key(tag) for tag in file.caption.tags if tag_words.kind_of(tag) == "overlay"}:
             found.setdefault(words, []).append(file.path)
     for words, paths in sorted(found.items(), key=lambda pair: (-len(pair[1]), pair[0])):
-        yield Finding("written over", tuple(paths), f"{_count(len(paths), 'picture')} with {words!r} by its tags: crop it off or paint it over, else it is learned.", amount=float(len(paths)))
+        text = f"Pictures with {words!r} by their tags: {len(paths)}. Crop it off or paint it over, else it is learned."
+        yield Finding("written over", tuple(paths), text, amount=float(len(paths)))
 
 
 def _mixed(files: Sequence[CaptionFile]) -> Iterator[Finding]:
@@ -120,9 +120,10 @@ def _mixed(files: Sequence[CaptionFile]) -> Iterator[Finding]:
         (prose if kinds == {True} else tags if kinds == {False} else []).append(file.path)
         if len(kinds) == 2:
             yield Finding("sentences and tags", (file.path,), f"{file.path.name} has lines of sentences and lines of tags.")
-    fewer, what, most = (prose, "sentences", "tags") if len(prose) <= len(tags) else (tags, "tags", "sentences")
+    fewer = min(prose, tags, key=len)
     if fewer:
-        yield Finding("sentences and tags", tuple(fewer), f"{_count(len(fewer), 'caption')} of {what} where most are {most}: {_paths(fewer)}.", amount=float(len(fewer)))
+        text = f"Captions of sentences where most are of tags: {len(prose)}." if fewer is prose else f"Captions of tags where most are of sentences: {len(tags)}."
+        yield Finding("sentences and tags", tuple(fewer), text, amount=float(len(fewer)))
 
 
 def _bytes(files: Sequence[CaptionFile]) -> Iterator[Finding]:
@@ -131,13 +132,14 @@ def _bytes(files: Sequence[CaptionFile]) -> Iterator[Finding]:
     marked = [file.path for file in files if file.caption.encoding == "utf-8" and file.caption.bom]
     breaks = [file.path for file in files if any("\r" in end for end in file.caption.ends)]
     if odd:
-        text = f"{_count(len(odd), 'caption')} not in UTF-8, which other programs misread or refuse: {_paths(odd)}; see whether the letters are right."
+        text = f"Captions that are not UTF-8, which other programs misread or refuse: {len(odd)}. See whether their letters are right."
         yield Finding("not UTF-8", tuple(odd), text, (Edit("utf8"),), float(len(odd)))
     if marked:
-        text = f"{_count(len(marked), 'caption')} with a byte order mark, which other programs take for a part of the first tag: {_paths(marked)}."
+        text = f"Captions with a byte order mark, which other programs take for a part of the first tag: {len(marked)}."
         yield Finding("byte order mark", tuple(marked), text, (Edit("utf8"),), float(len(marked)))
     if breaks:
-        yield Finding("Windows line breaks", tuple(breaks), f"{_count(len(breaks), 'caption')} with the line breaks of Windows: {_paths(breaks)}; a run reads them like others.", amount=float(len(breaks)))
+        text = f"Captions with the line breaks of Windows: {len(breaks)}. A run reads them like others."
+        yield Finding("Windows line breaks", tuple(breaks), text, amount=float(len(breaks)))
 
 
 def _spelled(files: Sequence[CaptionFile]) -> Iterator[Finding]:
@@ -145,7 +147,7 @@ def _spelled(files: Sequence[CaptionFile]) -> Iterator[Finding]:
     typed = _where(files, lambda tag: tag)
     for usual, others in tag_variants.spellings({tag: len(paths) for tag, paths in typed.items()}):
         paths = _all(typed[tag] for tag in others)
-        text = f"{usual!r} is also written {' and '.join(map(repr, others[:3]))} ({_count(len(paths), 'caption')}: {_paths(paths)})."
+        text = f"{usual!r} is also written {' and '.join(map(repr, others[:3]))} (captions: {len(paths)})."
         yield Finding("spelling", paths, text, (Edit("rename", {"names": {others[0]: usual}}),), float(len(paths)))
     where, names = _where(files, key), _usual(typed)
     counts = {words: len(paths) for words, paths in where.items()}
@@ -216,15 +218,3 @@ def _remembering(tokens: Callable[[str], int] | None) -> Callable[[str], int] | 
         return known[text]
 
     return count
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}" + ("" if n == 1 else "s")
-
-
-def _paths(paths: Sequence[Path]) -> str:
-    return ", ".join(path.name for path in paths[:_NAMES]) + (f" and {len(paths) - _NAMES} more" if len(paths) > _NAMES else "")
-
-
-def _some(tags: Sequence[str]) -> str:
-    return ", ".join(map(repr, tags[:_NAMES])) + (" and more" if len(tags) > _NAMES else "")

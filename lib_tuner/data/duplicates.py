@@ -162,9 +162,5 @@ def told_apart(found: Sequence[Group], captions: Mapping[Path, CaptionFile]) -> 
             mine, its = {key(t): t for t in kept.caption.tags}, {key(t): t for t in other.caption.tags}
             more, less = [t for k, t in mine.items() if k not in its], [t for k, t in its.items() if k not in mine]
             if more or less:
-                text = f"{other.path.name} and {kept.path.name} describe one picture in different words: {_words(less)} against {_words(more)}."
+                text = f"{other.path.name} and {kept.path.name} describe one picture in different words: the first alone says {', '.join(less) or '-'}, the second alone {', '.join(more) or '-'}."
                 yield Finding("twin captions", (other.path,), text, (Edit("add", {"tags": more}),) if more else (), float(len(more) + len(less)))
-
-
-def _words(tags: Sequence[str]) -> str:
-    return (", ".join(tags[:4]) + (" ..." if len(tags) > 4 else "")) if tags else "nothing"

@@ -40,10 +40,10 @@ class Look:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, row: dict[str, Any]) -> Look:
-        """What `to_json` wrote, maybe by an older version: Raises ValueError or TypeError for what does not fit."""
+    def from_json(cls, row: dict[str, Any]) -> Look | None:
+        """What `to_json` wrote; None where another version did, so that the picture is to be looked at again."""
         if row.keys() != {f.name for f in fields(cls)}:
-            raise ValueError("this look was written by another version; look at the picture again")
+            return None
         return cls(**{**row, "size": tuple(row["size"]), "bars": tuple(row["bars"])})
 
 
@@ -53,7 +53,10 @@ def look(data: bytes) -> Look:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's doubts about EXIF, and its bombs, for which there is a limit of our own
         try:
-            return _measured(digest, Image.open(io.BytesIO(data)))
+            image = Image.open(io.BytesIO(data))
+            if image.width * image.height > pictures.LARGEST or min(image.size) < pictures.SMALLEST:
+                return Look(digest, trouble=_reason(data, Image.DecompressionBombError()))
+            return _measured(digest, image)
         except (*pictures.BROKEN, MemoryError) as error:
             return Look(digest, trouble=_reason(data, error))
 
@@ -69,8 +72,6 @@ def _reason(data: bytes, error: BaseException) -> str:
 
 def _measured(digest: str, image: Image.Image) -> Look:
     mode, full = image.mode, image.size
-    if full[0] * full[1] > pictures.LARGEST or min(full) < pictures.SMALLEST:
-        raise ValueError("size")  # `inspect` says it
     quality = measures.jpeg_quality(getattr(image, "quantization", None) or {})
     moves = image.format in ("GIF", "PNG", "WEBP") and getattr(image, "is_animated", False)
     frames = image.n_frames if moves else 1
