@@ -74,13 +74,11 @@ def on(ground: tuple[int, int, int], image: Image.Image, left: int, top: int, ri
     return sheet
 
 
-def moved(image: Image.Image, length: int) -> Image.Image:
-    """As a camera that moved sideways blurs it."""
-    parts = [ImageChops.offset(image, shift, 0) for shift in range(length)]
-    mean = parts[0]
-    for number, part in enumerate(parts[1:], 2):
-        mean = Image.blend(mean, part, 1 / number)
-    return mean.crop((length, 0, image.width, image.height))
+def moved(image: Image.Image) -> Image.Image:
+    """As a camera that moved 15 px sideways blurs it: the mean of 16 copies."""
+    for shift in (1, 2, 4, 8):
+        image = Image.blend(image, ImageChops.offset(image, shift, 0), 0.5)
+    return image.crop((15, 0, image.width, image.height))
 
 
 def soft_background(image: Image.Image, part: float, sigma: float) -> Image.Image:

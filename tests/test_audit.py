@@ -48,7 +48,7 @@ def blur() -> Labelled:
         yield f"{name} sigma 2", image.filter(BLUR(2)), True
         yield f"{name} sigma 4", lit(image, 0.6).filter(BLUR(4)), True
         yield f"{name} grainy", noisy(image, 6) if name < "d" else noisy(image.filter(BLUR(2.5)), 1.5), name >= "d"
-        yield f"{name} moved", moved(image, 13), True
+        yield f"{name} moved", moved(image), True
         yield f"{name} enlarged", image.resize((image.width // 4, image.height // 4), Image.Resampling.BICUBIC).resize(image.size, Image.Resampling.BICUBIC), True
     for name, image in photos().items():
         yield f"{name} portrait", soft_background(image, 0.4, 6), False
@@ -146,3 +146,123 @@ def test_labelled_pictures_are_told_apart(kind):
     print(f"\n| {kind} | {having} | {free} | {precision:.2f} | {recall:.2f} |")
     assert having >= 20 and free >= 20 and having + free >= 40
     assert precision >= LABELLED[kind][1] and recall >= LABELLED[kind][2], f"wrong: {wrong}; missed: {missed}"
+
+
+# ---- what a file's head tells: small files, of which there are many
+
+
+def heads() -> list[tuple[str, bytes, set[str]]]:
+    """(name, file, the kinds that it should be found as, of those that have nothing to do with what is painted)."""
+    found: list[tuple[str, bytes, set[str]]] = []
+    for number in range(12):
+        side, image = 40 + number, photo("coffee.png").resize((40 + number, 44 + number))
+        gif = [image.convert("P"), image.transpose(Image.Transpose.ROTATE_180).convert("P")]
+        clear = image.convert("RGBA")
+        clear.putpixel((number, 3), (9, 9, 9, 20 * number))
+        wide = Image.frombytes("I;16", (side, side), bytes(range(side * 2)) * side)
+        exif = Image.Exif()
+        exif[0x0112] = number % 7 + 2
+        upright = Image.Exif()
+        upright[0x0112] = 1
+        found += [
+            (f"{number} png", bytes_of(image), set()), (f"{number} jpg", bytes_of(image, "JPEG", quality=90, exif=upright), set()), (f"{number} webp", bytes_of(image, "WEBP", lossless=True), set()),
+            (f"{number} grey", bytes_of(image.convert("L")), set()), (f"{number} still gif", bytes_of(gif[0], "GIF"), {"colour mode"}),
+            (f"{number} cmyk", bytes_of(image.convert("CMYK"), "JPEG", quality=92), {"colour mode"}), (f"{number} 16 bit", bytes_of(wide), {"colour mode"}),
+            (f"{number} gif", bytes_of(gif[0], "GIF", save_all=True, append_images=gif[1:]), {"colour mode", "animated"}),
+            (f"{number} webp moves", bytes_of(image, "WEBP", save_all=True, append_images=[image.rotate(90)]), {"animated"}),
+            (f"{number} turned", bytes_of(image, "JPEG", quality=90, exif=exif), {"EXIF turned"}), (f"{number} clear", bytes_of(clear), {"transparent"}),
+            (f"{number} opaque", bytes_of(image.convert("RGBA")), set()), (f"{number} cut", bytes_of(image)[: -200 - number], {"unreadable"}),
+            (f"{number} text", b"no picture" * (number + 1), {"unreadable"}), (f"{number} cut jpg", bytes_of(image, "JPEG")[: -150 - number], {"unreadable"}),
+            (f"{number} poor", bytes_of(image, "JPEG", quality=5 + 2 * number), {"JPEG blocks"}), (f"{number} long", bytes_of(image.resize((side * 3, side))), {"long"}),
+            (f"{number} cinema", bytes_of(image.resize((239, 100 + number))), set()), (f"{number} high", bytes_of(image.resize((40, 101 + 5 * number))), {"long"}),
+        ]  # fmt: skip
+    return found
+
+
+def test_what_the_head_of_a_file_tells_is_told_of_that_file_alone():
+    files = heads()
+    asked = {"colour mode", "animated", "EXIF turned", "transparent", "unreadable", "long"}
+    wrong = [(name, kinds(data) & asked, want) for name, data, want in files if kinds(data) & asked != want & asked]
+    assert wrong == [] and len(files) > 200
+    assert all("JPEG blocks" in kinds(data) for _, data, want in files if "JPEG blocks" in want)
+    assert all(sum(kind in want for _, _, want in files) >= 12 for kind in asked)
+
+
+@pytest.mark.parametrize(("size", "target", "factor"), [
+    ((512, 512), 512, None), ((466, 466), 512, None), ((256, 256), 512, 2.0), ((300, 300), 512, 512 / 300), ((4000, 300), 512, None), ((1024, 1024), 1024, None),
+    ((512, 768), 512, None), ((340, 512), 512, 1.25), ((512, 512), 1024, 2.0), ((512, 512), 256, None),
+])  # fmt: skip
+def test_how_much_a_picture_would_be_enlarged(size, target, factor):
+    """By hand: 340 x 512 is nearest to 384 x 640 (0.6 beside 0.664; 448 x 576 is 0.778), so 640 / 512; of 4000 x 300 both sides are above 1024 x 256."""
+    told = CHECKS["too small"](Look("", size), Target(target))
+    assert told is None if factor is None else told[1] == pytest.approx(factor)
+
+
+def test_bars_do_not_count_as_size():
+    assert CHECKS["too small"](Look("", (512, 512), bars=(0, 100, 0, 100)), Target())[1] == pytest.approx(1.25)  # 512 x 312 goes to 640 x 384
+
+
+def test_bars_are_measured_in_pixels_of_the_upright_picture():
+    image = on((0, 0, 0), photo("coffee.png").resize((3000, 1600)), 0, 200, 0, 200)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned a quarter: what is above lies at the right
+    left, top, right, bottom = look(bytes_of(image, "JPEG", quality=90, exif=exif)).bars
+    assert look(bytes_of(image, "JPEG", quality=90, exif=exif)).size == (2000, 3000)
+    assert (top, bottom) == (0, 0) and left == pytest.approx(200, abs=8) and right == pytest.approx(200, abs=8)
+
+
+def test_a_letterbox_is_found_on_both_sides_of_a_scene_that_ends_in_its_colour():
+    scene = photo("astronaut.png").copy()
+    ImageDraw.Draw(scene).polygon([(0, 330), (399, 390), (399, 399), (0, 399)], fill=(0, 0, 0))  # it ends in a black hill
+    assert look(bytes_of(on((0, 0, 0), scene, 0, 50, 0, 50))).bars == (0, 50, 0, 50)
+
+
+def test_a_soft_set_is_not_blurred_and_one_soft_picture_among_sharp_ones_is():
+    def sharp(*values: float) -> dict[Path, Look]:
+        return {Path(str(number)): Look("", (512, 512), sharpness=value) for number, value in enumerate(values)}
+
+    assert [f.kind for f in audit(sharp(0.2, 0.2, 0.25, 0.2, 0.22))] == []
+    assert [f.paths for f in audit(sharp(1.5, 1.4, 0.25, 2.0, 1.6))] == [(Path("2"),)]
+    assert [f.paths for f in audit(sharp(0.1, 1.5))] == [(Path("0"),)] and list(audit(sharp(float("nan")))) == []
+
+
+def test_sharpness_is_the_quotient_of_variances_that_another_library_computes():
+    import numpy
+
+    from lib_tuner.data.pictures import to_pixels
+
+    image = photo("chelsea.png").convert("L").crop((0, 0, 66, 34))  # two tiles of 32 px across, one down
+    levels = numpy.asarray(image).astype(float)
+    bend = numpy.diff(levels, n=2, axis=1)[:32]
+    pairs = [(bend[:, x : x + 32].var(ddof=1), levels[:32, x + 1 : x + 33].var(ddof=1)) for x in (0, 32)]
+    grain = min(numpy.quantile([energy for energy, _ in pairs], 0.05), 45)
+    want = numpy.quantile([max(energy - grain, 0) / contrast for energy, contrast in pairs], 0.95)
+    assert measures._sharpness(to_pixels(image)[0] * 255) == pytest.approx(want, rel=1e-3)
+
+
+@pytest.mark.parametrize("quality", [1, 10, 34, 50, 75, 95])
+def test_the_quality_of_a_jpeg_is_read_from_its_tables(quality):
+    assert abs(look(bytes_of(photo("china.jpg").resize((64, 64)), "JPEG", quality=quality)).quality - quality) <= (2 if quality > 30 else 12)  # a step is 255 at most, which poor qualities reach
+
+
+def test_a_known_look_is_not_taken_again(tmp_path, monkeypatch):
+    for name in "abc":
+        (tmp_path / f"{name}.png").write_bytes(bytes_of(drawing(ord(name), (64, 64))))
+    paths = [tmp_path / f"{name}.png" for name in "abc"] + [tmp_path / "gone.png"]
+    first = dict(look_at(paths))
+    assert first[paths[3]].trouble.startswith("cannot be read") and not first[paths[0]].trouble
+    kept = {one.digest: Look.from_json(json.loads(json.dumps(one.to_json()))) for one in first.values() if one.digest}
+    seen = []
+    monkeypatch.setattr("lib_tuner.data.audit.look", lambda data: seen.append(data) or look(data))
+    assert repr(dict(look_at(paths, kept))) == repr(first) and seen == []  # repr: nan is not itself
+    paths[1].write_bytes(paths[0].read_bytes() + b"\0")
+    dict(look_at(paths, kept))
+    assert len(seen) == 1
+    assert Look.from_json({"digest": "x"}) is None
+
+
+def test_a_large_jpeg_is_measured_like_its_small_copy():
+    image = photo("china.jpg")
+    large, small = look(bytes_of(image.resize((image.width * 6, image.height * 6), Image.Resampling.LANCZOS), "JPEG", quality=95)), look(bytes_of(image))
+    assert large.size == (image.width * 6, image.height * 6) and bin(large.hash ^ small.hash).count("1") <= 3
+    assert replace(large, sharpness=1.0).blocks == 0.0
