@@ -70,7 +70,7 @@ def test_folders_are_balanced_by_their_pictures():
 
 
 @pytest.mark.parametrize(("pictures", "method", "batch", "want"), [
-    (30, "lora", 0, (1500, 2)), (20, "lora", 0, (1000, 2)), (20, "lora", 4, (500, 4)), (1, "lora", 0, (600, 2)), (5000, "lora", 0, (3000, 2)), (30, "textual_inversion", 0, (3000, 1)),
+    (30, "lora", 0, (1500, 2)), (20, "lora", 0, (1000, 2)), (20, "lora", 4, (500, 4)), (1, "lora", 0, (600, 2)), (5000, "lora", 0, (3000, 2)), (30, "textual_inversion", 0, (3000, 2)),
 ])  # fmt: skip
 def test_steps_follow_the_paces(pictures, method, batch, want):
     assert steps(pictures, method, batch) == want

@@ -69,6 +69,8 @@ def bars() -> Labelled:
         yield f"studio {seed}", studio(seed), False
     for seed, top in enumerate((20, 60, 120)):
         yield f"night {seed}", night(seed, top), False
+        yield f"evening {seed}", night(seed, top, graded(3 * seed + 1, (512, 512))), False
+        yield f"graded {seed}", graded(seed), False
 
 
 def studio(seed: int) -> Image.Image:
@@ -83,9 +85,9 @@ def studio(seed: int) -> Image.Image:
     return Image.composite(image, Image.new("RGB", image.size, "white" if seed % 3 else "black"), mask)
 
 
-def night(seed: int, top: int) -> Image.Image:
-    """A black sky over hills."""
-    image = Image.new("RGB", (512, 512), "black")
+def night(seed: int, top: int, sky: Image.Image | None = None) -> Image.Image:
+    """A black sky over hills, or one that grows lighter."""
+    image = (sky or Image.new("RGB", (512, 512), "black")).copy()
     hills = [(x, 200 + top + (x * (seed + 3) // 7) % 90) for x in range(0, 513, 32)]
     mask = Image.new("L", image.size, 0)
     ImageDraw.Draw(mask).polygon([*hills, (512, 512), (0, 512)], fill=255)
@@ -131,7 +133,7 @@ def judged(kind: str) -> tuple[list[str], list[str], int, int]:
     """Names that were found and should not be, names that were not found, and how many there are with and without the defect."""
     wrong, missed, having, free = [], [], 0, 0
     for name, image, label in LABELLED[kind][0]():
-        found = CHECKS[kind](look(bytes_of(image)), Target()) is not None
+        found = CHECKS[kind](look(bytes_of(image, "BMP")), Target()) is not None
         having, free = having + label, free + (not label)
         if found != label:
             (missed if label else wrong).append(name)

@@ -20,7 +20,7 @@ def folder(tmp_path) -> Path:
     root.mkdir()
     for n in range(3):
         drawing(n, (300, 300)).save(root / f"{n}.png")
-    ImageOps.mirror(drawing(0, (200, 200))).filter(ImageFilter.GaussianBlur(4)).save(root / "copy.jpg")
+    ImageOps.mirror(drawing(0, (300, 300)).resize((200, 200))).filter(ImageFilter.GaussianBlur(4)).save(root / "copy.jpg")
     (root / "cut.png").write_bytes((root / "1.png").read_bytes()[:400])
     for name, text in {"0": "zwx, black hair, smile", "1": "black hair, zwx, smile, smile", "2": "zwx, black hair, 1girl, 2girls", "copy": "zwx, black_hair, sitting"}.items():
         (root / f"{name}.txt").write_text(text)
@@ -36,7 +36,7 @@ def test_counts_come_first_then_findings_then_advice_and_nothing_is_written(fold
     assert audit(folder, "--goal", "character", "--trigger", "zwx", "--size", "300") == 0
     said = capsys.readouterr().out
     assert said.startswith("5 pictures; ") and said.index("  blurred  ") < said.index("blurred:\n  copy.jpg is blurred")
-    for text in ("copy.jpg (mirrored) looks like 0.png", "cut.png is no picture", "1.txt has 'smile' more than once.", "'1girl' and '2girls'", "Captions without the trigger word 'zwx': 1 of 5.",
+    for text in ("copy.jpg (mirrored) looks like 0.png", "cut.png is no picture", "1.txt has 'smile' more than once.", "'1girl' and '2girls'", "Captions in which the trigger word 'zwx' is not the first tag, so that shuffling moves it: 1 of 5.",
                  "'black hair' is also written 'black_hair'", "'black hair' is in 4 of 4 captions (100%): leave it out", "5 pictures a LoRA is usually trained"):  # fmt: skip
         assert text in said, text
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()} == before

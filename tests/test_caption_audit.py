@@ -12,7 +12,7 @@ from PIL import Image
 from lib_tuner.data import tag_variants
 from lib_tuner.data.caption_audit import CaptionRules, audit_captions, audit_names
 from lib_tuner.data.captions import CaptionFile, parse
-from lib_tuner.data.edits import Edit, plan
+from lib_tuner.data.edits import Context, Edit, plan
 from lib_tuner.data.finding import Finding, counted
 from lib_tuner.data.tag_edits import key
 from lib_tuner.data.tag_words import conflicts, kind_of
@@ -44,7 +44,7 @@ GOOD = "zwx, cat, red hat, sitting"
 
 @pytest.mark.parametrize(("captions", "rules", "kind", "paths"), [
     ((GOOD, None), {}, "no caption", "1"), ((GOOD, " ,\n"), {}, "no caption", "1"), ((GOOD, "cat"), {}, "one tag", "1"), ((GOOD, "cat, hat, Cat"), {}, "tag twice", "1"),
-    ((GOOD, "cat, long_hair, long hair"), {}, "tag twice", "1"), ((GOOD, "a, b c d, e"), {"tokens": words, "limit": 4}, "long caption", "01"),
+    ((GOOD, "cat, long_hair, long hair"), {}, "tag twice", "1"), (("a, b", "a, b c d, e"), {"tokens": words, "limit": 4}, "long caption", "1"),
     ((GOOD, "cat, zwx"), {"trigger": "zwx"}, "trigger not first", "1"), ((GOOD, "cat, dog"), {"trigger": "ZWX"}, "trigger missing", "1"),
     ((GOOD, "cat, Watermark"), {}, "written over", "1"), ((GOOD, "cat, artist name, hat"), {}, "written over", "1"),
     ((GOOD, GOOD, "A cat sits on the mat. It looks at the moon."), {}, "sentences and tags", "2"), (("A cat sits here.", "A dog runs by.", GOOD), {}, "sentences and tags", "2"),
@@ -73,9 +73,7 @@ def test_a_good_set_is_left_alone():
 
 def test_a_long_caption_is_cut_but_not_its_trigger():
     captions = files("a, b c d, e, zwx")
-    (finding,) = audit_captions(captions, CaptionRules("zwx", words, 4))[-1:] if False else [f for f in audit_captions(captions, CaptionRules("zwx", words, 4)) if f.kind == "long caption"]
-    from lib_tuner.data.edits import Context
-
+    (finding,) = [one for one in audit_captions(captions, CaptionRules("zwx", words, 4)) if one.kind == "long caption"]
     (change,) = plan(captions, finding.mends[0], Context(tokens=words)).changes
     assert finding.amount == 6 and change.after == b"a, zwx"
 
@@ -110,8 +108,8 @@ ERRORS = {  # as they are typed: exchanged, missing, doubled, wrong letters
     "lnog hair": "long hair", "long hiar": "long hair", "blond hair": "", "blnode hair": "blonde hair", "borwn hair": "brown hair", "bleu eyes": "blue eyes", "gren eyes": "green eyes",
     "looking at veiwer": "looking at viewer", "loking at viewer": "looking at viewer", "opne mouth": "open mouth", "closed moth": "", "smille": "smile", "blsh": "blush", "ponytial": "ponytail",
     "twintials": "twintails", "hair ornamnet": "hair ornament", "white shrit": "white shirt", "pleeted skirt": "pleated skirt", "thighighs": "thighhighs", "pantyhoes": "pantyhose",
-    "jakcet": "jacket", "necktei": "necktie", "standnig": "standing", "siting": "sitting", "kneling": "kneeling", "full bdoy": "full body", "uper body": "upper body", "cowboy shto": "",
-    "outdoros": "outdoors", "indors": "indoors", "simple backgrund": "simple background", "white backgroud": "white background", "colared shirt": "", "long slevees": "long sleeves",
+    "jakcet": "jacket", "necktei": "necktie", "standnig": "standing", "siting": "sitting", "kneling": "kneeling", "full bdoy": "full body", "uper body": "upper body", "cowboy shto": "cowboy shot",
+    "outdoros": "outdoors", "indors": "indoors", "simple backgrund": "simple background", "white backgroud": "white background", "colared shirt": "collared shirt", "long slevees": "long sleeves",
     "jewlery": "jewelry", "earings": "earrings", "neckalce": "necklace", "chokre": "choker", "briad": "braid", "holding swrod": "holding sword", "scool uniform": "school uniform",
     "simplebackground": "simple background", "serafuk": "serafuku",
 }  # fmt: skip

@@ -31,7 +31,9 @@ def test_a_hash_says_where_squares_grow_brighter_to_the_right():
     row = 0b00001000
     assert fingerprint(half)[0] == int.from_bytes(bytes([row] * 8), "big")
     assert fingerprint(half)[1] == 0 and fingerprint(ImageOps.mirror(half))[1] == fingerprint(half)[0]
-    assert bytes.fromhex(fingerprint(half)[2])[::3][:8] == bytes([0, 0, 0, 0, 112, 200, 200, 200])  # squares of 11.25 px, of which the fifth is bright from 50 to 56.25
+    wide = Image.new("RGB", (96, 80))
+    wide.paste((200, 200, 200), (54, 0, 96, 80))  # squares of 12 px, of which the fifth is bright by half
+    assert bytes.fromhex(fingerprint(wide)[2])[::3] == bytes([0, 0, 0, 0, 100, 200, 200, 200] * 8)
 
 
 @pytest.mark.parametrize("limit", [0, 3, 4, 6, 8, 11])

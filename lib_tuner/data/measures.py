@@ -102,8 +102,11 @@ def _bar(colour: Tensor) -> tuple[int, float, Tensor]:
         rows += int((~away).long().cumprod(0).sum())
         if bool(away.any()):
             break
-    ends = float(_away(colour[:, rows : rows + 2], hue).amax(0).mean()) if 0 < rows < height else 0.0
-    return rows, ends, hue
+    if not 0 < rows < height:
+        return rows, 0.0, hue
+    last = colour[:, max(rows - 3, 0), None]  # (3, 1, W): a sky that grows lighter leaves its first colour at some row too, but without a step
+    steps = ((colour[:, rows : rows + 2] - last).abs().amax(0) > _LIKE).float() * _away(colour[:, rows : rows + 2], hue)
+    return rows, float(steps.amax(0).mean()), hue
 
 
 def _away(rows: Tensor, hue: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ def typos(keys: Mapping[str, int], tokens: Callable[[str], int] | None = None, f
     """(tag used once, the frequent tag that was meant): one letter missing, too many, another, or two neighbours exchanged.
 
     Looked up in an index of what frequent tags are with one letter less (SymSpell, W. Garbe 2012), so that ten thousand tags take a second. Left alone is what
-    may be a word of its own: where the words that differ have digits or fewer than five letters, are one another's plural, where the rare one occurs in other tags of the
+    may be a word of its own: where the words that differ have digits, are short (under five letters; four will do where
+    letters are exchanged or tokens are counted), are one another's plural, where the rare one occurs in other tags of the
     data set or in a table, and where it is a single one of CLIP's tokens by `tokens(text)`, as common words are and errors are not.
     """
     common = [tag for tag, count in keys.items() if count >= frequent and len(tag) >= _SHORTEST - 1]
@@ -86,7 +87,8 @@ def _is_error(rare: str, frequent: str, uses: Mapping[str, int], tokens: Callabl
     if len(mine) != 1 or len(its) != 1:  # a blank too many or too few
         return len("".join(mine)) >= _SHORTEST
     word, meant = mine[0], its[0]
-    if max(len(word), len(meant)) < _SHORTEST or meant in _plural_of(word) or word in _plural_of(meant):
+    exchanged = sorted(word) == sorted(meant)  # hiar for hair; a letter more or less makes too many short words of another
+    if max(len(word), len(meant)) < (4 if exchanged or tokens else _SHORTEST) or meant in _plural_of(word) or word in _plural_of(meant):
         return False
     known = word in _WORDS or uses.get(word, 0) > 1 or (tokens is not None and tokens(word) == 1)
     return not known
