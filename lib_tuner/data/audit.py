@@ -67,7 +67,7 @@ def audit(looks: Mapping[Path, Look], target: Target = Target()) -> Iterator[Fin
                 yield Finding(kind, (path,), f"{path.name} {text}.", amount=amount)
 
 
-Told = "tuple[str, float] | None"  # what is wrong, without the picture's name, and how much
+Told = tuple[str, float] | None  # what is wrong, without the picture's name, and how much
 
 
 def too_small(one: Look, target: Target) -> Told:
