@@ -112,3 +112,8 @@ def test_what_twins_captions_differ_in_can_be_added():
     assert "the first alone says grass, the second alone red hat" in told.text and told.paths == (Path("1.txt"),)
     (change,) = plan([files[1]], told.mends[0]).changes
     assert change.after == b"cat, sitting, grass, red hat"
+
+
+def test_black_and_white_pictures_of_nothing_are_no_twins():
+    looks = {Path(thumb): Look("", (100, 100), thumb=thumb * 192) for thumb in ("00", "08", "ff")}
+    assert [(g.keep, [t.path for t in g.twins]) for g in groups(looks)] == [(Path("00"), [Path("08")])]
