@@ -337,16 +337,25 @@ def tool(rest: list[str], enter: Enter) -> int | None:
 
 
 def edit(rest: list[str], enter: Enter) -> int:
+    return _of_folder("edit", "FOLDER NAME [...]", "Edit the captions of all pictures below a folder; the edits are listed", rest, enter)
+
+
+def tag(rest: list[str], enter: Enter) -> int:
+    return _of_folder("tag", "FOLDER --model NAME [...]", "Tag all pictures below a folder; the options are listed", rest, enter)
+
+
+def _of_folder(name: str, usage: str, text: str, rest: list[str], enter: Enter) -> int:
+    """A command on a data folder, whose help is in its own file."""
     helps = bool({"-h", "--help"} & set(rest))
     if not helps or environment.is_ready(environment.folder(), (RUN,)):  # asking for help alone installs nothing
         enter(RUN)
     try:
-        from .edit import main
+        module = import_module(f".{name}", __package__)
     except ModuleNotFoundError:
         if not helps:  # what was to be done was not done
             raise
-        return _say(_parser("edit", "Edit the captions of all pictures below a folder; the edits are listed once the Tuner's environment is set up.", "FOLDER NAME [...]").format_help())
-    return main(rest)
+        return _say(_parser(name, f"{text} once the Tuner's environment is set up.", usage).format_help())
+    return module.main(rest)
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str], Enter], int | None], str]] = {
@@ -357,6 +366,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str], Enter], int | None], str]] = {
     "bench": (bench, "measure our training step beside the peers'"),
     "tool": (tool, "tools for model files"),
     "edit": (edit, "edit the captions of a data folder"),
+    "tag": (tag, "tag the pictures of a data folder"),
 }
 
 

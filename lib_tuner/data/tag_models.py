@@ -75,7 +75,7 @@ def find(name: str, folder: Path, told: Told = lambda *_: None, stop: Callable[[
         return _local(path)
     known, _, revision = name.partition("@")
     if known not in MODELS:
-        raise ValueError(f"There is no model {known!r}{meant(known, MODELS)}; name an .onnx file, or one of {', '.join(MODELS)}.")
+        raise ValueError(f"There is no model {known!r}{meant(known, MODELS)} (an .onnx file does too; by name there are {', '.join(MODELS)})")
     revision = revision or "main"
     if not re.fullmatch(r"[\w.-]*\w[\w.-]*", revision):
         raise ValueError(f"{revision!r} is no revision; name a branch, a tag or a commit of the model, such as main.")
@@ -155,7 +155,8 @@ def _fetch(url: str, path: Path, told: Told, stop: Callable[[], bool]) -> None:
     except Cancelled:
         raise
     except (OSError, ValueError, http.client.HTTPException) as error:  # urllib's errors are OSErrors
-        raise OSError(f"{path.name} cannot be fetched from {url} ({_reason(error)}); try again later, or download it there and give its path as the model.") from error
+        raise OSError(f"{path.name} cannot be fetched from {url} ({_reason(error)}); "
+                      f"try again later, or put {MODEL} and {TAGS} into a folder by other means and name that folder as the model.") from error
 
 
 def _received(answer: Any, path: Path, size: int, told: Callable[[int], None], stop: Callable[[], bool]) -> tuple[str, int]:

@@ -5,10 +5,8 @@ Tags are compared as `tag_edits.key` has them, on both sides: excluding `long ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 from . import tag_edits
 from .captions import Tags, tags_of
@@ -70,20 +68,21 @@ class Rules:
 
 def tagging(tables: Sequence[tuple[ScoreTable, Thresholds]], rules: Rules = Rules()) -> Callable[[str], Tags | None]:
     """A function from a picture's content to its tags, highest score first; None where a tagger has not seen the picture."""
-    finders = [_finder(table, thresholds, rules) for table, thresholds in tables]
-    excluded, join = {key(tag) for tag in rules.exclude}, _union if rules.agreement == "any" else _intersection
-    same = lru_cache(None)(key)
+    spelling: dict[str, str] = {}  # tags that are the same are spelled in one way, so that pictures' tags are compared as plain text
+
+    def spelled(tag: str) -> str:
+        return spelling.setdefault(key(tag), tag)
+
+    always = tuple(map(spelled, rules.always))
+    finders = [_finder(table, thresholds, rules, spelled) for table, thresholds in tables]
+    join = _first if len(tables) == 1 else _any if rules.agreement == "any" else _all
+    rating = _rater(tables[0][0], rules, spelled) if rules.rating == "tag" else lambda digest: ()
 
     def tags_of_picture(digest: str) -> Tags | None:
         found = [finder(digest) for finder in finders]
         if any(one is None for one in found):
             return None
-        tags = [tag for tag, _ in (found[0] if len(found) == 1 else join(found))]
-        rating = _rating(tables[0][0], digest) if rules.rating == "tag" else ""
-        names: dict[str, str] = {}
-        for tag in (*rules.always, *tags[: rules.most or None], *([rating] if rating and key(rating) not in excluded else [])):
-            names.setdefault(same(tag), tag)
-        return tuple(names.values())
+        return tuple(dict.fromkeys((*always, *join(found)[: rules.most or None], *rating(digest))))
 
     return tags_of_picture
 
@@ -96,9 +95,9 @@ def written(name: str, rules: Rules) -> str:
     return tag_edits.escape()((name,))[0] if rules.escape else name
 
 
-def _finder(table: ScoreTable, thresholds: Thresholds, rules: Rules) -> Callable[[str], Found | None]:
+def _finder(table: ScoreTable, thresholds: Thresholds, rules: Rules, spelled: Callable[[str], str]) -> Callable[[str], Found | None]:
     """One tagger's tags of a picture. What depends on the tag alone is found once for all pictures."""
-    names = [written(name, rules) for name in table.tags.names]
+    names = [spelled(written(name, rules)) for name in table.tags.names]
     excluded = {"", *(key(tag) for tag in rules.exclude)}
     by_category = {CHARACTER: thresholds.character, RATING: _NEVER}  # ratings compete with each other, not with a threshold
     limits = [_NEVER if key(name) in excluded else by_category.get(category, thresholds.general) for name, category in zip(names, table.tags.categories)]
@@ -110,25 +109,31 @@ def _finder(table: ScoreTable, thresholds: Thresholds, rules: Rules) -> Callable
     return found
 
 
-def _rating(table: ScoreTable, digest: str) -> str:
-    ratings = table.tags.ratings
-    return next((table.tags.names[place] for place in table.rows[digest][0] if place in ratings), "")  # rows go down
+def _rater(table: ScoreTable, rules: Rules, spelled: Callable[[str], str]) -> Callable[[str], Tags]:
+    """The likeliest rating of a picture, unless it is excluded."""
+    excluded = {key(tag) for tag in rules.exclude}
+    names = {place: spelled(written(table.tags.names[place], rules)) for place in table.tags.ratings}
+
+    def rating(digest: str) -> Tags:
+        likeliest = next((names[place] for place in table.rows[digest][0] if place in names), "")  # rows go down
+        return (likeliest,) if likeliest and key(likeliest) not in excluded else ()
+
+    return rating
 
 
-def _scores(found: Found) -> dict[str, tuple[str, float]]:
-    return {key(tag): (tag, score) for tag, score in reversed(found)}  # of two spellings the one with the higher score
+def _first(found: Sequence[Found]) -> list[str]:
+    return [tag for tag, _ in found[0]]
 
 
-def _union(found: Sequence[Found]) -> Found:
-    return _ranked([_scores(one) for one in found], lambda where: True)
+def _any(found: Sequence[Found]) -> list[str]:
+    """Tags of any tagger, by the highest score that one gave."""
+    best: dict[str, float] = {}
+    for tag, score in (pair for one in found for pair in one):
+        best[tag] = max(score, best.get(tag, 0.0))
+    return sorted(best, key=lambda tag: -best[tag])
 
 
-def _intersection(found: Sequence[Found]) -> Found:
-    return _ranked([_scores(one) for one in found], all)
-
-
-def _ranked(found: Sequence[Mapping[str, tuple[str, float]]], wanted: Callable[[list[bool]], Any]) -> Found:
-    """Tags by their highest score among the taggers."""
-    keys = dict.fromkeys(name for one in found for name in one)
-    best = {name: max((one[name] for one in found if name in one), key=lambda pair: pair[1]) for name in keys if wanted([name in one for one in found])}
-    return sorted(best.values(), key=lambda pair: -pair[1])
+def _all(found: Sequence[Found]) -> list[str]:
+    """Tags of all taggers, in the same order."""
+    common = set.intersection(*({tag for tag, _ in one} for one in found))
+    return [tag for tag in _any(found) if tag in common]

@@ -96,6 +96,11 @@ class ModelFiles:
     thresholds: Thresholds = Thresholds()
     sha256: str = ""
 
+    @property
+    def tagger(self) -> str:
+        """The name of the tagger that this model makes, which its scores are kept under: another file is another tagger."""
+        return f"{self.name} {(self.sha256 or digest_of(self.model))[:12]}"
+
 
 def open_wd14(files: ModelFiles, cpu: bool = False) -> WD14:
     """Loads a model, on a GPU where onnxruntime has one, unless `cpu`.
@@ -106,7 +111,7 @@ def open_wd14(files: ModelFiles, cpu: bool = False) -> WD14:
     runtime = _onnxruntime()
     session = _session(runtime, files.model, _wanted(runtime, cpu))
     side, fixed = _input(files.model, session)
-    tagger = WD14(f"{files.name} {(files.sha256 or digest_of(files.model))[:12]}", listed, _runner(session, _errors(runtime)), side, fixed)
+    tagger = WD14(files.tagger, listed, _runner(session, _errors(runtime)), side, fixed)
     tagger.thresholds, tagger.device = files.thresholds, PROVIDERS.get(session.get_providers()[0], session.get_providers()[0])
     return tagger
 

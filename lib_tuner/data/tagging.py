@@ -3,29 +3,31 @@
     folder = tagged_folder("my-cat")
     with ScoreStore("my-cat") as store:
         for at in score(folder.pictures, tagger, store): ...       # writes scores, never a caption; goes on where it was stopped
-        planned = plan_tags(folder, store, [(tagger.name, tagger.thresholds)], Rules(), "skip")
+        planned = plan_tags(folder, seen(folder.pictures, store, [tagger.name]), [(tagger.name, tagger.thresholds)], Rules(), "skip")
     edits.apply(planned, journal)
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..settings import DataConfig
-from . import pictures, sources, tag_edits
-from .captions import USUAL, Caption, CaptionFile, Tags
+from . import pictures, sources
+from .captions import USUAL, Caption, CaptionFile, Line, Tags
 from .edits import CaptionEdit, Plan, plan_each
 from .item import Item
 from .items import Problem, caption_files, pictures_below
 from .library import open_captions
 from .tag_edits import key
 from .tag_rules import Rules, Thresholds, tagging
-from .tag_scores import ScoreStore, rows_of, stamp_of
+from .tag_scores import ScoreStore, ScoreTable, rows_of, stamp_of
 from .tagger import Tagger
 
 if TYPE_CHECKING:
@@ -43,6 +45,10 @@ class TaggedFolder:
     captions: tuple[CaptionFile, ...]
     problems: tuple[Problem, ...] = ()
 
+    def pairs(self) -> list[tuple[Path, CaptionFile]]:
+        """(picture, caption file); of several pictures with one caption file the first comes last, so that a mapping from captions keeps it."""
+        return list(zip(self.pictures, self.captions))[::-1]
+
 
 def tagged_folder(folder: str | Path, extensions: str = DataConfig.caption_extension) -> TaggedFolder:
     """Reads the captions below a folder, as `open_captions` does. Raises ValueError where there is no such folder or no picture in it."""
@@ -50,6 +56,13 @@ def tagged_folder(folder: str | Path, extensions: str = DataConfig.caption_exten
     by_path = {file.path: file for file in files}
     pairs = [(picture, by_path[path]) for picture in pictures_below(folder)[0] if (path := _caption_path(picture, by_path, extensions))]
     return TaggedFolder(tuple(picture for picture, _ in pairs), tuple(file for _, file in pairs), tuple(problems))
+
+
+def to_tag(folder: TaggedFolder, mode: str) -> list[Path]:
+    """The pictures that tagging in this mode looks at: `skip` leaves those out that have a caption. Raises ValueError for a mode that there is not."""
+    if mode not in MODES:
+        raise ValueError(f"mode: {mode!r} is none of {', '.join(MODES)}.")
+    return [picture for picture, file in zip(folder.pictures, folder.captions) if mode != "skip" or not file.caption.tags]
 
 
 def _caption_path(picture: Path, known: dict[Path, CaptionFile], extensions: str) -> Path | None:
@@ -86,10 +99,10 @@ def score(paths: Sequence[Path], tagger: Tagger, store: ScoreStore, stop: Callab
     Ends between two batches where `stop()` turns true, or when it is closed. A picture that cannot be read is a problem of a report, and the rest goes on.
     Raises ValueError where the model fails, OSError where scores cannot be kept.
     """
-    known, digests = store.known(tagger.name), store.digests(paths)
-    todo = [path for path in paths if digests.get(path) not in known]
-    seen = done = len(paths) - len(todo)
-    yield Scoring(done, len(paths), seen)
+    store.add(tagger.name, tagger.tags, {})
+    todo = unscored(paths, tagger.name, store)
+    known = done = len(paths) - len(todo)
+    yield Scoring(done, len(paths), known)
     start = clock()
     with ThreadPoolExecutor(_READERS) as readers:
         for batch in _ahead(readers, todo, tagger):
@@ -97,8 +110,14 @@ def score(paths: Sequence[Path], tagger: Tagger, store: ScoreStore, stop: Callab
                 return
             _keep(batch, tagger, store)
             done += len(batch)
-            left = (clock() - start) / (done - seen) * (len(paths) - done)
-            yield Scoring(done, len(paths), seen, left, tuple(read.problem for read in batch if read.problem))
+            left = (clock() - start) / (done - known) * (len(paths) - done)
+            yield Scoring(done, len(paths), known, left, tuple(read.problem for read in batch if read.problem))
+
+
+def unscored(paths: Sequence[Path], tagger: str, store: ScoreStore) -> list[Path]:
+    """The pictures that a tagger has not seen as they are now. Without any, its model need not be loaded."""
+    known, digests = store.known(tagger), store.digests(paths)
+    return [path for path in paths if digests.get(path) not in known]
 
 
 def _ahead(readers: ThreadPoolExecutor, paths: Sequence[Path], tagger: Tagger) -> Iterator[list[_Read]]:
@@ -115,7 +134,6 @@ def _read(path: Path, tagger: Tagger) -> _Read:
     try:
         stamp = stamp_of(path.stat())
         data = path.read_bytes()
-        pictures.inspect(data)
         rgb, _ = pictures.load(Item(path, ""), data)
         return _Read(path, sources.digest(data), stamp, tagger.prepare(rgb))
     except OSError as error:
@@ -146,77 +164,86 @@ class Tagging:
     name: str = "tag"
 
 
-def plan_tags(folder: TaggedFolder, store: ScoreStore, taggers: Sequence[tuple[str, Thresholds]], rules: Rules = Rules(), mode: str = "skip") -> Plan:
-    """What tagging would write, from scores alone: no model is needed, no picture read, nothing written.
+@dataclass(frozen=True)
+class Seen:
+    """What taggers gave the pictures of a folder: tables by tagger, and each picture's content. From it follow the tags for any thresholds."""
 
-    skip: captions that are there stay; merge: tags that are missing come last; prepend, append: the found tags, in their order, before or behind the rest;
-    replace: instead of it. A picture for which no tag is found keeps its caption, as a problem. Raises ValueError for a mode that there is not, and taggers
-    that have not seen the folder.
-    """
-    if mode not in MODES:
-        raise ValueError(f"mode: {mode!r} is none of {', '.join(MODES)}.")
-    found = tags_found(folder.pictures, store, taggers, rules)
-    of_file = {file.path: found[picture] for picture, file in reversed(list(zip(folder.pictures, folder.captions)))}
-    args = {"mode": mode, "taggers": {name: {"general": t.general, "character": t.character} for name, t in taggers}, **_given(rules)}
-    planned = plan_each(folder.captions, Tagging(args), lambda path: _written(of_file[path] or (), mode))
-    return replace(planned, problems=(*planned.problems, *_untagged(folder, found, mode)))
+    tables: Mapping[str, ScoreTable]
+    digests: Mapping[Path, str]
+
+    def scores(self, folder: TaggedFolder, tagger: str) -> Callable[[Path], Mapping[str, float]]:
+        """Scores by tag of the picture that a caption file belongs to, for the edits that ask for them: `edits.Context(scores=...)`."""
+        of_file = {file.path: self.digests.get(picture, "") for picture, file in folder.pairs()}
+        return lambda path: self.tables[tagger].by_tag(of_file.get(path, ""))
 
 
-def tags_found(paths: Sequence[Path], store: ScoreStore, taggers: Sequence[tuple[str, Thresholds]], rules: Rules = Rules()) -> dict[Path, Tags | None]:
-    """The tags of each picture; None for one that was not scored. Raises ValueError for taggers that have not seen the folder."""
-    tables = []
-    for name, thresholds in taggers:
+def seen(paths: Sequence[Path], store: ScoreStore, taggers: Sequence[str]) -> Seen:
+    """Reads kept scores. Raises ValueError for taggers that were never asked here, OSError where the scores cannot be read."""
+    tables = {}
+    for name in taggers:
         table = store.table(name)
         if table is None:
             raise ValueError(f"{name} has not seen these pictures; let it score them first.")
-        tables.append((table, thresholds))
-    tags_of_picture, digests = tagging(tables, rules), store.digests(paths)
-    return {path: tags_of_picture(digests[path]) if path in digests else None for path in paths}
+        tables[name] = table
+    return Seen(tables, store.digests(paths))
+
+
+def plan_tags(folder: TaggedFolder, scores: Seen, taggers: Sequence[tuple[str, Thresholds]], rules: Rules = Rules(), mode: str = "skip") -> Plan:
+    """What tagging would write, from scores alone: no model is needed, no picture read, nothing written.
+
+    skip: captions that are there stay; merge: tags that are missing come last; prepend, append: the found tags, in their order, before or behind the rest;
+    replace: instead of it. A picture for which no tag is found keeps its caption, as a problem. Raises ValueError for a mode that there is not.
+    """
+    found = tags_found(to_tag(folder, mode), scores, taggers, rules)
+    of_file, same = {file.path: found.get(picture) or () for picture, file in folder.pairs()}, lru_cache(None)(key)
+    args = {"mode": mode, "taggers": {name: {"general": t.general, "character": t.character} for name, t in taggers}, **_given(rules)}
+    planned = plan_each(folder.captions, Tagging(args), lambda path: _written(of_file[path], mode, same))
+    return replace(planned, problems=(*planned.problems, *_untagged(found)))
+
+
+def tags_found(paths: Sequence[Path], scores: Seen, taggers: Sequence[tuple[str, Thresholds]], rules: Rules = Rules()) -> dict[Path, Tags | None]:
+    """The tags of each picture; None for one that was not scored."""
+    if not paths:
+        return {}
+    tags_of_picture = tagging([(scores.tables[name], thresholds) for name, thresholds in taggers], rules)
+    return {path: tags_of_picture(scores.digests[path]) if path in scores.digests else None for path in paths}
+
+
+def moved(before: Mapping[Path, Tags | None], after: Mapping[Path, Tags | None]) -> tuple[Counter[str], Counter[str]]:
+    """Which tags other thresholds bring, and which they take away, with the number of pictures: of two answers of `tags_found`."""
+    old, new = (Counter(tag for tags in found.values() for tag in tags or ()) for found in (before, after))
+    return new - old, old - new
 
 
 def _given(rules: Rules) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(rules).items() if value != getattr(Rules(), name)}
 
 
-def _untagged(folder: TaggedFolder, found: dict[Path, Tags | None], mode: str) -> Iterator[Problem]:
-    for picture, file in zip(folder.pictures, folder.captions):
-        if mode == "skip" and file.caption.tags:
-            continue
-        if found[picture] is None:
+def _untagged(found: Mapping[Path, Tags | None]) -> Iterator[Problem]:
+    for picture, tags in found.items():
+        if tags is None:
             yield Problem(picture, "has no scores and stays as it is", "no tags")
-        elif not found[picture]:
+        elif not tags:
             yield Problem(picture, "has no tag that reaches the threshold and stays as it is", "no tags")
 
 
-def _written(tags: Tags, mode: str) -> CaptionEdit:
-    """The edit that writes these tags. Sentences are not cut to pieces: where a caption has some, only missing tags are put before or behind it."""
+def _written(tags: Tags, mode: str, same: Callable[[str], str]) -> CaptionEdit:
+    """The edit that writes these tags; `same` is `key`. Sentences are not cut to pieces: where a caption has some, only missing tags are put before or behind."""
+
+    def without(some: Tags, others: Tags) -> Tags:
+        there = set(map(same, others))
+        return tuple([tag for tag in some if same(tag) not in there])
+
+    def beside(old: Tags, is_text: bool) -> Tags:
+        if mode == "merge" or is_text:
+            return (*without(tags, old), *old) if mode == "prepend" else (*old, *without(tags, old))
+        return (*tags, *without(old, tags)) if mode == "prepend" else (*without(old, tags), *tags)
 
     def write(caption: Caption) -> Caption:
         if not tags:
             return caption
         if not caption.tags or mode == "replace":
-            separator = next((line.separator for line in caption.lines if line.separator), USUAL)
-            return caption.with_text(separator.join(tags))
-        return caption if mode == "skip" else caption.with_lines(lambda line: _WAYS[mode](line.tags, tags, line.is_text), type(caption.lines[0]).with_tags)
+            return caption.with_text(next((line.separator for line in caption.lines if line.separator), USUAL).join(tags))
+        return caption if mode == "skip" else caption.with_lines(lambda line: beside(line.tags, line.is_text), Line.with_tags)
 
     return write
-
-
-def _merged(old: Tags, new: Tags, is_text: bool) -> Tags:
-    return tag_edits.add(new)(old)
-
-
-def _prepended(old: Tags, new: Tags, is_text: bool) -> Tags:
-    return (*_missing(new, old), *old) if is_text else (*new, *_missing(old, new))
-
-
-def _appended(old: Tags, new: Tags, is_text: bool) -> Tags:
-    return (*old, *_missing(new, old)) if is_text else (*_missing(old, new), *new)
-
-
-def _missing(tags: Tags, among: Tags) -> Tags:
-    there = {key(tag) for tag in among}
-    return tuple(tag for tag in tags if key(tag) not in there)
-
-
-_WAYS: dict[str, Callable[[Tags, Tags, bool], Tags]] = {"merge": _merged, "prepend": _prepended, "append": _appended}

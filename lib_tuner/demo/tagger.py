@@ -16,7 +16,7 @@ from .judge import FILE, Judge
 from .world import ATTRIBUTES
 
 SIDE = 64  # px
-_FORMS = {"background": "{} background", "place": "{} side"}  # words that say nothing alone
+_FORMS = {"background": "{} background", "place": "on the {}"}  # words that say nothing alone
 
 
 class DemoTagger:
