@@ -5,8 +5,10 @@ Tags are compared as `tag_edits.key` has them, on both sides: excluding `long ha
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import neg
 
 from . import tag_edits
 from .captions import Tags, tags_of
@@ -102,9 +104,15 @@ def _finder(table: ScoreTable, thresholds: Thresholds, rules: Rules, spelled: Ca
     by_category = {CHARACTER: thresholds.character, RATING: _NEVER}  # ratings compete with each other, not with a threshold
     limits = [_NEVER if key(name) in excluded else by_category.get(category, thresholds.general) for name, category in zip(names, table.tags.categories)]
 
+    lowest = min(limits, default=_NEVER)
+
     def found(digest: str) -> Found | None:
         row = table.rows.get(digest)
-        return None if row is None else [(names[place], score) for place, score in zip(*row) if score >= limits[place]]
+        if row is None:
+            return None
+        places, scores = row  # they go down: what is below the lowest threshold need not be looked at
+        enough = bisect_right(scores, -lowest, key=neg)
+        return [(names[place], score) for place, score in zip(places[:enough], scores) if score >= limits[place]]
 
     return found
 
