@@ -136,7 +136,7 @@ def test_the_fastest_provider_that_works_is_used_and_told(files, monkeypatch, fa
     assert (getattr(fake.asked[0][1], "enable_mem_pattern", True) is False) == (not cpu)  # DirectML asks for it
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 8, 8), (1, 8, 9, 3), (None, "h", "w", 3), (8, 8, 3)])
+@pytest.mark.parametrize("shape", [(1, 3, 8, 8), (1, 8, 9, 3), (None, "h", "w", 3), (8, 8, 3), (None, 8, 8, 4)])
 def test_a_model_that_takes_something_else_is_refused(files, monkeypatch, shape):
     with pytest.raises(ValueError, match="model.onnx is no WD14 model: it takes in"):
         opened(files, runtime(shape=shape), monkeypatch)
