@@ -104,7 +104,8 @@ def _checked(place: Path) -> str:
     for file, digest in recorded.items():
         found = digest_of(place / file)
         if found != digest:
-            raise ValueError(f"{place / file} is no longer the file that was downloaded (sha256 {found[:12]}… instead of {digest[:12]}…); delete it, and it is fetched again.")
+            raise ValueError(f"{place / file} is no longer the file that was downloaded (sha256 {found[:12]}… instead of {digest[:12]}…); "
+                             "delete it, and it is fetched again.")
     return recorded.get(MODEL, "")
 
 

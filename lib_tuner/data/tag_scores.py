@@ -2,7 +2,7 @@
 
 In the side folder, `<folder>/.tuner/scores/scores.sqlite`: a row of scores by picture content (sha256) and tagger; the list of tags of each tagger; and which
 content a file had at which size and time, so that 10,000 files need not be read to know it. All of it is a cache: deleting it costs time alone.
-Scores are kept as float16, those below `LEAST` not at all but for ratings: about 60 of 10,000 tags, some 250 bytes a picture.
+Scores are kept as float16, those below `LEAST` not at all but for ratings: with 60 of 10,000 tags some 650 bytes a picture.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def rows_of(scores: Tensor, tags: TagList) -> list[bytes]:
     import torch
 
     if scores.ndim != 2 or scores.shape[1] != len(tags):
-        raise ValueError(f"The model gives scores of the shape {tuple(scores.shape)} and its list has {len(tags)} tags; take the selected_tags.csv that belongs to it.")
+        raise ValueError(f"The model gives scores of the shape {tuple(scores.shape)} and its list has {len(tags)} tags; "
+                         "take the selected_tags.csv that belongs to it.")
     if not bool(((scores >= 0) & (scores <= 1)).all()):
         raise ValueError("The model gives scores that are no probabilities from 0 to 1; it is no WD14 tagger.")
     kept = scores >= LEAST

@@ -93,7 +93,9 @@ class _Read:
     problem: Problem | None = None
 
 
-def score(paths: Sequence[Path], tagger: Tagger, store: ScoreStore, stop: Callable[[], bool] = lambda: False, clock: Callable[[], float] = time.monotonic) -> Iterator[Scoring]:
+def score(
+    paths: Sequence[Path], tagger: Tagger, store: ScoreStore, stop: Callable[[], bool] = lambda: False, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Scoring]:
     """Scores the pictures that the tagger has not seen, and keeps the scores after each batch; what was kept is there when it is started again.
 
     Ends between two batches where `stop()` turns true, or when it is closed. A picture that cannot be read is a problem of a report, and the rest goes on.
@@ -228,7 +230,7 @@ def _untagged(found: Mapping[Path, Tags | None]) -> Iterator[Problem]:
 
 
 def _written(tags: Tags, mode: str, same: Callable[[str], str]) -> CaptionEdit:
-    """The edit that writes these tags; `same` is `key`. Sentences are not cut to pieces: where a caption has some, only missing tags are put before or behind."""
+    """The edit that writes these tags; `same` is `key`. Sentences are not cut to pieces: only tags that are missing are put before or behind them."""
 
     def without(some: Tags, others: Tags) -> Tags:
         there = set(map(same, others))
