@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from . import tag_edits
 from .captions import Caption, CaptionFile, Line, Tags, parse, tags_of
@@ -96,11 +96,20 @@ class Operation:
 # ---- planning --------------------------------------------------------------------------------------------------------
 
 
+class Named(Protocol):
+    """What the journal keeps of an edit, so that a person reads there what was done: an `Edit`, or what tagging wrote."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def args(self) -> Mapping[str, Any]: ...  # as JSON has them
+
+
 @dataclass(frozen=True)
 class Plan:
     """What an edit does to files, of which there are `total`; `emptied` counts captions that lose all they had."""
 
-    edit: Edit
+    edit: Named
     changes: tuple[Change, ...]
     total: int
     emptied: int = 0
@@ -121,7 +130,11 @@ def plan(files: Iterable[CaptionFile], edit: Edit, context: Context = Context())
     Raises ValueError where the edit cannot be made.
     """
     files = list(files)
-    edit_of = _edits(files, edit, context)
+    return plan_each(files, edit, _edits(files, edit, context))
+
+
+def plan_each(files: Iterable[CaptionFile], edit: Named, edit_of: Callable[[Path], CaptionEdit]) -> Plan:
+    """What an edit of its own for each caption file would do; nothing is written. `plan` says more."""
     changes, problems, seen, emptied = [], [], set(), 0
     for file in files:
         if file.path in seen:
