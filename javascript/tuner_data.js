@@ -24,7 +24,7 @@
             data.say("");
             await action(event);
         } catch (error) {
-            data.say(error.message, true);
+            if (error.message) data.say(error.message, true); // stopped work says nothing
         } finally {
             if (button && button.removeAttribute) button.removeAttribute("aria-busy");
         }

@@ -19,10 +19,12 @@ from .data.journal_file import Entry
 from .data.library import Library
 from .data.tag_edits import key
 from .data.thumbnails import thumbnail
+from .work import Told, Work
 
 OPEN = 4  # folders at once; the one that was asked for longest ago is closed
 PLANS = 8  # that are kept until they are carried out
 SHOWN_PROBLEMS = 200
+PATIENCE = 10.0  # s that work has to end when its folder is closed
 ID = 8  # bytes of chance: whoever may use the routes may open folders, so an id keeps apart, not out
 
 
@@ -48,6 +50,7 @@ class OpenFolder:
         self.version = 0  # goes up with each change, so that a page knows that another one has changed something
         self._plans: OrderedDict[str, Plan] = OrderedDict()
         self.lock = threading.RLock()
+        self._work: Work | None = None
 
     # ---- what is shown -----------------------------------------------------------------------------------------------
 
@@ -160,6 +163,26 @@ class OpenFolder:
             self._changed(lambda: self.library.read())
             return self.about()
 
+    # ---- what takes its time -----------------------------------------------------------------------------------------
+
+    def begin(self, name: str, make: Callable[[Told], Any], **facts: Any) -> dict[str, Any]:
+        """Sets long work going, one at a time: `make(told)` runs in a thread and takes `lock` itself where it needs it. Raises ValueError."""
+        with self.lock:
+            if self._work and self._work.going:
+                raise ValueError("Something else is going in this folder; wait until it is done, or stop it.")
+            self._work = Work(name, make, **facts).start()
+            return self._work.status()
+
+    def work(self) -> dict[str, Any] | None:
+        """The work that is going, or was last."""
+        return self._work and self._work.status()
+
+    def stop(self, wait: float = 0.0) -> dict[str, Any] | None:
+        """Asks the work that is going to end."""
+        if self._work:
+            self._work.stop(wait)
+        return self.work()
+
     def _changed(self, work: Callable[[], Entry | None]) -> dict[str, Any]:
         entry = work()
         self._plans.clear()  # they saw what is no more
@@ -208,6 +231,7 @@ class Datasets:
     def _close(self, name: str) -> None:
         opened = self._open.pop(name, None)
         if opened:
+            opened.stop(wait=PATIENCE)
             with opened.lock:
                 opened.library.close()
 

@@ -28,6 +28,7 @@ from .tools.command import Exists, Made, Tool
 from .tools.export_tiny import TINY
 from .tools.recipe import read_recipe, weighted_rows, write_recipe
 from .tools.shelves import Known, Shelf, kind_in, scan
+from .work import Stopped
 
 LOG = logging.getLogger("lib_tuner")
 GOING = ("running", "stopping")
@@ -59,10 +60,6 @@ class OwnFolders:
 
     def made(self, path: Path, kind: str, replaced: bool) -> None:
         """The next look into the folder finds it."""
-
-
-class Stopped(Exception):
-    """Somebody has asked the job to stop; what it was writing is given up."""
 
 
 @dataclass(eq=False)

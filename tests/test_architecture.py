@@ -32,6 +32,7 @@ LEVELS = (
     ("live",),
     ("runs",),
     ("queue_file",),
+    ("work",),
     ("datasets", "jobs", "outlook", "toolbox"),
     ("demo",),
     ("bench",),

@@ -188,6 +188,10 @@ class Caption:
 
         Blank lines stay as they are, unless there is no other.
         """
+        if len(self.lines) == 1:  # most captions
+            line = self.lines[0]
+            new = change(line)
+            return self if new in (line.tags, line.text) else replace(self, lines=(build(line, new, self._usual()),))
         usual, lines, ends, changed = self._usual(), [], [], False
         filled = any(line.tags for line in self.lines)
         for number, (line, end) in enumerate(zip(self.lines, self.ends)):

@@ -88,3 +88,7 @@ class Changed(BaseModel):
     pictures: int
     undo: Optional[Dict[str, Any]]
     redo: Optional[Dict[str, Any]]
+
+
+class WorkStatus(BaseModel):
+    job: Optional[Dict[str, Any]] = Field(description="name, state (running, stopping, done, stopped, failed), done, total, left (seconds), error, result")

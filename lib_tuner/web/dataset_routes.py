@@ -12,7 +12,7 @@ from ..data.thumbnails import media_type
 from ..datasets import Datasets, Scope, operations
 from .answers import answer
 from .bodies import Done
-from .dataset_bodies import Changed, EditOrder, Folder, Found, OpenedFolder, PlanOrder, Preview, RowDetails, Rows, ScopeOrder, TagCounts
+from .dataset_bodies import Changed, EditOrder, Folder, Found, OpenedFolder, PlanOrder, Preview, RowDetails, Rows, ScopeOrder, TagCounts, WorkStatus
 
 ROWS = 500  # whose details are given at once
 
@@ -22,9 +22,10 @@ def add_datasets(router: APIRouter, sets: Datasets) -> None:
     _add_reading(router, sets)
     _add_pictures(router, sets)
     _add_editing(router, sets)
+    _add_work(router, sets)
 
 
-def _scope(order: EditOrder | ScopeOrder) -> Scope:
+def scope_of(order: EditOrder | ScopeOrder) -> Scope:
     return Scope(None if order.rows is None else tuple(order.rows), order.filter)
 
 
@@ -79,7 +80,7 @@ def _add_pictures(router: APIRouter, sets: Datasets) -> None:
 def _add_editing(router: APIRouter, sets: Datasets) -> None:
     @router.post("/data/{folder}/plan", response_model=Preview, summary="What an edit would change; nothing is written")
     def plan(folder: str, order: EditOrder) -> Response:
-        return answer(lambda: sets[folder].plan(Edit(order.name, order.args), _scope(order)))
+        return answer(lambda: sets[folder].plan(Edit(order.name, order.args), scope_of(order)))
 
     @router.post("/data/{folder}/apply", response_model=Changed, summary="Carry out what was looked at")
     def apply(folder: str, order: PlanOrder) -> Response:
@@ -87,11 +88,11 @@ def _add_editing(router: APIRouter, sets: Datasets) -> None:
 
     @router.post("/data/{folder}/edit", response_model=Changed, summary="Carry out an edit at once")
     def edit(folder: str, order: EditOrder) -> Response:
-        return answer(lambda: sets[folder].edit(Edit(order.name, order.args), _scope(order)))
+        return answer(lambda: sets[folder].edit(Edit(order.name, order.args), scope_of(order)))
 
     @router.post("/data/{folder}/delete", response_model=Changed, summary="Move pictures and their captions to the folder's trash")
     def delete(folder: str, order: ScopeOrder) -> Response:
-        return answer(lambda: sets[folder].delete(_scope(order)))
+        return answer(lambda: sets[folder].delete(scope_of(order)))
 
     @router.post("/data/{folder}/undo", response_model=Changed, summary="Take the last edit back")
     def undo(folder: str) -> Response:
@@ -100,3 +101,13 @@ def _add_editing(router: APIRouter, sets: Datasets) -> None:
     @router.post("/data/{folder}/redo", response_model=Changed, summary="Do again what was taken back last")
     def redo(folder: str) -> Response:
         return answer(lambda: sets[folder].redo())
+
+
+def _add_work(router: APIRouter, sets: Datasets) -> None:
+    @router.get("/data/{folder}/job", response_model=WorkStatus, summary="The long work that is going in a folder, or was last")
+    def work(folder: str) -> Response:
+        return answer(lambda: {"job": sets[folder].work()})
+
+    @router.post("/data/{folder}/job/stop", response_model=WorkStatus, summary="Ask the work that is going to end")
+    def stop(folder: str) -> Response:
+        return answer(lambda: {"job": sets[folder].stop()})

@@ -1,0 +1,73 @@
+// Long work in an open folder (tagging, checks, crops): how far it is, the time left, and a button that stops it.
+"use strict";
+
+(function (tuner) {
+    const { h } = tuner;
+    const BUSY = 500, HIDDEN = 5000, LOST = 5000; // ms between two looks
+    const data = tuner.data = tuner.data || {};
+    (data.parts = data.parts || []).push({ mount, drawn: () => {} });
+    const waiting = new Map(); // by the work's name: what is done with its end
+    let box = null, timer = null, folder = "";
+    data.work = null;
+
+    function mount(main) {
+        box = h("div", { id: "tuner-d-work", class: "tuner-d-work", role: "status", hidden: true });
+        main.prepend(box);
+        look(); // what was begun before the page was drawn
+    }
+
+    // Begins work by an order, and resolves with its result when it has ended well; rejects with the sentence of a failure, or with "" where it was stopped.
+    data.begin = async function (path, body) {
+        data.work = await data.send(path, body);
+        draw();
+        const ended = new Promise((resolve, reject) => waiting.set(data.work.name, { resolve, reject }));
+        next();
+        return ended;
+    };
+
+    function next(wait = BUSY) {
+        clearTimeout(timer);
+        timer = setTimeout(look, document.hidden ? HIDDEN : wait);
+    }
+
+    async function look() {
+        if (!data.folder || !box.isConnected) return;
+        folder = data.folder.id;
+        let wait = BUSY;
+        try {
+            const found = (await data.get("job")).job;
+            if (!data.folder || data.folder.id !== folder) return;
+            data.work = found;
+            draw();
+            if (!going()) { ended(); return; }
+        } catch (error) {
+            data.say(error.message, true);
+            wait = LOST;
+        }
+        next(wait);
+    }
+
+    const going = () => data.work && ["running", "stopping"].includes(data.work.state);
+
+    function ended() {
+        const then = data.work && waiting.get(data.work.name);
+        if (!then) return;
+        waiting.delete(data.work.name);
+        if (data.work.state === "done") then.resolve(data.work.result);
+        else then.reject(new Error(data.work.state === "failed" ? tuner.said(data.work.error) : ""));
+    }
+
+    function draw() {
+        tuner.show(box, Boolean(going()));
+        if (!going()) return;
+        if (!box.firstChild) {
+            box.replaceChildren(h("div", { class: "tuner-bar", role: "progressbar", "aria-valuemin": 0, "aria-label": tuner.t("Progress") }, h("div")), h("span", { class: "tuner-small" }),
+                h("button", { type: "button", class: "tuner-button", id: "tuner-d-stop", onclick: data.doing(async () => { data.work = (await data.send("job/stop")).job; draw(); }) }, tuner.t("Stop")));
+        }
+        const { done, total, left, state } = data.work, bar = box.querySelector(".tuner-bar");
+        bar.firstChild.style.width = `${total ? done / total * 100 : 0}%`;
+        bar.setAttribute("aria-valuemax", total || 1);
+        bar.setAttribute("aria-valuenow", done);
+        tuner.text(box.querySelector("span"), state === "stopping" ? tuner.t("stopping") : [`${done}/${total}`, left === null ? "" : tuner.t("{0} left", tuner.duration(left))].filter(Boolean).join(" · "));
+    }
+})(window.tuner);

@@ -1,0 +1,76 @@
+"""One piece of long work beside the page: how far it is, how long it still takes, a way to stop it, and what came of it.
+
+    work = Work("tag", lambda told: tag_all(told))     # told(done, total) raises Stopped where somebody has asked for it
+    work.start()
+    work.status()                                      # {"name": "tag", "state": "running", "done": 12, "total": 400, "left": 33.0, ...}
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .progress import sentence
+
+LOG = logging.getLogger("lib_tuner")
+GOING = ("running", "stopping")
+Told = Callable[[int, int], None]
+
+
+class Stopped(Exception):
+    """Somebody has asked the work to stop."""
+
+
+class Work:
+    """Work in a thread of its own. `state`: running, stopping, done, stopped or failed; `result` is what it returned."""
+
+    def __init__(self, name: str, make: Callable[[Told], Any], **facts: Any):
+        self.name, self.facts = name, facts  # facts: what whoever looks at it is told besides
+        self.state, self.error, self.result = "running", "", None
+        self.done = self.total = 0
+        self._make, self._began, self._first = make, time.monotonic(), 0.0
+        self._thread = threading.Thread(target=self._run, name=f"tuner-{name}", daemon=True)
+
+    @property
+    def going(self) -> bool:
+        """Whether it has not ended yet."""
+        return self.state in GOING
+
+    def start(self) -> Work:
+        """Sets it to work."""
+        self._thread.start()
+        return self
+
+    def stop(self, wait: float = 0.0) -> None:
+        """Asks it to end at the next place where that is possible; waits at most so many seconds for it."""
+        if self.state == "running":
+            self.state = "stopping"
+        if wait:
+            self._thread.join(wait)
+
+    def told(self, done: int, total: int) -> None:
+        """How far it is. Raises Stopped where it shall go no further."""
+        if self.state == "stopping":
+            raise Stopped
+        if not self.total:
+            self._began, self._first = time.monotonic(), done
+        self.done, self.total = done, total
+
+    def status(self) -> dict[str, Any]:
+        """What is shown of it; `left` in seconds, if what is left takes as long as what was."""
+        made = self.done - self._first
+        left = (time.monotonic() - self._began) / made * (self.total - self.done) if self.state == "running" and made > 0 else None
+        return {"name": self.name, "state": self.state, "done": self.done, "total": self.total, "left": left, "error": self.error, "result": self.result, **self.facts}
+
+    def _run(self) -> None:
+        try:
+            self.result = self._make(self.told)
+            self.state = "done"
+        except Stopped:
+            self.state = "stopped"
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            LOG.info("%s", self.name, exc_info=error)
+            self.error, self.state = sentence(error), "failed"
