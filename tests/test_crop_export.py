@@ -336,10 +336,10 @@ def test_sides_are_exchanged(before, after):
         assert mirrored.swapped_bytes(f"{before}\r\nü".encode(encoding)) == f"{after}\r\nü".encode(encoding)
 
 
-def test_text_is_never_mirrored_and_the_rule_is_that_of_training():
-    from lib_tuner.data.batches import _HAS_A_SIDE
-
-    assert mirrored.refusal("English_text", "swap") and mirrored.refusal("a texture, context", "swap") == ""
-    assert mirrored.NAMED.pattern == _HAS_A_SIDE.pattern and mirrored.NAMED.flags == _HAS_A_SIDE.flags
-    for caption in ("looking left", "text", "upright", "the Right one", "", "pretext"):
-        assert bool(mirrored.refusal(caption, "safe")) == bool(_HAS_A_SIDE.search(caption))
+@pytest.mark.parametrize(("caption", "stays"), [
+    ("looking left", False), ("English_text", False), ("upright, bright", True), ("the Right one", False), ("", True), ("pretext, a texture, context", True),
+])  # fmt: skip
+def test_training_flips_what_gets_a_mirrored_copy(caption, stays):
+    """One rule for both: `data.flip = safe` and `--mirror safe`."""
+    assert (mirrored.refusal(caption, "safe") == "") == stays == (not mirrored.NAMED.search(caption))
+    assert mirrored.refusal("English_text", "swap")

@@ -7,7 +7,6 @@ pictures of one bucket, and the last of a bucket is smaller, as in kohya. Sample
 from __future__ import annotations
 
 import os
-import re
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from ..sd.inpaint import channels
 from ..settings import DataConfig
+from . import mirrored
 from .buckets import bucket_for
 from .cache import Entry, LatentCache
 from .hints import Hints
@@ -31,7 +31,6 @@ from .keyed import rng
 from .pictures import View
 from .prompts import Prompts
 
-_HAS_A_SIDE = re.compile(r"(?<![a-z])(left|right|text)(?![a-z])", re.IGNORECASE)  # `looking_left` too, `upright` not
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +227,7 @@ class Batches:
         return random.randint(-far, far), random.randint(-far, far)
 
     def _may_flip(self, i: int) -> bool:
-        return self.cfg.flip == "all" or (self.cfg.flip == "safe" and not _HAS_A_SIDE.search(self.items[i].caption))
+        return self.cfg.flip == "all" or (self.cfg.flip == "safe" and not mirrored.NAMED.search(self.items[i].caption))
 
 
 def validation(cfg: DataConfig, sd: Any, trigger: str = "", hints: Hints | None = None, holes: Holes | None = None) -> list[Batch]:

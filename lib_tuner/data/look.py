@@ -78,10 +78,10 @@ def _measured(digest: str, image: Image.Image) -> Look:
     if full[0] * full[1] > _SMALL:
         image.draft("RGB", _working(full))
     image.load()
-    whole, orientation = image.size == full, pictures._orientation(image)
+    whole, orientation = image.size == full, pictures.orientation_of(image)
     rgb, alpha = _on_white(image)
-    if orientation in pictures._UPRIGHT:
-        rgb = rgb.transpose(pictures._UPRIGHT[orientation])
+    if orientation in pictures.UPRIGHT:
+        rgb = rgb.transpose(pictures.UPRIGHT[orientation])
     size = (full[1], full[0]) if orientation >= 5 else full
     blocks = measures.blockiness(_gray(_middle(rgb))) if whole else 0.0
     goal = _working(size)
@@ -97,10 +97,10 @@ def _measured(digest: str, image: Image.Image) -> Look:
 
 def _on_white(image: Image.Image) -> tuple[Image.Image, int]:
     """The picture in sRGB before white, as it is trained on without masks, and its most transparent pixel's alpha."""
-    rgb = pictures._srgb(image)
-    if not pictures._has_alpha(image):
+    rgb = pictures.to_srgb(image)
+    if not pictures.carries_alpha(image):
         return rgb, 255
-    alpha = pictures._alpha(image)
+    alpha = pictures.alpha_of(image)
     return Image.composite(rgb, Image.new("RGB", rgb.size, "white"), alpha), alpha.getextrema()[0]
 
 

@@ -26,7 +26,7 @@ LARGEST = 2 * 89_478_485  # px; Pillow refuses more as a decompression bomb (2 *
 BROKEN = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, OverflowError, struct.error, zlib.error, Image.DecompressionBombError)
 
 _ORIENTATION = 0x0112
-_UPRIGHT = {
+UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -67,15 +67,15 @@ def inspect(data: bytes) -> Facts:
         raise ValueError("is an empty file (0 bytes)")
     try:
         image = _open(data)
-        (w, h), turned = image.size, _orientation(image) >= 5
+        (w, h), turned = image.size, orientation_of(image) >= 5
         animated = image.format in ("GIF", "PNG", "WEBP") and bool(getattr(image, "is_animated", False))  # not a phone's MPO, a scanner's TIFF
         if w * h > LARGEST:
             raise Image.DecompressionBombError
         if min(w, h) >= SMALLEST:
             image.draft(None, (w // 8, h // 8))  # JPEG alone: still notices a cut file, at a fraction of the time
             image.load()
-        has_alpha = _has_alpha(image)
-        transparent = has_alpha and _alpha(image).getextrema()[1] == 0
+        has_alpha = carries_alpha(image)
+        transparent = has_alpha and alpha_of(image).getextrema()[1] == 0
     except Image.DecompressionBombError:
         raise ValueError(f"has more than {LARGEST // 10**6} megapixels; make it smaller") from None
     except BROKEN as error:
@@ -103,8 +103,8 @@ def load(item: Item, data: bytes, masks: bool = False, mask_data: bytes | None =
     try:
         image = _open(data)
         image.load()
-        turn = _UPRIGHT.get(_orientation(image))
-        rgb, alpha = _srgb(image), _alpha(image) if _has_alpha(image) else None
+        turn = UPRIGHT.get(orientation_of(image))
+        rgb, alpha = to_srgb(image), alpha_of(image) if carries_alpha(image) else None
         if turn is not None:
             rgb, alpha = rgb.transpose(turn), alpha and alpha.transpose(turn)
         mask = _upright_gray(mask_data) if masks and mask_data else alpha if masks else None
@@ -123,11 +123,11 @@ def small(data: bytes, side: int) -> Image.Image:
         image = _open(data)
         if image.width * image.height > LARGEST:
             raise Image.DecompressionBombError
-        turn, transparent = _UPRIGHT.get(_orientation(image)), _has_alpha(image)
+        turn, transparent = UPRIGHT.get(orientation_of(image)), carries_alpha(image)
         image.draft("RGB", (side, side))  # JPEG alone: decodes at a fraction of the size, not below what is asked for
         image.load()
-        rgb = _srgb(image)
-        if transparent and (alpha := _alpha(image)).getextrema()[0] < 255:
+        rgb = to_srgb(image)
+        if transparent and (alpha := alpha_of(image)).getextrema()[0] < 255:
             rgb.putalpha(alpha)
         rgb.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
         return rgb if turn is None else rgb.transpose(turn)
@@ -208,7 +208,7 @@ def _open(data: bytes) -> Image.Image:
         return Image.open(io.BytesIO(data))
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # "Corrupt EXIF data"
         try:
@@ -217,29 +217,29 @@ def _orientation(image: Image.Image) -> int:
             return 1  # a camera's broken EXIF block is no reason to refuse its picture
 
 
-def _has_alpha(image: Image.Image) -> bool:
+def carries_alpha(image: Image.Image) -> bool:
     return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or ("transparency" in image.info and image.mode in ("1", "L", "P", "RGB"))
 
 
-def _alpha(image: Image.Image) -> Image.Image:
+def alpha_of(image: Image.Image) -> Image.Image:
     return image.convert("RGBA").getchannel("A")
 
 
 def _upright_gray(data: bytes) -> Image.Image:
     image = _open(data)
     image.load()
-    gray = _srgb(image).convert("L")
-    if _has_alpha(image):  # a mask saved with its black painted transparent
-        gray = Image.composite(gray, Image.new("L", gray.size, 0), _alpha(image))
-    turn = _UPRIGHT.get(_orientation(image))
+    gray = to_srgb(image).convert("L")
+    if carries_alpha(image):  # a mask saved with its black painted transparent
+        gray = Image.composite(gray, Image.new("L", gray.size, 0), alpha_of(image))
+    turn = UPRIGHT.get(orientation_of(image))
     return gray if turn is None else gray.transpose(turn)
 
 
-def _srgb(image: Image.Image) -> Image.Image:
+def to_srgb(image: Image.Image) -> Image.Image:
     """RGB of any mode, alpha left aside; colours of an embedded profile are turned into sRGB's."""
     if image.mode.startswith("I") or image.mode == "F":
         return _eight_bit(image).convert("RGB")
-    plain = image if image.mode in ("RGB", "CMYK", "L") else image.convert("RGBA").convert("RGB") if _has_alpha(image) else image.convert("RGB")
+    plain = image if image.mode in ("RGB", "CMYK", "L") else image.convert("RGBA").convert("RGB") if carries_alpha(image) else image.convert("RGB")
     profile = image.info.get("icc_profile")
     return (profile and _from_profile(plain, profile)) or plain.convert("RGB")
 
