@@ -173,7 +173,7 @@
         ['"saber (fate)"', tuner.t("quotes around blanks and parentheses")], ["name:*.png  path:10_cat  text:\"a cat\"", tuner.t("parts of the file name, the path, the caption")],
         ["tags:>13  tokens:>75  chars:<20  lines:2", tuner.t("how much a caption holds")], ["untagged", tuner.t("pictures without a caption")],
         ["← → ↑ ↓  J  K", tuner.t("from picture to picture")], ["Enter", tuner.t("the picture in large, with its caption; Escape leaves it")], [`${tuner.t("Space")}  Ctrl+A`, tuner.t("select; all that are shown")],
-        ["/  T  Delete", tuner.t("to the filter; add a tag; picture and caption into the trash")], ["U  Ctrl+Z  Ctrl+Y", tuner.t("undo, redo")],
+        ["/  T  Delete", tuner.t("to the filter; add a tag; picture and caption into the trash")], ["C  V", tuner.t("copy a picture's tags; paste them into what is selected")], ["U  Ctrl+Z  Ctrl+Y", tuner.t("undo, redo")],
     ];
 
     const help = () => h("dl", { class: "tuner-d-keys" }, HELP().flatMap(([keys, text]) => [h("dt", {}, h("code", {}, keys)), h("dd", {}, text)]));

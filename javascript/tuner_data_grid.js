@@ -151,6 +151,19 @@
         drawSelection();
     }
 
+    // The tags of the picture that the frame is on, for `paste`: into what is selected, or into that one.
+    async function copy() {
+        const known = data.details.get(data.current);
+        if (!known) return;
+        data.copied = known.tags;
+        data.say(tuner.t("Tags of {0} copied; V pastes them into what is selected.", known.name));
+    }
+
+    async function paste() {
+        const rows = data.selected.size ? [...data.selected] : data.current === null ? [] : [data.current];
+        if (data.copied && rows.length) await data.edit("paste", { tags: data.copied }, rows);
+    }
+
     // ---- keys ----
 
     const KEYS = {
@@ -160,7 +173,7 @@
         " ": () => { if (data.current !== null) { toggle(data.current); anchor = data.current; chosen(); } },
         "/": () => document.getElementById("tuner-d-filter").focus(),
         t: () => data.current !== null && data.view.open(data.current, true),
-        u: () => data.undo(), Delete: () => (data.current !== null || data.selected.size) && data.preview("delete", {}, "selected"),
+        c: copy, v: paste, u: () => data.undo(), Delete: () => (data.current !== null || data.selected.size) && data.preview("delete", {}, "selected"),
         Escape: () => { data.selected.clear(); chosen(); },
         "?": () => { document.getElementById("tuner-d-help").open = true; document.querySelector("#tuner-d-help summary").focus(); },
     };

@@ -182,7 +182,10 @@ def test_the_keyboard_is_enough(panel, folder):
     panel.shown("a.png b.png c.png d.png")
     panel.keys("Control+a")
     panel.sees("#tuner-d-selection", "4 selected")
-    panel.keys("Escape", "Home", "/")
+    panel.keys("Escape", "Home", "c", "j", "j", "v")
+    panel.undo("Paste tags")
+    assert (folder / "c.txt").read_text() == "cat, lips"
+    panel.keys("/")
     expect(panel.page.locator("#tuner-d-filter")).to_be_focused()
 
 

@@ -1,4 +1,4 @@
-"""The Tuner's tab in a running WebUI, in a real browser: train, use what was trained, pause, send, settings, XYZ plot, tools. `test --webui DIR` starts it."""
+"""The Tuner's tab in a running WebUI, in a real browser: train, use what was trained, pause, send, settings, XYZ plot, tools, captions. `test --webui DIR` starts it."""
 
 from __future__ import annotations
 
@@ -258,6 +258,28 @@ def test_loras_are_looked_into_and_joined_and_the_webui_has_the_file_at_once(tab
     assert (DATA / "models" / "Lora" / "left-right.safetensors").is_file() and "left-right" in [lora["name"] for lora in ask("sdapi/v1/loras")]
     joined = picture(f"{PROMPT} <lora:left-right:1>")
     assert np.abs(joined - picture(f"{PROMPT} <lora:left:1> <lora:right:1>")).max() <= 2 < min(np.abs(joined - one).max() for one in live)
+
+
+def test_a_folder_is_edited_and_goes_to_the_train_form(tab, data_folder):
+    page = tab.page
+    page.locator("#tuner-view-data").click()
+    page.locator("#tuner-d-folder").fill(str(data_folder))
+    page.locator("#tuner-d-open").click()
+    page.locator("#tuner-d-count", has_text="6 pictures").wait_for()
+    page.wait_for_function("document.querySelectorAll('.tuner-d-cell img').length === 6 && [...document.querySelectorAll('.tuner-d-cell img')].every((image) => image.naturalWidth)")
+    page.locator("#tuner-d-like").fill("round")
+    page.locator("#tuner-d-tags-head", has_text="Tags: 1").wait_for()
+    page.locator("#tuner-d-tags .tuner-d-drop").click()
+    page.locator("#tuner-d-said", has_text="6 of 6 change").wait_for()
+    page.locator("#tuner-d-apply").click()
+    page.locator("#tuner-d-undo", has_text="round").wait_for()
+    assert (data_folder / "0.txt").read_text() == "a thing number 0, red"
+    page.locator("#tuner-d-undo").click()
+    page.locator("#tuner-d-redo", has_text="round").wait_for()
+    assert (data_folder / "0.txt").read_text() == "a thing number 0, red, round"
+    page.locator("#tuner-d-train").click()
+    until(lambda: page.locator("#tuner-f-data-folder textarea, #tuner-f-data-folder input").first.input_value() == str(data_folder), 60)
+    assert page.locator("#tuner-train-button").is_visible()
 
 
 def test_the_routes_are_part_of_the_hosts_api_page():
