@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import until
 
+from lib_tuner.data import aside
 from lib_tuner.data.journal import Journal, Limits
 from lib_tuner.data.journal_file import Change
 
-CALLS = ("open", "write", "close", "fsync", "replace", "rename", "unlink", "chmod", "makedirs")
+CALLS = ("open", "write", "close", "fsync", "replace", "rename", "unlink", "chmod", "makedirs", "link")
 
 
 class Faulty:
@@ -60,7 +62,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def clean(folder: Path) -> bool:
-    return not [path for path in folder.rglob("*") if path.name.endswith(".part")]
+    return not [name for _, _, names in os.walk(folder) for name in names if name.endswith(".part")]
 
 
 def in_child(action) -> int:
@@ -97,8 +99,10 @@ def prepared(folder: Path, what: str) -> tuple[dict, dict]:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("least", [0, 200])
 @pytest.mark.parametrize("what", ["apply", "undo", "redo", "delete"])
-def test_bugs_6_14_a_program_that_dies_between_any_two_calls_loses_nothing(tmp_path, what):
+def test_bugs_6_14_a_program_that_dies_between_any_two_calls_loses_nothing(tmp_path, what, least, monkeypatch):
+    monkeypatch.setattr(aside, "LEAST", least)  # edits of many files keep second names of what they replace
     counted = Faulty()
     prepared(tmp_path / "count", what)
     act(tmp_path / "count", what, counted)
@@ -307,6 +311,24 @@ def test_the_journal_is_synced_once_before_the_first_caption(tmp_path):
         journal.commit("x", {}, changes(folder))
     assert system.names.index("fsync") < system.names.index("replace")
     assert [name for name in system.names if name == "fsync"] == ["fsync", "fsync"]  # the entry, and the folder that names it
+
+
+def test_what_many_files_were_is_freed_after_the_edit(tmp_path, monkeypatch):
+    monkeypatch.setattr(aside, "LEAST", 3)
+    folder = tmp_path / "d"
+    start(folder)
+    with Journal(folder) as journal:
+        journal._system = system = Faulty()
+        journal.commit("x", {}, changes(folder))
+        assert system.names.count("link") == 3 and content(folder) == AFTER  # files that were there
+        journal._system = refused = Faulty(0, errno.EPERM, ("link",), lasting=True)  # a disk without second names
+        journal.undo()
+        assert content(folder) == BEFORE and refused.names.count("link") == 1
+        until(lambda: not list((folder / ".tuner").glob("old*")))
+    (folder / ".tuner" / "old").mkdir()
+    (folder / ".tuner" / "old" / "0").write_bytes(b"left by a program that died")
+    Journal(folder).close()
+    until(lambda: not list((folder / ".tuner").glob("old*")))
 
 
 def test_a_damaged_entry_is_named(tmp_path):

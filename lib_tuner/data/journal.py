@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from ..disk import take_lock
+from .aside import Aside, free
 from .items import Problem
 from .journal_file import Change, Entry, Move, entry_bytes, read_changes, read_entry
 
@@ -63,11 +64,13 @@ class Journal:
         if not self.folder.is_dir():
             raise ValueError(f"{self.folder} is no folder; open the one that holds the pictures.")
         self._open()
+        self._aside = Aside(self.side, 0)
         try:
             self._recover()
         except (OSError, ValueError):
             self.close()
             raise
+        free(self.side)
 
     def _open(self) -> None:
         try:
@@ -156,15 +159,18 @@ class Journal:
     def _carry_out(self, entry: Entry, changes: Sequence[Change | Move], way: str) -> Entry:
         """All changes of an entry that is heading somewhere, or none of them."""
         forward, end = _HEADING[entry.state]
+        self._aside = Aside(self.side, len(changes), self._system)
         for number, change in enumerate(changes):
             try:
                 self._step(change, forward, entry.part, lenient=way != "applying")
             except (OSError, Stale) as error:
                 self._take_back(entry, changes[: number + 1], way, error)
         try:
-            return self._renamed(entry, end, sync=False)
+            entry = self._renamed(entry, end, sync=False)
         except OSError as error:
             self._take_back(entry, changes, way, error)
+        self._aside.free()
+        return entry
 
     def _take_back(self, entry: Entry, changes: Sequence[Change | Move], way: str, reason: OSError | Stale) -> NoReturn:
         name, why = changes[-1].path.name, reason.strerror if isinstance(reason, OSError) else "another program changed it"
@@ -205,6 +211,8 @@ class Journal:
             _write(call, temporary, data)
             if mode is not None and mode != os.stat(temporary).st_mode:
                 call.chmod(temporary, stat.S_IMODE(mode))
+            if mode is not None:
+                self._aside.keep(path)
             call.replace(temporary, path)
         except OSError:
             self._discard(temporary)
