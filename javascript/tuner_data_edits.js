@@ -171,9 +171,9 @@
         sheet.scrollIntoView({ block: "nearest" });
     }
 
-    // A plan that came from elsewhere, shown in `slot`; null takes away what is shown there. `told`: lines above it; `go`: on to the button that applies it.
+    // A plan that came from elsewhere, shown in `slot`; null takes away what is shown there; `go`: on to the button that applies it.
     data.showPlan = function (found, slot, go = false) {
-        if (!found && !(form.plan && form.plan.slot === slot)) return;
+        if (!found && !(form.plan && form.plan.slot && slot.contains(form.plan.slot))) return;
         clearTimeout(timer);
         asked++;
         form.plan = found && { ...found, own: true, slot };

@@ -63,7 +63,7 @@
             h("div", { class: "tuner-buttons" }, h("button", { type: "button", id: "tuner-d-t-go", class: "tuner-button tuner-strong", disabled: !data.folder.editable, onclick: data.doing(tag) }, tuner.t("Tag"))),
             h("p", { class: "tuner-small" }, tuner.t("Tagging writes nothing: what would be written is shown below, and thresholds can be tried out without tagging again.")),
             ...choices().flatMap(sliders), rules(), h("p", { id: "tuner-d-t-moved", class: "tuner-small", role: "status" }), slot] : [h("p", { class: "tuner-small" }, tuner.t("Loading…"))];
-        data.keepField(box, () => box.replaceChildren(h("summary", {}, tuner.t("Tagger")), ...body));
+        data.keepField(box, () => box.replaceChildren(h("summary", {}, tuner.t("Tagger")), h("div", { class: "tuner-d-body" }, body)));
         box.open = open;
         scoped();
     }
@@ -74,7 +74,7 @@
     }
 
     function options(second) {
-        const label = (one) => (one.embedded ? tuner.t("{0} (embedded: knows drawn shapes alone)", one.name) : one.here ? one.name : tuner.t("{0} (to be downloaded)", one.name));
+        const label = (one) => (one.embedded ? tuner.t("{0} (embedded)", one.name) : one.here ? one.name : tuner.t("{0} (to be downloaded)", one.name));
         return [...(second ? [["", tuner.t("none")]] : []), ...list.filter(({ name }) => !second || name !== form.model).map((one) => [one.name, label(one)]), ...(second ? [] : [[FILE, tuner.t("a file of my own (.onnx)")]])];
     }
 
@@ -122,7 +122,7 @@
             return h("label", { class: "tuner-d-slider" }, h("span", {}, label), number, input);
         };
         const reset = form.thresholds[model] ? [h("button", { type: "button", class: "tuner-d-link", onclick: () => { delete form.thresholds[model]; draw(); again(0); } }, tuner.t("as published"))] : [];
-        return [h("fieldset", { class: "tuner-d-sliders" }, h("legend", {}, form.second ? nameOf(model) : tuner.t("Thresholds")), slider("general", tuner.t("Tags")), slider("character", tuner.t("Names of characters")),
+        return [h("fieldset", { class: "tuner-d-sliders" }, h("legend", {}, form.second ? nameOf(model) : tuner.t("Thresholds")), slider("general", tuner.t("Tags")), known(model) && known(model).embedded ? null : slider("character", tuner.t("Names of characters")),
             source && known(model) && !known(model).embedded ? h("small", {}, tuner.t("Published: {0}", usual(model).general)) : null, ...reset)];
     }
 

@@ -64,8 +64,8 @@ def _scores(folder: str, extensions: str) -> Callable[[Path], Mapping[str, float
     """What `tag` kept: scores by tag of the picture that a caption file belongs to; None where no tagger was ever asked."""
     tagged = tagged_folder(folder, extensions)
     kept = KeptScores(folder, lambda: tagged.pictures)
-    owners = {file.path: picture for picture, file in tagged.pairs()}
-    return (lambda path: kept(owners[path]) if path in owners else {}) if kept.tables() else None
+    owners = {file.path: (picture, file.caption.tags) for picture, file in tagged.pairs()}
+    return (lambda path: kept(*owners[path]) if path in owners else {}) if kept.tables() else None
 
 
 def _options(name: str) -> argparse.ArgumentParser:

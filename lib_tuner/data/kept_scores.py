@@ -13,6 +13,8 @@ from .tag_scores import ScoreStore, ScoreTable, scores_file
 class KeptScores:
     """Called with a picture it gives scores by tag, written as `tag_edits.key` has them; of several taggers the highest. Empty for a picture that none has seen.
 
+    Scores below `tag_scores.LEAST` are not kept; of them those of `tags` are given, as 0: else an edit would take a tag that is surely wrong for an unknown one.
+
     `pictures` are those of the folder. Where no tagger was ever asked nothing is made in the folder. All raise OSError where the scores cannot be read.
     """
 
@@ -35,13 +37,15 @@ class KeptScores:
         self._read()
         return self._digests
 
-    def __call__(self, picture: Path) -> Mapping[str, float]:
+    def __call__(self, picture: Path, tags: Iterable[str] = ()) -> Mapping[str, float]:
         self._read()
         digest, found = self._digests.get(picture, ""), {}
         for table in (self._tables or {}).values():
-            places, scores = table.rows.get(digest, ((), ()))
-            names = _keys(table.tags.names)
-            for place, score in zip(places, scores):
+            if digest not in table.rows:
+                continue
+            names, known = _keys(table.tags.names)
+            found.update((words, 0.0) for words in map(key, tags) if words in known and words not in found)
+            for place, score in zip(*table.rows[digest]):
                 found[names[place]] = max(score, found.get(names[place], 0.0))
         return found
 
@@ -57,5 +61,6 @@ class KeptScores:
 
 
 @lru_cache(maxsize=8)
-def _keys(names: tuple[str, ...]) -> list[str]:
-    return [key(name) for name in names]
+def _keys(names: tuple[str, ...]) -> tuple[list[str], frozenset[str]]:
+    keys = [key(name) for name in names]
+    return keys, frozenset(keys)

@@ -28,7 +28,7 @@ from .tag_edits import key
 from .tag_index import Rows, TagIndex
 
 Below = tuple[list[Path], list[Problem]]
-Scores = Callable[[Path], Mapping[str, float]]  # of a picture, by tag as `tag_edits.key` has it; empty where no tagger has seen it
+Scores = Callable[..., Mapping[str, float]]  # of a picture, by tag as `tag_edits.key` has it; empty where no tagger has seen it; see `kept_scores`
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Library:
         self.index = TagIndex()
         self.pictures: dict[int, Path] = {}  # in the order of the folder
         self.problems: tuple[Problem, ...] = ()
-        self.scores: Scores = lambda picture: {}
+        self.scores: Scores = lambda picture, tags=(): {}
         self.found: dict[int, tuple[str, ...]] = {}  # kinds of what an audit found, by row
         self.crops: Callable[[Path], str] = lambda picture: "none"
         self._files: dict[Path, CaptionFile] = {}
@@ -223,7 +223,7 @@ class Library:
         chosen = self.pictures if rows is None else rows
         files = dict.fromkeys(self._file_of[row] for row in chosen if row in self._file_of)
         owners = {file: self.pictures[self._rows_of[file][0]] for file in files}
-        context = Context(tokens=self._count, scores=lambda file: self.scores(owners[file]) if file in owners else {})
+        context = Context(tokens=self._count, scores=lambda file: self.scores(owners[file], self._files[file].caption.tags) if file in owners else {})
         return edits.plan([self._files[file] for file in files], edit, context)
 
     def apply(self, planned: Plan) -> Entry | None:
