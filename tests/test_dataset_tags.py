@@ -24,6 +24,7 @@ from lib_tuner.demo.tagger import DemoTagger
 from lib_tuner.demo.world import draw, random_scenes
 from lib_tuner.hosts.standalone import Standalone
 from lib_tuner.jobs import Jobs
+from lib_tuner.work import Work
 
 testclient = pytest.importorskip("fastapi.testclient")
 from test_datasets import Client  # noqa: E402
@@ -34,7 +35,7 @@ STAR = {"star", "red", "white background", "solid", "large", "on the left"}
 
 
 class Blues:
-    """A tagger whose scores are a pixel's: blue by its blue, dark by one minus it, and a tag with a comma that never counts. `wait` holds its second batch."""
+    """A tagger whose scores are a pixel's: very_blue by its blue, dark by one minus it. `wait` holds its second batch."""
 
     name, batch, device = "blues 1", 1, "CPU"
     tags, thresholds = TagList.of(["very_blue", "dark"]), Thresholds(0.5, 0.5)
@@ -162,7 +163,7 @@ def test_a_threshold_is_tried_without_the_model_and_tells_what_comes_and_goes(op
     assert (seen["came"], seen["went"]) == ([["very blue", 1]], [])
     seen = plan(client, {"name": "blues", "general": 0.7})
     assert (seen["changes"], seen["came"], seen["went"]) == (3, [], [["dark", 1], ["very blue", 1]])
-    assert seen["told"] == ["c.png has no tag that reaches the threshold and stays as it is."] or "c.png" in seen["told"][0]
+    assert len(seen["told"]) == 1 and "c.png has no tag that reaches the threshold" in seen["told"][0]
     assert tagger.calls == 4
     seen = plan(client, {"name": "blues", "general": 0.7}, rows=[0])
     assert (seen["came"], seen["went"]) == ([], [])  # other pictures: nothing to compare with
@@ -248,8 +249,8 @@ def test_a_model_is_fetched_with_its_progress_and_scores(opened, shades, hub, mo
     monkeypatch.setitem(sys.modules, "onnxruntime", runtime())
     hub.has("selected_tags.csv", CSV)
     client = opened(shades)
-    stages = []
-    monkeypatch.setattr("lib_tuner.work.Work.told", lambda self, *what, told=__import__("lib_tuner.work").work.Work.told: (stages.append(what), told(self, *what)))
+    stages, told = [], Work.told
+    monkeypatch.setattr(Work, "told", lambda self, *what: (stages.append(what), told(self, *what)))
     done = tag(client, NAME)
     assert (done["state"], done["result"]["pictures"]) == ("done", 4), done
     fetched = [(now, total) for now, total, stage in stages if stage == "fetch"]
