@@ -51,9 +51,15 @@
         aged();
     }
 
+    // What was found is filtered by, mended and checked again: that is a check of all pictures, not of those that are left in the filter.
+    function scope() {
+        const now = data.scope();
+        return !data.selected.size && data.filter.includes("problem:") ? { order: {}, label: tuner.t("all ({0})", data.folder.pictures) } : now;
+    }
+
     function scoped() {
         const line = document.getElementById("tuner-d-a-scope");
-        if (line) tuner.text(line, `${tuner.t("On which pictures")}: ${data.scope().label}`);
+        if (line) tuner.text(line, `${tuner.t("On which pictures")}: ${scope().label}`);
     }
 
     function aged() {
@@ -64,7 +70,7 @@
     async function check() {
         if (data.view) await data.view.flush();
         data.showPlan(null, box);
-        result = await data.begin("audit", { goal: form.goal, trigger: form.trigger, size: Math.round(Number(form.size)) || 0, ...data.scope().order });
+        result = await data.begin("audit", { goal: form.goal, trigger: form.trigger, size: Math.round(Number(form.size)) || 0, ...scope().order });
         draw();
         await data.look(); // a filter by what was found names other pictures now
     }
@@ -87,7 +93,7 @@
 
     function drawKind(kind, advice = false) {
         const name = KINDS()[kind.kind] || kind.kind, mend = kind.mend || (kind.kind === "drop" ? together(kind) : null), many = kind.findings.length > 1 || kind.more > 0;
-        const slot = h("div", {}); // where what a mend changes is seen
+        const slot = h("div", { class: "tuner-d-slot" }); // where what a mend changes is seen
         const buttons = [...(!advice && kind.rows.length ? [h("button", { type: "button", class: "tuner-button tuner-d-a-show", onclick: data.doing(() => pictures(kind.kind)) }, tuner.t("Show the pictures"))] : []),
             ...(mend && many ? [mendButton(mend, kind.rows, slot, tuner.t("Mend all: {0}", mendName(mend)))] : [])];
         const body = kind.kind === "near duplicate" ? result.groups.map((group) => twins(group, slot)) : kind.findings.map((finding) => drawFinding(finding, slot));
