@@ -223,7 +223,8 @@
 
     // An entry of the journal in a few words.
     data.named = function (entry) {
-        const args = Object.values(entry.args).flat().filter((value) => typeof value === "string").join(", ");
+        const words = (value) => (value && typeof value === "object" && !Array.isArray(value) ? Object.entries(value).filter((pair) => typeof pair[1] === "string").map((pair) => pair.join(" → ")) : value);
+        const args = Object.values(entry.edit === "tag" ? Object.keys(entry.args.taggers || {}) : entry.args).map(words).flat().filter((value) => typeof value === "string").join(", ");
         const short = args.length > 24 ? `${args.slice(0, 23)}…` : args;
         return `${data.editName(entry.edit)}${short ? ` ${short}` : ""} (${entry.files})`;
     };

@@ -3,7 +3,7 @@
 
 (function (tuner) {
     const { h } = tuner;
-    const WAIT = 350; // ms after the last key
+    const WAIT = 350, FEW = 4; // ms after the last key; sentences that are shown unfolded
     const data = tuner.data = tuner.data || {};
     (data.parts = data.parts || []).push({ mount, drawn: () => scopes() });
     const form = { name: "add", values: {}, scope: null, plan: null }; // scope: null until somebody chooses one;
@@ -104,10 +104,26 @@
     data.scopeDrawn = function () {
         if (data.selected.size) form.scope = null;
         scopes();
+        for (const part of data.parts) if (part.scoped) part.scoped();
         if (form.plan && !form.plan.own) check();
     };
 
-    const scopeOf = (scope) => (scope === "selected" ? { rows: [...data.selected] } : scope === "filter" ? { filter: data.filter } : {});
+    // Draws anew, and the field in which somebody is keeps the focus.
+    data.keepField = function (element, draw) {
+        const name = element.contains(document.activeElement) ? document.activeElement.id : "";
+        draw();
+        const again = name && document.getElementById(name);
+        if (again) again.focus({ preventScroll: true });
+    };
+
+    // The pictures that are meant where nobody has chosen: what is selected, or what the filter names; as an order takes them, and in words.
+    data.scope = function () {
+        if (data.selected.size) return { order: scopeOf("selected"), label: tuner.t("selected ({0})", data.selected.size) };
+        if (data.rows.length !== data.folder.pictures) return { order: scopeOf("filter"), label: tuner.t("filtered ({0})", data.rows.length) };
+        return { order: {}, label: tuner.t("all ({0})", data.folder.pictures) };
+    };
+
+    const scopeOf = (scope) => (typeof scope === "object" ? scope : scope === "selected" ? { rows: [...data.selected] } : scope === "filter" ? { filter: data.filter } : {});
 
     // ---- what would change ----
 
@@ -132,38 +148,58 @@
         show();
     }
 
-    // An edit that was asked for elsewhere: it is shown here before it is carried out.
-    data.preview = async function (name, given, scope) {
+    // An edit that was asked for elsewhere: it is shown before it is carried out, in `slot` where one is given. `scope`: all, filter, selected, or {rows}.
+    data.preview = async function (name, given, scope, slot = null) {
         clearTimeout(timer);
         if (data.view) await data.view.flush();
         const mine = ++asked;
         if (name === "delete") {
-            const rows = data.selected.size ? [...data.selected] : [data.current];
-            form.plan = { own: true, remove: rows, changes: rows.length, title: tuner.t("{0} pictures and their captions go into the trash of the folder; undo brings them back.", rows.length) };
+            const rows = scope.rows || (data.selected.size ? [...data.selected] : [data.current]);
+            form.plan = { own: true, slot, remove: rows, changes: rows.length, title: tuner.t("{0} pictures and their captions go into the trash of the folder; undo brings them back.", rows.length) };
         } else {
             const found = await data.send("plan", { name, args: given, ...scopeOf(scope) });
             if (mine !== asked) return;
-            form.plan = { ...found, own: true, title: data.named({ edit: name, args: given, files: found.changes }) };
+            form.plan = { ...found, own: true, slot, title: data.named({ edit: name, args: given, files: found.changes }) };
         }
         show();
+        toApply();
+    };
+
+    function toApply() {
         const button = document.getElementById("tuner-d-apply");
         if (button) button.focus();
         sheet.scrollIntoView({ block: "nearest" });
+    }
+
+    // A plan that came from elsewhere, shown in `slot`; null takes away what is shown there; `go`: on to the button that applies it.
+    data.showPlan = function (found, slot, go = false) {
+        if (!found && !(form.plan && form.plan.slot && slot.contains(form.plan.slot))) return;
+        clearTimeout(timer);
+        asked++;
+        form.plan = found && { ...found, own: true, slot };
+        show();
+        if (go) toApply();
     };
 
     function show() {
         const place = sheet, now = form.plan;
         if (!place) return;
         if (!now) { place.replaceChildren(); return; }
-        if (now.remove) document.getElementById("tuner-d-selection").after(place);
+        if (now.slot && now.slot.isConnected) now.slot.append(place);
+        else if (now.remove) document.getElementById("tuner-d-selection").after(place);
         else if (now.own) document.getElementById("tuner-d-like").after(place);
         else box.append(place);
         if (now.error) { place.replaceChildren(h("p", { class: "tuner-bad-text", role: "alert" }, now.error)); return; }
         const count = (n) => n.toLocaleString(tuner.language.locale);
         const said = now.remove ? now.title : tuner.t("{0} of {1} change", count(now.changes), count(now.total));
-        place.replaceChildren(now.own && !now.remove ? h("p", {}, h("strong", {}, now.title)) : "", h("p", { id: "tuner-d-said" }, said), now.emptied ? h("p", { class: "tuner-bad-text" }, tuner.t("{0} captions lose all their words.", count(now.emptied))) : "",
+        place.replaceChildren(now.title && !now.remove ? h("p", {}, h("strong", {}, now.title)) : "", h("p", { id: "tuner-d-said" }, said), now.emptied ? h("p", { class: "tuner-bad-text" }, tuner.t("{0} captions lose all their words.", count(now.emptied))) : "",
             now.changes ? h("div", { class: "tuner-buttons" }, h("button", { type: "button", id: "tuner-d-apply", class: "tuner-button tuner-strong", onclick: data.doing(apply) }, tuner.t("Apply")), h("button", { type: "button", id: "tuner-d-cancel", class: "tuner-button", onclick: () => { form.plan = null; show(); data.focusGrid(); } }, tuner.t("Cancel"))) : "",
-            ...(now.samples || []).map(sample), ...(now.told || []).map((text) => h("p", { class: "tuner-small" }, tuner.said(text))));
+            ...(now.samples || []).map(sample), ...told(now.told || []));
+    }
+
+    function told(texts) {
+        const lines = texts.map((text) => h("p", { class: "tuner-small" }, tuner.said(text)));
+        return lines.length > FEW ? [h("details", {}, h("summary", {}, tuner.t("{0} things to know", lines.length)), ...lines)] : lines;
     }
 
     // Before and after, tag by tag: what goes is struck through, what comes is marked.

@@ -57,6 +57,13 @@
         else then.reject(new Error(data.work.state === "failed" ? tuner.said(data.work.error) : ""));
     }
 
+    const STAGES = () => ({ tag: tuner.t("Tagging"), look: tuner.t("Looking at pictures"), captions: tuner.t("Checking captions") });
+
+    function counted(stage, done, total) {
+        if (stage === "fetch") return tuner.t("Downloading the model: {0} of {1}", tuner.bytes(done), tuner.bytes(total));
+        return [STAGES()[stage], `${done}/${total}`].filter(Boolean).join(" ");
+    }
+
     function draw() {
         tuner.show(box, Boolean(going()));
         if (!going()) return;
@@ -64,10 +71,10 @@
             box.replaceChildren(h("div", { class: "tuner-bar", role: "progressbar", "aria-valuemin": 0, "aria-label": tuner.t("Progress") }, h("div")), h("span", { class: "tuner-small" }),
                 h("button", { type: "button", class: "tuner-button", id: "tuner-d-stop", onclick: data.doing(async () => { data.work = (await data.send("job/stop")).job; draw(); }) }, tuner.t("Stop")));
         }
-        const { done, total, left, state } = data.work, bar = box.querySelector(".tuner-bar");
+        const { done, total, left, state, stage } = data.work, bar = box.querySelector(".tuner-bar");
         bar.firstChild.style.width = `${total ? done / total * 100 : 0}%`;
         bar.setAttribute("aria-valuemax", total || 1);
         bar.setAttribute("aria-valuenow", done);
-        tuner.text(box.querySelector("span"), state === "stopping" ? tuner.t("stopping") : [`${done}/${total}`, left === null ? "" : tuner.t("{0} left", tuner.duration(left))].filter(Boolean).join(" · "));
+        tuner.text(box.querySelector("span"), state === "stopping" ? tuner.t("stopping") : [counted(stage, done, total), left === null ? "" : tuner.t("{0} left", tuner.duration(left))].filter(Boolean).join(" · "));
     }
 })(window.tuner);

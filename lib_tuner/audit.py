@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .data.advisor import advise, balance, steps
+from .data.advisor import advise, balance, steps, uneven
 from .data.audit import Target, audit, look_at
 from .data.caption_audit import CaptionRules, audit_captions, audit_names
 from .data.captions import CaptionFile
@@ -134,5 +134,4 @@ def _advice(advice: Sequence[Finding], args: argparse.Namespace) -> list[str]:
 def _length(pictures: Sequence[Path]) -> list[str]:
     shares = balance(pictures)
     count, batch = steps(len(pictures))
-    uneven = len(shares) > 1 and any(share.balanced * share.pictures * 3 < 2 * share.repeats * share.pictures or 2 * share.balanced > 3 * share.repeats for share in shares)
-    return ["", *(map(str, shares) if uneven else ()), f"For {len(pictures):,} pictures a LoRA is usually trained about {count:,} steps of {batch} pictures (a rule of thumb)."]
+    return ["", *(map(str, shares) if uneven(shares) else ()), f"For {len(pictures):,} pictures a LoRA is usually trained about {count:,} steps of {batch} pictures (a rule of thumb)."]

@@ -8,16 +8,20 @@ from __future__ import annotations
 import secrets
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from .data.edits import OPERATIONS, Edit, Plan
 from .data.journal import SIDE
 from .data.journal_file import Entry
+from .data.kept_scores import KeptScores
 from .data.library import Library
 from .data.tag_edits import key
+from .data.tagger import Tagger
 from .data.thumbnails import thumbnail
 from .work import Told, Work
 
@@ -51,6 +55,8 @@ class OpenFolder:
         self._plans: OrderedDict[str, Plan] = OrderedDict()
         self.lock = threading.RLock()
         self._work: Work | None = None
+        self.kept = library.scores = KeptScores(library.folder, lambda: library.pictures.values())
+        self.beside: dict[type, Any] = {}  # what other parts of the panel know of the folder
 
     # ---- what is shown -----------------------------------------------------------------------------------------------
 
@@ -161,6 +167,7 @@ class OpenFolder:
         """Reads the folder anew."""
         with self.lock:
             self._changed(lambda: self.library.read())
+            self.kept.forget()
             return self.about()
 
     # ---- what takes its time -----------------------------------------------------------------------------------------
@@ -191,9 +198,10 @@ class OpenFolder:
 
 
 class Datasets:
-    """The open folders of one program."""
+    """The open folders of one program. `taggers` are those that need no file, by the names that a page shows."""
 
-    def __init__(self) -> None:
+    def __init__(self, taggers: Mapping[str, Callable[[], Tagger]] = MappingProxyType({})) -> None:
+        self.taggers = {name: lru_cache(maxsize=1)(make) for name, make in taggers.items()}
         self._open: OrderedDict[str, OpenFolder] = OrderedDict()
         self._lock = threading.Lock()
 

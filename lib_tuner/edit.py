@@ -8,14 +8,17 @@ from __future__ import annotations
 import argparse
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from .data.edits import OPERATIONS, Context, Edit, Plan, apply, plan
 from .data.items import Problem
 from .data.journal import Journal
+from .data.kept_scores import KeptScores
 from .data.library import open_captions
+from .data.tagging import tagged_folder
 from .tools.command_line import say
 
 PROGRAM = "python3 -m lib_tuner edit"
@@ -48,13 +51,21 @@ def _edit(folder: str, name: str, rest: Sequence[str]) -> int:
     carry_out, extensions = given.pop("apply"), given.pop("captions")
     edit = Edit(name, given)
     files, problems = open_captions(folder, extensions)
-    planned = plan(files, edit, Context(tokens=lambda text: len(_tokenizer().encode(text))))
+    planned = plan(files, edit, Context(lambda text: len(_tokenizer().encode(text)), _scores(folder, extensions) if name == "above" or given.get("by") == "confidence" else None))
     lines = [*_shown(planned), *_told([*problems, *planned.problems])]
     if not carry_out:
         return say([*lines, "Nothing was written: --apply carries it out."] if planned.changes else lines)
     with closing(Journal(folder)) as journal:
         apply(planned, journal)
         return say([*map(str, journal.interrupted), *lines, *([f"Written; `{PROGRAM} {folder} undo` takes it back."] if planned.changes else [])])
+
+
+def _scores(folder: str, extensions: str) -> Callable[[Path], Mapping[str, float]] | None:
+    """What `tag` kept: scores by tag of the picture that a caption file belongs to; None where no tagger was ever asked."""
+    tagged = tagged_folder(folder, extensions)
+    kept = KeptScores(folder, lambda: tagged.pictures)
+    owners = {file.path: (picture, file.caption.tags) for picture, file in tagged.pairs()}
+    return (lambda path: kept(*owners[path]) if path in owners else {}) if kept.tables() else None
 
 
 def _options(name: str) -> argparse.ArgumentParser:

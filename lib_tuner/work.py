@@ -17,7 +17,7 @@ from .progress import sentence
 
 LOG = logging.getLogger("lib_tuner")
 GOING = ("running", "stopping")
-Told = Callable[[int, int], None]
+Told = Callable[..., None]  # done, total, and the name of the stage where there are several
 
 
 class Stopped(Exception):
@@ -29,7 +29,7 @@ class Work:
 
     def __init__(self, name: str, make: Callable[[Told], Any], **facts: Any):
         self.name, self.facts = name, facts  # facts: what whoever looks at it is told besides
-        self.state, self.error, self.result = "running", "", None
+        self.state, self.error, self.result, self.stage = "running", "", None, ""
         self.done = self.total = 0
         self._make, self._began, self._first = make, time.monotonic(), 0.0
         self._thread = threading.Thread(target=self._run, name=f"tuner-{name}", daemon=True)
@@ -51,19 +51,19 @@ class Work:
         if wait:
             self._thread.join(wait)
 
-    def told(self, done: int, total: int) -> None:
-        """How far it is. Raises Stopped where it shall go no further."""
+    def told(self, done: int, total: int, stage: str = "") -> None:
+        """How far it is; each stage has a clock of its own. Raises Stopped where it shall go no further."""
         if self.state == "stopping":
             raise Stopped
-        if not self.total:
+        if not self.total or stage != self.stage:
             self._began, self._first = time.monotonic(), done
-        self.done, self.total = done, total
+        self.done, self.total, self.stage = done, total, stage
 
     def status(self) -> dict[str, Any]:
         """What is shown of it; `left` in seconds, if what is left takes as long as what was."""
         made = self.done - self._first
         left = (time.monotonic() - self._began) / made * (self.total - self.done) if self.state == "running" and made > 0 else None
-        return {"name": self.name, "state": self.state, "done": self.done, "total": self.total, "left": left, "error": self.error, "result": self.result, **self.facts}
+        return {"name": self.name, "state": self.state, "stage": self.stage, "done": self.done, "total": self.total, "left": left, "error": self.error, "result": self.result, **self.facts}
 
     def _run(self) -> None:
         try:

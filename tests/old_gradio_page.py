@@ -20,6 +20,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import Response
 
 from lib_tuner.datasets import Datasets
+from lib_tuner.demo.tagger import DemoTagger
 from lib_tuner.hosts.standalone import Standalone
 from lib_tuner.jobs import Jobs
 from lib_tuner.toolbox import OwnFolders, Toolbox
@@ -42,7 +43,7 @@ def main(home: Path) -> None:
     assert OLD, gr.__version__
     with (
         closing(page.listen(page.Address(port=0))) as listening, page.running(Jobs(home, Standalone)) as jobs, closing(Toolbox(OwnFolders(home), home, jobs.outputs)) as tools,
-        closing(Datasets()) as sets, tempfile.TemporaryDirectory() as empty,
+        closing(Datasets({"demo": DemoTagger})) as sets, tempfile.TemporaryDirectory() as empty,
     ):  # fmt: skip
         os.chdir(empty)
         app = make_app(jobs, page.static_files(), tools, sets)

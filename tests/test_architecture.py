@@ -34,6 +34,7 @@ LEVELS = (
     ("queue_file",),
     ("work",),
     ("datasets", "jobs", "outlook", "toolbox"),
+    ("dataset_audit", "dataset_tags"),
     ("demo",),
     ("bench",),
     ("web",),

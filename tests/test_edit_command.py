@@ -7,10 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from lib_tuner import cli
+from lib_tuner.data import sources
 from lib_tuner.data.library import open_captions
+from lib_tuner.data.tag_list import TagList
+from lib_tuner.data.tag_scores import ScoreStore, rows_of, stamp_of
 
 
 @pytest.fixture
@@ -114,3 +118,17 @@ def test_without_its_packages_only_help_is_given(folder, capsys, monkeypatch):
     assert edit("--help") == 0 and "edit FOLDER" in capsys.readouterr().out
     with pytest.raises(ModuleNotFoundError):
         edit(folder, "remove", "--tags", "lips", "--apply")
+
+
+def test_scores_that_tagging_kept_are_read(folder, capsys, monkeypatch):
+    assert edit(folder, "above", "--least", "0.5") == 2 and "there are no scores of a tagger; tag the pictures first." in capsys.readouterr().err
+    assert not (folder / ".tuner").exists()
+    digest = sources.digest((folder / "a.png").read_bytes())
+    tags = TagList.of(["lips", "red", "cat"])
+    with ScoreStore(folder) as store:
+        store.add("one 1", tags, {digest: rows_of(torch.tensor([[0.25, 0.75, 0.01]]), tags)[0]})
+        store.remember({path: (stamp_of(path.stat()), sources.digest(path.read_bytes())) for path in folder.rglob("*.png")})
+    monkeypatch.chdir(folder.parent)  # relative paths name the same pictures
+    assert edit(folder.name, "sort", "--by", "confidence", "--apply") == 0 and captions(folder)["a.txt"].split() == [b"red,lips", b",", b"cat"]
+    assert edit(folder.name, "above", "--least", "0.5", "--apply") == 0 and captions(folder)["a.txt"] == b"red\r\n"
+    assert captions(folder)["c.caption"] == b""  # the same picture: both tags are below, cat by what is not even kept

@@ -128,7 +128,7 @@ def test_a_caption_of_two_pictures_is_one_caption(folder):
 
 
 def test_scores_of_the_tagger_reach_edits(library):
-    library.scores = lambda picture: {"cat": 0.9, "lips": 0.2} if picture.name == "a1.png" else {}
+    library.scores = lambda picture, tags=(): {"cat": 0.9, "lips": 0.2} if picture.name == "a1.png" else {}
     library.apply(library.plan(Edit("above", {"least": 0.5}), library.find("name:a1.png")))
     assert library.text(library.find("name:a1.png")[0]) == "cat"
 

@@ -121,6 +121,11 @@ def balance(pictures: Iterable[Path]) -> list[Share]:
     return [Share(folder, n, _repeats(folder), max(1, (2 * most + n) // (2 * n))) for folder, n in sorted(counts.items())]
 
 
+def uneven(shares: Sequence[Share]) -> bool:
+    """Whether a folder's pictures are shown a third less or half more often than its share."""
+    return len(shares) > 1 and any(share.balanced * 3 < 2 * share.repeats or 2 * share.balanced > 3 * share.repeats for share in shares)
+
+
 def _repeats(folder: Path) -> int:
     number, line, name = folder.name.partition("_")
     return min(max(int(number), 1), 10000) if line and name and number.isascii() and number.isdigit() else 1

@@ -24,10 +24,11 @@ from .edits import Context, Edit, Plan
 from .items import Problem, caption_files, pictures_below
 from .journal import Journal
 from .journal_file import Change, Entry, Move, read_changes
+from .tag_edits import key
 from .tag_index import Rows, TagIndex
 
 Below = tuple[list[Path], list[Problem]]
-Scores = Callable[[Path], Mapping[str, float]]  # of a picture, by tag; empty where no tagger has seen it
+Scores = Callable[..., Mapping[str, float]]  # of a picture, by tag as `tag_edits.key` has it; empty where no tagger has seen it; see `kept_scores`
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Library:
         self.index = TagIndex()
         self.pictures: dict[int, Path] = {}  # in the order of the folder
         self.problems: tuple[Problem, ...] = ()
-        self.scores: Scores = lambda picture: {}
+        self.scores: Scores = lambda picture, tags=(): {}
         self.found: dict[int, tuple[str, ...]] = {}  # kinds of what an audit found, by row
         self.crops: Callable[[Path], str] = lambda picture: "none"
         self._files: dict[Path, CaptionFile] = {}
@@ -164,6 +165,11 @@ class Library:
         """A row's caption."""
         return self.file(row).caption
 
+    def rows_at(self, paths: Iterable[Path]) -> list[int]:
+        """The rows whose pictures or captions lie at these paths, each once."""
+        own = {path: [row] for row, path in self.pictures.items()}
+        return list(dict.fromkeys(row for path in paths for row in own.get(path) or self._rows_of.get(path, ())))
+
     def name(self, row: int) -> str:
         """The file name of a row's picture."""
         return self.pictures[row].name
@@ -188,10 +194,14 @@ class Library:
         """How many of CLIP's tokens the longest line of a row's caption has; a run gives a prompt 75 at once."""
         return max(self._count(line.text) for line in self.caption(row).lines)
 
+    def count_tokens(self, text: str) -> int:
+        """CLIP's tokens of a text; each is counted once."""
+        return self._count(text)
+
     def score(self, row: int, tag: str) -> float | None:
         """What the tagger gave a tag of a row's picture; None where it has not seen the picture."""
         scores = self.scores(self.pictures[row])
-        return scores.get(tag, 0.0) if scores else None
+        return scores.get(key(tag), 0.0) if scores else None
 
     def crop(self, row: int) -> str:
         """How far the crop of a row's picture is: none, auto, adjusted, approved or stale."""
@@ -213,7 +223,7 @@ class Library:
         chosen = self.pictures if rows is None else rows
         files = dict.fromkeys(self._file_of[row] for row in chosen if row in self._file_of)
         owners = {file: self.pictures[self._rows_of[file][0]] for file in files}
-        context = Context(tokens=self._count, scores=lambda file: self.scores(owners[file]) if file in owners else {})
+        context = Context(tokens=self._count, scores=lambda file: self.scores(owners[file], self._files[file].caption.tags) if file in owners else {})
         return edits.plan([self._files[file] for file in files], edit, context)
 
     def apply(self, planned: Plan) -> Entry | None:

@@ -86,6 +86,11 @@ def find(name: str, folder: Path, told: Told = lambda *_: None, stop: Callable[[
     return ModelFiles(name, place / MODEL, place / TAGS, MODELS[known], _checked(place))
 
 
+def is_here(name: str, folder: Path) -> bool:
+    """Whether a model of MODELS was fetched before."""
+    return all((folder / name / "main" / file).is_file() for file in (TAGS, MODEL))
+
+
 def _local(path: Path) -> ModelFiles:
     """A model of one's own, with its list beside it; named as one of MODELS, it has that one's thresholds."""
     model = path / MODEL if path.is_dir() else path

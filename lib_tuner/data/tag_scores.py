@@ -74,6 +74,11 @@ def _row(data: bytes) -> Row:
     return values[:n], values[n:]
 
 
+def scores_file(folder: Path, side: str | Path | None = None) -> Path:
+    """Where a folder's scores lie, once there are any."""
+    return (Path(side) if side else folder / SIDE) / "scores" / "scores.sqlite"
+
+
 class ScoreStore:
     """The scores of one folder; a second program may use it at the same time. `moved`: a damaged file that was put aside, or None.
 
@@ -82,7 +87,7 @@ class ScoreStore:
 
     def __init__(self, folder: str | Path, side: str | Path | None = None):
         self.folder = Path(os.path.abspath(Path(folder).expanduser()))
-        self.path = (Path(side) if side else self.folder / SIDE) / "scores" / "scores.sqlite"
+        self.path = scores_file(self.folder, side)
         self.moved: Path | None = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +166,7 @@ class ScoreStore:
         self._write("insert or replace into files values (?, ?, ?, ?)", [(self._name(path), *stamp, digest) for path, (stamp, digest) in read.items()])
 
     def _name(self, path: Path) -> str:
-        name = path.as_posix().removeprefix(f"{self.folder.as_posix().rstrip('/')}/")
+        name = Path(os.path.abspath(path)).as_posix().removeprefix(f"{self.folder.as_posix().rstrip('/')}/")
         return name.encode("utf-8", "backslashreplace").decode()  # a name on the disk may be bytes that are no text
 
     def _read(self, statement: str, *values: str) -> list[tuple[Any, ...]]:

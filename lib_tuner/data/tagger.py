@@ -116,6 +116,11 @@ def open_wd14(files: ModelFiles, cpu: bool = False) -> WD14:
     return tagger
 
 
+def check_runtime() -> None:
+    """Raises ValueError, with the command that mends it, where there is no onnxruntime: a model need not be fetched then."""
+    _onnxruntime()
+
+
 def digest_of(path: Path) -> str:
     """sha256 of a large file, hexadecimal."""
     digest = hashlib.sha256()

@@ -15,6 +15,7 @@ from typing import Any
 from .. import runs
 from ..compare import axes
 from ..datasets import Datasets
+from ..demo.tagger import DemoTagger
 from ..host import Host
 from ..jobs import Jobs
 from ..methods import METHODS
@@ -79,7 +80,7 @@ def tools_of(jobs: Jobs, make_folders: Callable[[], Folders]) -> Toolbox:
 @lru_cache(maxsize=None)
 def sets_of(jobs: Jobs) -> Datasets:
     """The data folders that are open beside a queue."""
-    return Datasets()
+    return Datasets({"demo": DemoTagger})
 
 
 def home_of(w: Any) -> Path:

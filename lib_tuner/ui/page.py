@@ -15,6 +15,7 @@ import gradio as gr
 
 from ..datasets import Datasets
 from ..demo.run import lora_settings, write_data
+from ..demo.tagger import DemoTagger
 from ..host import Host
 from ..jobs import Jobs
 from ..settings import TrainConfig
@@ -127,7 +128,7 @@ def serve(hosts: Callable[[TrainConfig], Host], home: Path, address: Address, ch
     if checkpoint and checkpoint not in [path for _, path in models]:
         models.append((Path(checkpoint).name, checkpoint))
     own = OwnFolders(home, (Path(checkpoint),) if checkpoint else ())
-    with closing(listen(address)) as listening, running(Jobs(home, hosts)) as jobs, closing(Toolbox(own, home, jobs.outputs)) as tools, closing(Datasets()) as sets:
+    with closing(listen(address)) as listening, running(Jobs(home, hosts)) as jobs, closing(Toolbox(own, home, jobs.outputs)) as tools, closing(Datasets({"demo": DemoTagger})) as sets:
         app = application(Shared(jobs, hosts, home, own_values(home, checkpoint), models, hidden=HIDDEN, tools=tools, sets=sets), address.login)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
         url = f"http://{'127.0.0.1' if address.host == '0.0.0.0' else address.host}:{listening.getsockname()[1]}/"

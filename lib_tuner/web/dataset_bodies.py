@@ -92,3 +92,61 @@ class Changed(BaseModel):
 
 class WorkStatus(BaseModel):
     job: Optional[Dict[str, Any]] = Field(description="name, state (running, stopping, done, stopped, failed), done, total, left (seconds), error, result")
+
+
+class TaggerList(BaseModel):
+    taggers: List[Any] = Field(description="{name, general, character, source, here, embedded, kept}: thresholds; whether it is on this machine, needs no file, has seen pictures of this folder")
+    error: str = Field(description="Why WD14 models cannot run here, or nothing")
+
+
+class ScoreOrder(ScopeOrder):
+    """Pictures for taggers; in the mode skip those alone that have no caption."""
+
+    taggers: List[str] = Field(description="Names of the list, or paths of .onnx files")
+    mode: str = "skip"
+
+
+class ChosenTagger(BaseModel):
+    name: str
+    general: Optional[float] = Field(default=None, description="The threshold; nothing: the tagger's own")
+    character: Optional[float] = Field(default=None, description="That of names of characters; nothing: the same")
+
+
+class TagPlanOrder(ScopeOrder):
+    """What is to be written: taggers, thresholds, rules and what happens to captions that are there."""
+
+    taggers: List[ChosenTagger]
+    mode: str = Field(default="skip", description="skip, merge, prepend, append or replace")
+    agreement: str = "any"
+    rating: str = "none"
+    most: int = 0
+    exclude: str = ""
+    always: str = ""
+    underscores: bool = False
+    escape: bool = False
+
+
+class TagPreview(Preview):
+    unscored: int = Field(description="Pictures that these taggers have not seen")
+    came: List[Any] = Field(description="[tag, in how many pictures] that the preview before had not")
+    went: List[Any] = Field(description="[tag, in how many pictures] that it had")
+
+
+class LackingOrder(TagPlanOrder):
+    row: int
+
+
+class LackingTags(BaseModel):
+    tags: List[Any] = Field(description="[tag, score], the highest first")
+
+
+class CheckOrder(ScopeOrder):
+    """What is checked, and for what."""
+
+    goal: str = Field(default="", description="What is to be learned, or nothing")
+    trigger: str = ""
+    size: int = Field(default=512, description="px")
+
+
+class AuditFound(BaseModel):
+    audit: Optional[Dict[str, Any]] = Field(description="kinds, advice, groups of pictures that look alike, steps; null before the first check")

@@ -11,8 +11,10 @@ from ..data.edits import Edit
 from ..data.thumbnails import media_type
 from ..datasets import Datasets, Scope, operations
 from .answers import answer
+from .audit_routes import add_audit
 from .bodies import Done
 from .dataset_bodies import Changed, EditOrder, Folder, Found, OpenedFolder, PlanOrder, Preview, RowDetails, Rows, ScopeOrder, TagCounts, WorkStatus
+from .tag_routes import add_tags
 
 ROWS = 500  # whose details are given at once
 
@@ -23,6 +25,8 @@ def add_datasets(router: APIRouter, sets: Datasets) -> None:
     _add_pictures(router, sets)
     _add_editing(router, sets)
     _add_work(router, sets)
+    add_tags(router, sets)
+    add_audit(router, sets)
 
 
 def scope_of(order: EditOrder | ScopeOrder) -> Scope:

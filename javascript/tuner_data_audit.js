@@ -1,0 +1,139 @@
+// Checks and advice: what was found, by kind; a click shows those pictures, another one what would mend it.
+"use strict";
+
+(function (tuner) {
+    const { h } = tuner;
+    const SIDE = 128, MENDS = 4; // px of a picture beside its twins; ways to mend one finding
+    const data = tuner.data = tuner.data || {};
+    (data.parts = data.parts || []).push({ mount, drawn: () => { scoped(); aged(); }, scoped });
+    const form = { goal: "", trigger: "", size: "512" };
+    let box = null, result = null, folder = "";
+    const opened = new Set(); // kinds that are unfolded
+
+    const GOALS = () => [["", tuner.t("none")], ["character", tuner.t("Character or person")], ["style", tuner.t("Style")], ["pose", tuner.t("Pose or composition")], ["clothing", tuner.t("Clothing or outfit")], ["object", tuner.t("Object")]];
+    const KINDS = () => ({
+        unreadable: tuner.t("Cannot be read"), "too small": tuner.t("Too small"), blurred: tuner.t("Blurred"), bars: tuner.t("Bars at the edges"), "nearly one colour": tuner.t("Nearly one colour"), "JPEG blocks": tuner.t("JPEG blocks"),
+        "colour mode": tuner.t("Unusual colour mode"), transparent: tuner.t("Transparent parts"), animated: tuner.t("Animated"), "EXIF turned": tuner.t("Turned by EXIF alone"), long: tuner.t("Very long or tall"),
+        "near duplicate": tuner.t("Pictures that look alike"), "twin captions": tuner.t("Twins with different captions"), "no caption": tuner.t("Without a caption"), "one tag": tuner.t("One tag alone"), "tag twice": tuner.t("A tag twice"),
+        "long caption": tuner.t("Longer than 75 tokens"), contradiction: tuner.t("Tags that contradict each other"), "trigger missing": tuner.t("Without the trigger word"), "trigger not first": tuner.t("Trigger word not first"),
+        "written over": tuner.t("Something written over the picture"), "sentences and tags": tuner.t("Sentences among tags"), "not UTF-8": tuner.t("Not UTF-8"), "byte order mark": tuner.t("Byte order mark"),
+        [`Windows line breaks`]: tuner.t("Line breaks of Windows"), spelling: tuner.t("One tag in several spellings"), "singular and plural": tuner.t("Singular and plural"), "typing error": tuner.t("Typing errors"),
+        "shared caption": tuner.t("Pictures that share a caption"), "no picture": tuner.t("Captions without a picture"),
+        drop: tuner.t("Leave out"), uneven: tuner.t("Tagged unevenly"), vary: tuner.t("Add variety"), keep: tuner.t("Keep"),
+    });
+
+    function mount(main, side) {
+        box = h("details", { class: "tuner-d-fold", id: "tuner-d-audit", ontoggle: data.doing(async () => { if (box.open && !result) await last(); }) });
+        side.append(box);
+        if (folder !== data.folder.id) { result = null; folder = data.folder.id; opened.clear(); }
+        draw();
+    }
+
+    // What was found before this page was loaded.
+    async function last() {
+        const mine = data.folder.id, found = (await data.get("audit")).audit;
+        if (found && data.folder.id === mine && !result) { result = found; draw(); }
+    }
+
+    // ---- the section ----
+
+    function draw() {
+        const open = box.open, goal = h("select", { id: "tuner-d-a-goal", onchange: () => { form.goal = goal.value; } }, GOALS().map(([name, label]) => h("option", { value: name, selected: name === form.goal }, label)));
+        const text = (key, label, help) => {
+            const id = `tuner-d-a-${key}`, input = h("input", { type: "text", id, value: form[key], spellcheck: "false", autocomplete: "off", inputmode: key === "size" ? "numeric" : null, oninput: () => { form[key] = input.value; }, onkeydown: (event) => { if (event.key === "Enter" && !event.isComposing) { event.preventDefault(); data.doing(check)({}); } } });
+            return h("div", { class: "tuner-d-field" }, h("label", { for: id }, label), input, help ? h("small", {}, help) : null);
+        };
+        data.keepField(box, () => box.replaceChildren(h("summary", {}, tuner.t("Check and advise")), h("div", { class: "tuner-d-body" }, h("div", { class: "tuner-d-field" }, h("label", { for: "tuner-d-a-goal" }, tuner.t("What is learned")), goal, h("small", {}, tuner.t("for advice on tags"))),
+            text("trigger", tuner.t("Trigger word"), tuner.t("which every caption should have first")), text("size", tuner.t("Resolution (px)")), h("p", { class: "tuner-small", id: "tuner-d-a-scope" }),
+            h("div", { class: "tuner-buttons" }, h("button", { type: "button", id: "tuner-d-a-go", class: "tuner-button tuner-strong", onclick: data.doing(check) }, tuner.t("Check"))), h("div", { id: "tuner-d-a-found" }, ...found()))));
+        box.open = open;
+        scoped();
+        aged();
+    }
+
+    // What was found is filtered by, mended and checked again: that is a check of all pictures, not of those that are left in the filter.
+    function scope() {
+        const now = data.scope();
+        return !data.selected.size && data.filter.includes("problem:") ? { order: {}, label: tuner.t("all ({0})", data.folder.pictures) } : now;
+    }
+
+    function scoped() {
+        const line = document.getElementById("tuner-d-a-scope");
+        if (line) tuner.text(line, `${tuner.t("On which pictures")}: ${scope().label}`);
+    }
+
+    function aged() {
+        const line = document.getElementById("tuner-d-a-aged");
+        if (line) tuner.show(line, Boolean(result) && result.version !== data.folder.version);
+    }
+
+    async function check() {
+        if (data.view) await data.view.flush();
+        data.showPlan(null, box);
+        result = await data.begin("audit", { goal: form.goal, trigger: form.trigger, size: Math.round(Number(form.size)) || 0, ...scope().order });
+        draw();
+        await data.look(); // a filter by what was found names other pictures now
+    }
+
+    // ---- what was found ----
+
+    function found() {
+        if (!result) return [];
+        const { kinds, advice, pictures, steps, batch, shares, goal } = result, count = (n) => n.toLocaleString(tuner.language.locale);
+        return [h("p", { id: "tuner-d-a-aged", class: "tuner-small", hidden: true }, tuner.t("Something has changed since this check; check again to see what is left. That is fast.")),
+            h("p", { id: "tuner-d-a-said" }, kinds.length ? tuner.t("{0} pictures checked.", count(pictures)) : tuner.t("{0} pictures checked; nothing was found.", count(pictures))),
+            ...kinds.map((kind) => drawKind(kind)),
+            ...(goal ? [h("h5", {}, tuner.t("Advice on tags")), h("p", { class: "tuner-small" }, tuner.t("Suggestions after a rule that is widely followed and that nobody has proven.")), ...(advice.length ? advice.map((kind) => drawKind(kind, true)) : [h("p", { class: "tuner-small" }, tuner.t("Nothing to change."))])] : []),
+            ...(steps ? [h("p", { class: "tuner-small" }, tuner.t("For {0} pictures a LoRA is usually trained about {1} steps of {2} pictures (a rule of thumb).", count(pictures), count(steps), batch))] : []),
+            ...shares.map((text) => h("p", { class: "tuner-small" }, tuner.said(text)))];
+    }
+
+    const QUOTE = String.fromCharCode(34);
+    const asFilter = (kind) => `problem:${kind.includes(" ") ? QUOTE + kind + QUOTE : kind}`;
+
+    function drawKind(kind, advice = false) {
+        const name = KINDS()[kind.kind] || kind.kind, mend = kind.mend || (kind.kind === "drop" ? together(kind) : null), many = kind.findings.length > 1 || kind.more > 0;
+        const slot = h("div", { class: "tuner-d-slot" }); // where what a mend changes is seen
+        const buttons = [...(!advice && kind.rows.length ? [h("button", { type: "button", class: "tuner-button tuner-d-a-show", onclick: data.doing(() => pictures(kind.kind)) }, tuner.t("Show the pictures"))] : []),
+            ...(mend && many ? [mendButton(mend, kind.rows, slot, tuner.t("Mend all: {0}", mendName(mend)))] : [])];
+        const body = kind.kind === "near duplicate" ? result.groups.map((group) => twins(group, slot)) : kind.findings.map((finding) => drawFinding(finding, slot));
+        return h("details", { class: "tuner-d-kind", "data-kind": kind.kind, open: opened.has(kind.kind), ontoggle: (event) => { event.stopPropagation(); if (event.target.open) opened.add(kind.kind); else opened.delete(kind.kind); } },
+            h("summary", {}, h("span", {}, name), h("small", {}, String(advice ? kind.findings.length + kind.more : kind.files))), buttons.length ? h("div", { class: "tuner-buttons" }, buttons) : null, slot,
+            h("ul", {}, body, kind.more ? h("li", { class: "tuner-small" }, tuner.t("and {0} more", kind.more)) : null));
+    }
+
+    // All suggestions to leave a tag out as one edit.
+    function together(kind) {
+        const tags = kind.findings.flatMap((finding) => finding.mends.flatMap((mend) => mend.args.tags || []));
+        return tags.length > 1 ? { name: "remove", args: { tags } } : null;
+    }
+
+    // They are shown, and seen where the page is one narrow column too.
+    async function pictures(kind) {
+        await data.setFilter(asFilter(kind));
+        document.getElementById("tuner-d-filter").scrollIntoView({ block: "nearest" });
+    }
+
+    async function openRow(row) {
+        await data.view.open(row);
+        document.getElementById("tuner-d-view").scrollIntoView({ block: "nearest" });
+    }
+
+    function drawFinding(finding, slot) {
+        const mends = finding.mends.slice(0, MENDS).map((mend) => mendButton(mend, finding.rows, slot, mendName(mend)));
+        const show = finding.rows.length === 1 ? [h("button", { type: "button", class: "tuner-d-link", onclick: data.doing(() => openRow(finding.rows[0])) }, tuner.t("Open"))] : [];
+        return h("li", {}, h("p", {}, tuner.said(finding.text)), mends.length || show.length ? h("div", { class: "tuner-buttons" }, mends, show) : null);
+    }
+
+    const mendName = (mend) => (mend.name === "choose" ? tuner.t("Keep {0}", mend.args.tag) : data.named({ edit: mend.name, args: mend.args, files: "" }).replace(/ \(\)$/, ""));
+
+    const mendButton = (mend, rows, slot, text) => h("button", { type: "button", class: "tuner-button tuner-d-a-mend", disabled: !data.folder.editable || !rows.length, onclick: data.doing(() => data.preview(mend.name, mend.args, { rows }, slot)) }, text);
+
+    // The picture that is kept, and beside it those that look like it.
+    function twins(group, slot) {
+        const figure = (row, text) => h("figure", {}, h("img", { src: data.pictureUrl(row, SIDE), alt: "", loading: "lazy", onclick: data.doing(() => openRow(row)) }), h("figcaption", {}, text));
+        const others = group.others.map((twin) => twin.row);
+        return h("li", {}, h("div", { class: "tuner-d-twins" }, figure(group.keep, tuner.t("the best")), group.others.map((twin) => figure(twin.row, twin.mirrored ? tuner.t("mirrored") : twin.bits ? tuner.t("{0} of 64 bits differ", twin.bits) : tuner.t("looks the same")))),
+            h("div", { class: "tuner-buttons" }, h("button", { type: "button", class: "tuner-button", disabled: !data.folder.editable, onclick: data.doing(() => data.preview("delete", {}, { rows: others }, slot)) }, tuner.t("Put the others into the trash"))));
+    }
+})(window.tuner);
