@@ -50,6 +50,7 @@ class OpenFolder:
         self.version = 0  # goes up with each change, so that a page knows that another one has changed something
         self._plans: OrderedDict[str, Plan] = OrderedDict()
         self.lock = threading.RLock()
+        self.joined: dict[type, Any] = {}  # what else keeps something of this folder, by its kind
         self._work: Work | None = None
 
     # ---- what is shown -----------------------------------------------------------------------------------------------
@@ -196,6 +197,7 @@ class Datasets:
     def __init__(self) -> None:
         self._open: OrderedDict[str, OpenFolder] = OrderedDict()
         self._lock = threading.Lock()
+        self.joining: list[Callable[[OpenFolder], Any]] = []  # what is joined to each folder that is opened
 
     def open(self, folder: str) -> OpenFolder:
         """Opens a folder, or gives the one that is open. Raises ValueError where there is none or no picture in it."""
@@ -209,6 +211,8 @@ class Datasets:
                     opened.read()
                     return opened
             opened = OpenFolder(Library.open(path))
+            for join in self.joining:
+                join(opened)
             self._open[opened.id] = opened
             while len(self._open) > OPEN:
                 self._close(next(iter(self._open)))

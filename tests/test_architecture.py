@@ -34,6 +34,7 @@ LEVELS = (
     ("queue_file",),
     ("work",),
     ("datasets", "jobs", "outlook", "toolbox"),
+    ("dataset_crops",),
     ("demo",),
     ("bench",),
     ("web",),

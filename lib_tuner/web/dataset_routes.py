@@ -12,6 +12,7 @@ from ..data.thumbnails import media_type
 from ..datasets import Datasets, Scope, operations
 from .answers import answer
 from .bodies import Done
+from .crop_routes import add_crops
 from .dataset_bodies import Changed, EditOrder, Folder, Found, OpenedFolder, PlanOrder, Preview, RowDetails, Rows, ScopeOrder, TagCounts, WorkStatus
 
 ROWS = 500  # whose details are given at once
@@ -23,6 +24,7 @@ def add_datasets(router: APIRouter, sets: Datasets) -> None:
     _add_pictures(router, sets)
     _add_editing(router, sets)
     _add_work(router, sets)
+    add_crops(router, sets)
 
 
 def scope_of(order: EditOrder | ScopeOrder) -> Scope:
