@@ -94,7 +94,13 @@
         if (!choices.some(([name]) => name === form.scope)) form.scope = null;
         const scope = chosenScope();
         tuner.keepFocus(set_, () => set_.replaceChildren(h("legend", {}, tuner.t("On which pictures")), ...choices.map(([name, label]) => h("label", {},
-            h("input", { type: "radio", name: "tuner-d-scope", id: `tuner-d-scope-${name}`, value: name, checked: name === scope, onchange: () => { form.scope = name; check(); } }), label))));
+            h("input", { type: "radio", name: "tuner-d-scope", id: `tuner-d-scope-${name}`, value: name, checked: name === scope, onchange: () => { form.scope = name; check(); told(); } }), label))));
+        told();
+    }
+
+    // Other parts that work on the same pictures.
+    function told() {
+        for (const part of data.parts) if (part.scoped) part.scoped();
     }
 
     // What somebody has chosen; else what is selected, or what the filter names.
@@ -105,6 +111,12 @@
         if (data.selected.size) form.scope = null;
         scopes();
         if (form.plan && !form.plan.own) check();
+    };
+
+    // For whom an edit is, as an order takes it and as it is called.
+    data.scope = function () {
+        const scope = chosenScope();
+        return { body: scopeOf(scope), label: scope === "selected" ? tuner.t("selected ({0})", data.selected.size) : scope === "filter" ? tuner.t("filtered ({0})", data.rows.length) : tuner.t("all ({0})", data.folder.pictures) };
     };
 
     const scopeOf = (scope) => (scope === "selected" ? { rows: [...data.selected] } : scope === "filter" ? { filter: data.filter } : {});
