@@ -245,7 +245,7 @@
         const chips = [["crop:auto", tuner.t("to look at"), states.auto, "tuner-d-auto"], ["crop:adjusted", tuner.t("moved"), states.adjusted, "tuner-d-adjusted"], ["crop:approved", tuner.t("approved"), states.approved, "tuner-d-approved"],
             ["crop:none", tuner.t("without a crop"), cropped ? states.none : 0, ""], ...TROUBLES().map(([kind, label]) => [`problem:${kind}`, label, troubles[kind], "tuner-d-stale"])];
         tuner.keepFocus(place, () => place.replaceChildren(...(cropped ? [
-            h("p", { id: "tuner-d-crop-count" }, tuner.t("{0} pictures have crops, {1} to look at.", number(cropped), number(states.auto || 0))),
+            h("p", { id: "tuner-d-crop-count" }, tuner.t("{0} with crops, {1} to look at", number(cropped), number(states.auto || 0))),
             h("div", { class: "tuner-d-counts" }, chips.filter(([, , n]) => n).map((chosen) => chip(...chosen)), data.filter ? h("button", { type: "button", class: "tuner-d-count", onclick: data.doing(() => data.setFilter("")) }, tuner.t("all")) : null),
             h("div", { class: "tuner-buttons" }, button("tuner-d-crop-approve", "", async () => { await crops.approve(data.scope().body); }), button("tuner-d-crop-undo", tuner.t("Undo crop"), crops.undo))] : [])));
         scoped();
@@ -268,7 +268,7 @@
         place.replaceChildren();
         const body = order({ ...data.scope().body, export: how.form === "png" ? how : { ...how, quality }, out: byId("tuner-d-crop-out").value, zip });
         const done = await data.begin("crops/export", body);
-        const text = tuner.t("Saved: {0} pictures in {1}", done.pictures.toLocaleString(tuner.language.locale), done.path);
+        const text = tuner.t("Pictures saved: {0}, in {1}", done.pictures.toLocaleString(tuner.language.locale), done.path);
         if (!byId("tuner-d-crop-written")) { data.say(text); return; }
         byId("tuner-d-crop-written").replaceChildren(h("p", {}, text), done.problems ? h("details", {}, h("summary", {}, tuner.t("{0} things to know", done.problems)), h("ul", {}, done.told.map((line) => h("li", {}, tuner.said(line))))) : "");
     }

@@ -98,7 +98,7 @@ class WorkStatus(BaseModel):
 
 
 class CropOrder(BaseModel):
-    crop: Dict[str, Any] = Field({}, description="How pictures are cropped: size (512x768, bucket:512, area:512), focus (auto, face, detail, centre), enlarge, faces, split, ...")
+    crop: Dict[str, Any] = Field({}, description="How pictures are cropped: size (512x768, bucket:512, area:512), focus (auto, face, detail, centre), enlarge, faces, split")
 
 
 class CropRows(CropOrder):
