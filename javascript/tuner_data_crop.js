@@ -9,7 +9,7 @@
     // known: by row, as the server has them and what is not saved yet; cfg: how pictures are cropped; how: how crops are written; any: whether the folder has crops
     const crops = data.crops = { known: new Map(), folder: null, any: false, cfg: { size: "512x512", focus: "auto", enlarge: "1" }, how: { form: "png", quality: "95", name: "{name}", mirror: "off", flat: false }, counts: null };
     let box = null, timer = null, counting = null, chain = Promise.resolve(), epoch = 0; // chain: orders go one after the other
-    const asked = new Map(), dirty = new Map(), past = []; // asked: by row, the answer that is waited for; dirty: by row, the timer of its saving; past: {row, crops} before each change
+    const asked = new Map(), dirty = new Map(), latest = new Map(), past = []; // latest: by row, the last order that was given; asked: by row, the answer that is waited for; dirty: by row, the timer of its saving; past: {row, crops} before each change
 
     try { Object.assign(crops.cfg, JSON.parse(localStorage.getItem(KEPT) || "{}")); } catch (error) { /* a browser that keeps nothing, or other words */ }
 
@@ -111,10 +111,11 @@
         const entry = crops.known.get(row), mine = epoch, folder = crops.folder;
         if (!entry) return chain;
         const body = order({ row, crops: copy(entry.crops).map(({ x, y, zoom, target, state }) => ({ x, y, zoom, target, state })) });
+        latest.set(row, body);
         chain = chain.then(async () => {
             try {
                 const answer = await tuner.send(`data/${folder}/crops/change`, body); // that of the picture, also where another was opened meanwhile
-                if (mine === epoch && !dirty.has(row)) crops.known.set(row, answer);
+                if (mine === epoch && !dirty.has(row) && latest.get(row) === body) crops.known.set(row, answer); // else the page is further on than this answer
                 crops.any = true;
             } catch (error) {
                 data.say(error.message, true);
@@ -160,10 +161,12 @@
 
     crops.find = async function (scope, again = false) {
         await crops.flush();
-        const found = await data.begin("crops/find", order({ ...scope, again }));
-        await anew();
-        if (crops.any) data.place();
-        return found;
+        try {
+            return await data.begin("crops/find", order({ ...scope, again }));
+        } finally { // also where it was stopped: what was found until then is there
+            await anew();
+            if (crops.any) data.place();
+        }
     };
 
     window.addEventListener("beforeunload", (event) => { if (dirty.size) { crops.flush(); event.preventDefault(); } });

@@ -186,15 +186,15 @@
 
     // The buttons are made once for each kind of line; what they say while a frame moves is changed in place.
     function drawBar(entry) {
-        const { bar, row } = large, crop = entry.crops[active], kind = crop ? `${entry.crops.length > 1}` : "none";
+        const { bar, row } = large, crop = entry.crops[active], stale = entry.state === "stale", kind = `${Boolean(crop)} ${stale}`;
         if (bar.dataset.kind !== kind) {
             bar.dataset.kind = kind;
             tuner.keepFocus(bar, () => bar.replaceChildren(h("span", { id: "tuner-d-frame-state", role: "status" }), h("span", { id: "tuner-d-frame-times" }), h("span", { class: "tuner-d-space" }),
-                ...(crop ? [button("tuner-d-frame-out", "−", () => change((c) => zoomBy(c, 1 / ZOOM)), { "aria-label": tuner.t("Zoom out") }), button("tuner-d-frame-in", "+", () => change((c) => zoomBy(c, ZOOM)), { "aria-label": tuner.t("Zoom in") })] : [button("tuner-d-frame-find", tuner.t("Find a crop"), find)]),
+                ...(crop ? [button("tuner-d-frame-out", "−", () => change((c) => zoomBy(c, 1 / ZOOM)), { "aria-label": tuner.t("Zoom out") }), button("tuner-d-frame-in", "+", closer, { "aria-label": tuner.t("Zoom in") })] : []), crop && !stale ? null : button("tuner-d-frame-find", tuner.t("Find a crop"), find),
                 button("tuner-d-frame-add", tuner.t("Add crop"), add), crop ? button("tuner-d-frame-drop", tuner.t("Remove crop"), drop) : null, button("tuner-d-frame-undo", tuner.t("Undo crop"), undo),
                 crop ? button("tuner-d-frame-approve", tuner.t("Approve, next"), approve, { class: "tuner-button tuner-strong", title: "Enter" }) : null));
         }
-        const state = document.getElementById("tuner-d-frame-state"), note = document.getElementById("tuner-d-frame-times"), shown = !crop ? "none" : entry.state === "stale" ? "stale" : crop.state;
+        const state = document.getElementById("tuner-d-frame-state"), note = document.getElementById("tuner-d-frame-times"), shown = !crop ? "none" : stale ? "stale" : crop.state;
         state.dataset.state = shown;
         tuner.text(state, !crop ? tuner.t("No crop yet") : `${entry.crops.length > 1 ? `${tuner.t("Crop {0} of {1}", active + 1, entry.crops.length)}: ` : `${tuner.t("Crop")}: `}${STATE()[shown]}`);
         tuner.text(note, !crop ? "" : `${crop.size[0]} x ${crop.size[1]} · ${enlarged(crop)}${crops.saving(row) ? ` · ${tuner.t("saving…")}` : ""}`);
@@ -207,11 +207,18 @@
 
     function change(does, wait = PAUSE) {
         const entry = crops.known.get(large.row), crop = entry && entry.crops[active];
-        if (!crop || crop.fixed) return;
+        if (!crop || crop.fixed) return false;
+        const after = { ...crop, state: "adjusted" };
+        does(after);
+        if (["x", "y", "zoom"].every((key) => Math.abs(after[key] - crop[key]) < 1e-9)) return false;
         if (!crops.saving(large.row)) crops.remember(large.row); // keys in quick succession are one change
-        does(crop);
-        crop.state = "adjusted";
+        Object.assign(crop, after);
         crops.changed(large.row, wait);
+        return true;
+    }
+
+    function closer() {
+        if (!change((crop) => zoomBy(crop, ZOOM))) data.say(tuner.t("No closer, since more enlargement is not allowed."));
     }
 
     function nudge(x, y, far) {
@@ -272,7 +279,7 @@
 
     const KEYS = {
         ArrowLeft: (far) => nudge(-1, 0, far), ArrowRight: (far) => nudge(1, 0, far), ArrowUp: (far) => nudge(0, -1, far), ArrowDown: (far) => nudge(0, 1, far),
-        "+": () => change((crop) => zoomBy(crop, ZOOM)), "=": () => change((crop) => zoomBy(crop, ZOOM)), "-": () => change((crop) => zoomBy(crop, 1 / ZOOM)), "_": () => change((crop) => zoomBy(crop, 1 / ZOOM)),
+        "+": closer, "=": closer, "-": () => change((crop) => zoomBy(crop, 1 / ZOOM)), "_": () => change((crop) => zoomBy(crop, 1 / ZOOM)),
         Enter: approve, Delete: drop, Backspace: drop, a: add,
     };
 

@@ -197,7 +197,7 @@ class Datasets:
     def __init__(self) -> None:
         self._open: OrderedDict[str, OpenFolder] = OrderedDict()
         self._lock = threading.Lock()
-        self.joining: list[Callable[[OpenFolder], Any]] = []  # what is joined to each folder that is opened
+        self.joining: set[Callable[[OpenFolder], Any]] = set()  # what is joined to each folder that is opened
 
     def open(self, folder: str) -> OpenFolder:
         """Opens a folder, or gives the one that is open. Raises ValueError where there is none or no picture in it."""

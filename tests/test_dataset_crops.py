@@ -10,9 +10,13 @@ import zipfile
 import pytest
 from conftest import until
 from PIL import Image
-from test_datasets import OURS, Client, web  # noqa: F401
+from test_datasets import Client, web  # noqa: F401
 
 from lib_tuner.data.crop_file import Crop, read_crops
+from lib_tuner.data.crop_plan import CropConfig
+from lib_tuner.data.library import Library
+from lib_tuner.dataset_crops import FolderCrops
+from lib_tuner.datasets import OpenFolder, Scope
 
 SIZES = {"10_cat/a.png": (400, 200), "10_cat/b.png": (200, 300), "c.png": (100, 100)}
 
@@ -191,5 +195,21 @@ def test_a_damaged_file_of_crops_stops_crops_alone(web, folder):  # noqa: F811
     assert "is damaged and was left alone" in client.crops("read", ok=False, rows=[0]) and (folder / ".tuner" / "crops.json").read_text() == "{"
 
 
+def test_a_folder_that_cannot_be_written_has_crops_as_long_as_it_is_open(folder):
+    opened = OpenFolder(Library(folder))  # without a journal
+    crops, cfg = FolderCrops.of(opened), CropConfig(size="200x200", focus="centre")
+    crops.find(Scope(), cfg)
+    until(lambda: opened.work()["state"] == "done", 30)
+    crops.change(0, [Crop(state="adjusted")], cfg)
+    assert [opened.library.crop(row) for row in opened.library.pictures] == ["adjusted", "auto", "auto"] and not (folder / ".tuner").exists()
+
+
+def test_a_picture_that_cannot_be_read_is_said_and_the_others_are_found(client, folder):
+    client.changed = {folder / "c.png": "by this test"}
+    (folder / "c.png").write_bytes(b"broken")
+    result = client.work("find")
+    assert result["found"] == 2 and result["problems"] == 1 and result["told"][0].startswith("c.png is no picture") and client.names("crop:none") == ["c.png"]
+
+
 def test_other_sites_change_nothing(client):
-    assert client.web.post(f"/tuner/api/data/{client.id}/crops/find", json={}).status_code == 403 and OURS
+    assert client.web.post(f"/tuner/api/data/{client.id}/crops/find", json={}).status_code == 403 and client.row(0)["state"] == "none"

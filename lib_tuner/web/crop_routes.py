@@ -19,7 +19,7 @@ ROWS = 500  # whose crops are given at once
 
 def add_crops(router: APIRouter, sets: Datasets) -> None:
     """Adds them below `data`, and crops to each folder that is opened."""
-    sets.joining.append(FolderCrops.of)
+    sets.joining.add(FolderCrops.of)
     _add_reading(router, sets)
     _add_changing(router, sets)
     _add_work(router, sets)
