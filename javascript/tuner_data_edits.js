@@ -94,7 +94,13 @@
         if (!choices.some(([name]) => name === form.scope)) form.scope = null;
         const scope = chosenScope();
         tuner.keepFocus(set_, () => set_.replaceChildren(h("legend", {}, tuner.t("On which pictures")), ...choices.map(([name, label]) => h("label", {},
-            h("input", { type: "radio", name: "tuner-d-scope", id: `tuner-d-scope-${name}`, value: name, checked: name === scope, onchange: () => { form.scope = name; check(); } }), label))));
+            h("input", { type: "radio", name: "tuner-d-scope", id: `tuner-d-scope-${name}`, value: name, checked: name === scope, onchange: () => { form.scope = name; check(); told(); } }), label))));
+        told();
+    }
+
+    // Other parts that work on the same pictures.
+    function told() {
+        for (const part of data.parts) if (part.scoped) part.scoped();
     }
 
     // What somebody has chosen; else what is selected, or what the filter names.

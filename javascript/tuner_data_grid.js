@@ -69,6 +69,7 @@
         const known = data.details.get(row), chosen = data.selected.has(row);
         cell.classList.toggle("tuner-d-current", row === data.current);
         cell.setAttribute("aria-selected", chosen);
+        for (const part of data.parts) if (part.cell) part.cell(row, cell);
         if (!known) return;
         tuner.text(cell.querySelector(".tuner-d-name"), known.name);
         cell.title = `${known.place}\n${known.text}`;
@@ -80,6 +81,7 @@
 
     // Captions of the cells in sight that are not known yet.
     async function ask() {
+        for (const part of data.parts) if (part.asked && data.folder) part.asked([...cells.keys()]);
         const rows = [...cells.keys()].filter((row) => !data.details.has(row));
         if (!rows.length || !data.folder) return;
         const folder = data.folder.id;
@@ -187,6 +189,7 @@
         data.doing(async () => action())({ currentTarget: null });
     }
 
+    data.cellOf = (row) => cells.get(row);
     data.focusGrid = () => box.focus({ preventScroll: true });
     data.place = () => place();
 })(window.tuner);

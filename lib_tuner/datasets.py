@@ -54,6 +54,7 @@ class OpenFolder:
         self.version = 0  # goes up with each change, so that a page knows that another one has changed something
         self._plans: OrderedDict[str, Plan] = OrderedDict()
         self.lock = threading.RLock()
+        self.joined: dict[type, Any] = {}  # what else keeps something of this folder, by its kind
         self._work: Work | None = None
         self.kept = library.scores = KeptScores(library.folder, lambda: library.pictures.values())
         self.beside: dict[type, Any] = {}  # what other parts of the panel know of the folder
@@ -204,6 +205,7 @@ class Datasets:
         self.taggers = {name: lru_cache(maxsize=1)(make) for name, make in taggers.items()}
         self._open: OrderedDict[str, OpenFolder] = OrderedDict()
         self._lock = threading.Lock()
+        self.joining: set[Callable[[OpenFolder], Any]] = set()  # what is joined to each folder that is opened
 
     def open(self, folder: str) -> OpenFolder:
         """Opens a folder, or gives the one that is open. Raises ValueError where there is none or no picture in it."""
@@ -217,6 +219,8 @@ class Datasets:
                     opened.read()
                     return opened
             opened = OpenFolder(Library.open(path))
+            for join in self.joining:
+                join(opened)
             self._open[opened.id] = opened
             while len(self._open) > OPEN:
                 self._close(next(iter(self._open)))

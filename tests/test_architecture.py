@@ -34,7 +34,7 @@ LEVELS = (
     ("queue_file",),
     ("work",),
     ("datasets", "jobs", "outlook", "toolbox"),
-    ("dataset_audit", "dataset_tags"),
+    ("dataset_audit", "dataset_crops", "dataset_tags"),
     ("demo",),
     ("bench",),
     ("web",),

@@ -79,6 +79,12 @@ def scan(cfg: DataConfig, folder: str | Path, is_class: bool = False) -> tuple[l
     return items, job.problems
 
 
+def item_of(path: Path, cfg: DataConfig) -> tuple[Item | None, list[Problem]]:
+    """One picture file below `cfg.folder` as a scan has it, but for captions that lie in a list; None where it cannot be used, and what is wrong."""
+    job = _Scan(cfg, Path(os.path.abspath(Path(cfg.folder).expanduser())), False)
+    return next(_items(job, path), None), job.problems
+
+
 def pictures_below(folder: str | Path, needed: bool = True) -> tuple[list[Path], list[Problem]]:
     """Paths of all files below a folder that are pictures by their names, none of which is opened. Raises ValueError for no folder or, `needed`, no picture."""
     root = Path(os.path.abspath(Path(folder).expanduser()))

@@ -91,6 +91,7 @@ class Library:
         self.scores: Scores = lambda picture, tags=(): {}
         self.found: dict[int, tuple[str, ...]] = {}  # kinds of what an audit found, by row
         self.crops: Callable[[Path], str] = lambda picture: "none"
+        self.crop_troubles: Callable[[Path], tuple[str, ...]] = lambda picture: ()  # kinds of what is wrong with its crops
         self._files: dict[Path, CaptionFile] = {}
         self._file_of: dict[int, Path] = {}
         self._rows_of: dict[Path, list[int]] = defaultdict(list)
@@ -209,7 +210,7 @@ class Library:
 
     def troubles(self, row: int) -> tuple[str, ...]:
         """Kinds of what is wrong with a row."""
-        return self.found.get(row, ())
+        return self.found.get(row, ()) + self.crop_troubles(self.pictures[row])
 
     # ---- what is looked for, and what is done ------------------------------------------------------------------------
 

@@ -150,3 +150,86 @@ class CheckOrder(ScopeOrder):
 
 class AuditFound(BaseModel):
     audit: Optional[Dict[str, Any]] = Field(description="kinds, advice, groups of pictures that look alike, steps; null before the first check")
+
+
+# ---- crops
+
+
+class CropOrder(BaseModel):
+    crop: Dict[str, Any] = Field({}, description="How pictures are cropped: size (512x768, bucket:512, area:512), focus (auto, face, detail, centre), enlarge, faces, split")
+
+
+class CropRows(CropOrder):
+    rows: List[int] = Field(description="Numbers of pictures")
+
+
+class ApproveOrder(CropOrder):
+    """For these rows, or those that `filter` names, or all."""
+
+    rows: Optional[List[int]] = None
+    filter: str = ""
+
+
+class FindCrops(ApproveOrder):
+    again: bool = Field(False, description="Also where a person has set crops")
+
+
+class CropExport(ApproveOrder):
+    export: Dict[str, Any] = Field({}, description="How crops are written: form, quality, filter, background, name, flat, existing, captions, masks, mirror")
+    out: str = Field("", description="A path on the machine of the program; nothing: beside the folder, under a name that is free")
+    zip: bool = False
+
+
+class CropFrame(BaseModel):
+    """The centre of a frame in fractions of the upright picture, and how often it fits into the largest one."""
+
+    x: float = 0.5
+    y: float = 0.5
+    zoom: float = 1.0
+    target: str = Field("", description="A size of its own")
+    state: str = Field("adjusted", description="auto, adjusted or approved")
+
+
+class RowCrops(CropOrder):
+    row: int
+    crops: List[CropFrame] = Field(description="All crops of the picture; none takes them away")
+
+
+class CropsOfRow(BaseModel):
+    """The crops of one picture."""
+
+    row: int
+    state: str = Field(description="none, auto, adjusted, approved or stale")
+    size: Optional[List[int]] = Field(description="Of the picture, upright")
+    found: str
+    crops: List[Any] = Field(description="{x, y, zoom, target, state, fixed, frame: sides of the largest frame in fractions, size: px of the result, times: by how much the largest frame is enlarged}")
+    troubles: List[str]
+    told: List[str]
+
+
+class CropsOfRows(BaseModel):
+    crops: List[CropsOfRow]
+    version: int
+
+
+class CropSummary(BaseModel):
+    pictures: int
+    states: Dict[str, int]
+    troubles: Dict[str, int]
+    version: int
+
+
+class Approved(CropSummary):
+    approved: int
+
+
+class Job(BaseModel):
+    """Long work that has begun; `job` of the folder tells how far it is."""
+
+    name: str
+    state: str
+    done: int
+    total: int
+    left: Optional[float]
+    error: str
+    result: Any = None

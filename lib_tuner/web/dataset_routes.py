@@ -13,6 +13,7 @@ from ..datasets import Datasets, Scope, operations
 from .answers import answer
 from .audit_routes import add_audit
 from .bodies import Done
+from .crop_routes import add_crops
 from .dataset_bodies import Changed, EditOrder, Folder, Found, OpenedFolder, PlanOrder, Preview, RowDetails, Rows, ScopeOrder, TagCounts, WorkStatus
 from .tag_routes import add_tags
 
@@ -27,6 +28,7 @@ def add_datasets(router: APIRouter, sets: Datasets) -> None:
     _add_work(router, sets)
     add_tags(router, sets)
     add_audit(router, sets)
+    add_crops(router, sets)
 
 
 def scope_of(order: EditOrder | ScopeOrder) -> Scope:

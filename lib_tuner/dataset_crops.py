@@ -1,0 +1,334 @@
+"""The crops of an open folder, as the page and scripts see and change them: found, moved by hand, approved, written out.
+
+    crops = FolderCrops.of(opened)                      # one for each open folder; also makes the filter's `crop:` and `problem:` true
+    crops.find(scope, cfg); crops.read(rows, cfg); crops.change(row, [Crop(...)], cfg); crops.export(scope, cfg, how)
+
+The geometry that a page needs to draw and drag a frame goes along with each crop, in fractions of the upright picture: the sides of its largest frame, and by
+how much that one is enlarged. What a person sets is on the disk when the order is answered, in .tuner/crops.json; pictures are never changed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from .data.crop import Frame, Target, clamped, enlargement, frame_size
+from .data.crop_export import Exported, export
+from .data.crop_file import Book, Crop, PictureCrops, change_crops, crops_file, key_of, read_crops
+from .data.crop_names import ExportConfig, named
+from .data.crop_plan import CropConfig, Piece, pieces, problems_of, propose
+from .data.focal import Detector, face_detector
+from .data.item import Item
+from .data.items import Problem, item_of
+from .data.pictures import load
+from .data.sources import digest
+from .data.tag_scores import ScoreStore, stamp_of
+from .datasets import SHOWN_PROBLEMS, OpenFolder, Scope
+from .settings import DataConfig
+from .work import Told
+
+BATCH = 200  # pictures after which what was found is written, so that a power cut costs no more
+HAND = "hand"  # how a crop was found that a person has set on a picture without any
+_NOT_ASKED = ("no caption", "clash", "duplicate")  # of a scan: what does not matter here
+Stamp = tuple[int, int]
+
+
+class FolderCrops:
+    """The crops of one open folder; what it keeps in memory alone is which file has which content."""
+
+    def __init__(self, opened: OpenFolder):
+        self.opened, self.library, self.folder = opened, opened.library, opened.library.folder
+        self.cfg = CropConfig()  # as whoever asked last has it: by it crops have problems
+        self._book: Book = {}
+        self._read_as: Stamp | None = None
+        self._digests: dict[Path, tuple[Stamp, str]] = {}
+        self.library.crops, self.library.crop_troubles = self._state, self._troubles
+
+    @classmethod
+    def of(cls, opened: OpenFolder) -> FolderCrops:
+        """Those of an open folder."""
+        with opened.lock:
+            if cls not in opened.joined:
+                made = opened.joined[cls] = cls(opened)
+                with suppress(ValueError, OSError):  # a damaged file is said where crops are asked for; the captions can be edited all the same
+                    made._load()
+            return opened.joined[cls]
+
+    # ---- what is shown -----------------------------------------------------------------------------------------------
+
+    def read(self, rows: Iterable[int], cfg: CropConfig) -> dict[str, Any]:
+        """The crops of each row that is there. Raises ValueError where the file of crops is damaged, OSError."""
+        with self.opened.lock:
+            self._load(cfg)
+            return {"crops": [self._row(row) for row in dict.fromkeys(rows) if row in self.library.pictures], "version": self.opened.version}
+
+    def summary(self, cfg: CropConfig) -> dict[str, Any]:
+        """How many pictures have crops in each state, and problems of each kind. Raises as `read` does."""
+        with self.opened.lock:
+            self._load(cfg)
+            return self._summary()
+
+    def _summary(self) -> dict[str, Any]:
+        paths = self.library.pictures.values()
+        states, kinds = Counter(map(self._state, paths)), Counter(kind for path in paths for kind in self._troubles(path))
+        return {"pictures": len(paths), "states": dict(states), "troubles": dict(kinds), "version": self.opened.version}
+
+    def _row(self, row: int) -> dict[str, Any]:
+        path = self.library.pictures[row]
+        record, state = self._book.get(self._key(path)), self._state(path)
+        if record is None:
+            return {"row": row, "state": state, "size": None, "found": "", "crops": [], "troubles": [], "told": []}
+        problems = self._problems(path, record)
+        return {
+            "row": row, "state": state, "size": record.size, "found": record.found, "crops": [_crop(record, crop, self.cfg) for crop in record.crops],
+            "troubles": list(dict.fromkeys(problem.kind for problem in problems)), "told": [str(problem) for problem in problems if problem.kind != "review"],
+        }  # fmt: skip
+
+    # ---- what is done ------------------------------------------------------------------------------------------------
+
+    def change(self, row: int, crops: Sequence[Crop], cfg: CropConfig) -> dict[str, Any]:
+        """Sets the crops of one row, none to take them away; frames are pushed inside the picture. Raises ValueError, OSError."""
+        with self.opened.lock:
+            self._load(cfg)
+            path = self.library.picture(row)
+            if crops:
+                record = self._fresh(path)
+                self._keep({self._key(path): replace(record, crops=tuple(_inside(record, crop, cfg) for crop in crops))})
+            else:
+                self._write(lambda kept: {key: record for key, record in kept.items() if key != self._key(path)})
+            return {**self._row(row), "version": self.opened.version}
+
+    def approve(self, scope: Scope, cfg: CropConfig) -> dict[str, Any]:
+        """Approves all crops of a scope but those that are stale; how many pictures that changed. Raises ValueError, OSError."""
+        with self.opened.lock:
+            self._load(cfg)
+            paths = [self.library.pictures[row] for row in scope.of(self.library)]
+            records = {self._key(path): self._book[self._key(path)] for path in paths if self._state(path) in ("auto", "adjusted")}
+            self._keep({key: replace(record, crops=tuple(replace(crop, state="approved") for crop in record.crops)) for key, record in records.items()})
+            return {"approved": len(records), **self._summary()}
+
+    def find(self, scope: Scope, cfg: CropConfig, again: bool = False) -> dict[str, Any]:
+        """Sets to work on finding crops. What a person has set stays, unless `again`. Raises ValueError, OSError."""
+        detector = face_detector() if cfg.focus in ("auto", "face") else None
+        if cfg.focus == "face" and detector is None:
+            raise ValueError("Faces need the package opencv-python-headless: install it, or choose auto or detail.")
+        with self.opened.lock:
+            self._load(cfg)
+            paths = [self.library.pictures[row] for row in scope.of(self.library)]
+            wanted = [path for path in paths if again or not self._touched(self._book.get(self._key(path)))]
+        return self.opened.begin("crop", lambda told: self._find(wanted, cfg, detector, again, told) | {"kept": len(paths) - len(wanted)})
+
+    def export(self, scope: Scope, cfg: CropConfig, how: ExportConfig, out: str = "", as_zip: bool = False) -> dict[str, Any]:
+        """Sets to work on writing the crops of a scope. Raises ValueError, OSError."""
+        with self.opened.lock:
+            self._load(cfg)
+            chosen = {self.library.pictures[row]: self._book.get(self._key(self.library.pictures[row])) for row in scope.of(self.library)}
+        records = {path: record for path, record in chosen.items() if record}
+        if not records:
+            raise ValueError("None of these pictures has a crop yet; find crops first.")
+        target = self._target(out, as_zip)
+        how = how if out.strip() else replace(how, existing="next")
+        return self.opened.begin("crop-export", lambda told: self._export(records, cfg, how, target, told))
+
+    # ---- the work ----------------------------------------------------------------------------------------------------
+
+    def _find(self, paths: Sequence[Path], cfg: CropConfig, detector: Detector | None, again: bool, told: Told) -> dict[str, Any]:
+        found: dict[str, PictureCrops] = {}
+        problems: list[Problem] = []
+        count = 0
+        try:
+            for done, path in enumerate(paths):
+                told(done, len(paths))
+                try:
+                    found[self._key(path)] = self._proposed(path, cfg, detector)
+                    count += 1
+                except (ValueError, OSError) as error:
+                    problems.append(_unread(path, error))
+                if len(found) >= BATCH:
+                    self._keep(found, again)
+                    found = {}
+            told(len(paths), len(paths))
+        finally:  # also where it was stopped: what was found is good
+            self._keep(found, again)
+        with self.opened.lock:
+            return {"found": count, "problems": len(problems), "told": [str(problem) for problem in problems[:SHOWN_PROBLEMS]], **self._summary()}
+
+    def _proposed(self, path: Path, cfg: CropConfig, detector: Detector | None) -> PictureCrops:
+        stamp, data = stamp_of(os.stat(path)), path.read_bytes()
+        item = Item(path, "", digest=digest(data))
+        picture, _ = load(item, data)
+        self._digests[path] = stamp, item.digest
+        return propose(replace(item, size=picture.size), picture, cfg, detector)
+
+    def _export(self, records: Mapping[Path, PictureCrops], cfg: CropConfig, how: ExportConfig, target: Path, told: Told) -> dict[str, Any]:
+        data, total = DataConfig(folder=str(self.folder), masks=how.masks, caption_from="file", caption_extension=how.captions), len(records)
+        made: list[Piece] = []
+        problems: list[Problem] = []
+        for done, (path, record) in enumerate(records.items()):
+            told(done, 2 * total)
+            item, wrong = item_of(path, data)
+            some, found = pieces(item, record, cfg) if item else ([], [])
+            made += some
+            problems += [*(problem for problem in wrong if problem.kind not in _NOT_ASKED), *found]
+        if not made:
+            raise ValueError(f"There is nothing to write: {problems[0]}" if problems else "There is nothing to write: choose a smaller size, or allow an enlargement.")
+        outputs, unmirrored = named(made, self.folder, how)
+        with closing(export(outputs, self.folder, target, how)) as events:
+            for event in events:
+                if isinstance(event, Exported):
+                    problems += [*unmirrored, *event.problems]
+                    return {"path": str(event.path), "pictures": event.pictures, "problems": len(problems), "told": [str(problem) for problem in problems[:SHOWN_PROBLEMS]]}
+                told(total + total * event.done // event.total, 2 * total)
+        raise AssertionError("an export ends with what it wrote")
+
+    def _target(self, out: str, as_zip: bool) -> Path:
+        """Where crops go: as named, from the folder that the data folder is in; else beside the data folder."""
+        name = out.strip().strip('"')
+        if "\0" in name:
+            raise ValueError(f"{name!r} is no path.")
+        path = self.folder.parent / Path(name or f"{self.folder.name}-crops").expanduser()
+        if as_zip:
+            return path if path.suffix.lower() == ".zip" else path.with_name(f"{path.name}.zip")
+        if path.suffix.lower() == ".zip":
+            raise ValueError(f"{path} is the name of a ZIP; name a folder, or save as ZIP.")
+        return path if name else _free(path)
+
+    # ---- what is kept ------------------------------------------------------------------------------------------------
+
+    def _load(self, cfg: CropConfig | None = None) -> None:
+        """Reads the crops anew where another program has changed them."""
+        self.cfg = cfg or self.cfg
+        try:
+            stamp = stamp_of(os.stat(crops_file(self.folder)))
+        except FileNotFoundError:
+            stamp = None
+        if stamp != self._read_as:
+            first, self._book, self._read_as = not self._book, read_crops(self.folder), stamp
+            if first and self._book:
+                self._recall()
+
+    def _keep(self, records: Book, again: bool = True) -> None:
+        """Writes crops of some pictures; `again`: also over what a person has set."""
+        if records:
+            with self.opened.lock:
+                self._write(lambda kept: {**kept, **{key: record for key, record in records.items() if again or not self._touched(kept.get(key))}})
+            self._remember(records)
+
+    def _write(self, change: Callable[[Book], Book]) -> None:
+        if self.library.journal is None:  # nothing can be written here; crops can be exported all the same
+            self._book = dict(change(self._book))
+        else:
+            self._book = change_crops(self.folder, change)
+            self._read_as = stamp_of(os.stat(crops_file(self.folder)))
+        self.opened.version += 1
+
+    def _fresh(self, path: Path) -> PictureCrops:
+        """What is kept of a picture, or a new record where it has none or has changed since."""
+        record = self._book.get(self._key(path))
+        if record and record.digest == self._digest(path):
+            return record
+        stamp, data = stamp_of(os.stat(path)), path.read_bytes()
+        item = Item(path, "", digest=digest(data))
+        self._digests[path] = stamp, item.digest
+        return PictureCrops(load(item, data)[0].size, item.digest, (), (), HAND)
+
+    def _key(self, path: Path) -> str:
+        return key_of(self.folder, path)
+
+    @staticmethod
+    def _touched(record: PictureCrops | None) -> bool:
+        return record is not None and record.touched
+
+    # ---- what the filter asks ----------------------------------------------------------------------------------------
+
+    def _state(self, path: Path) -> str:
+        """none, stale, or that of its least finished crop."""
+        record = self._book.get(self._key(path))
+        if record is None or not record.crops:
+            return "none"
+        if record.digest != self._digest(path):
+            return "stale"
+        states = {crop.state for crop in record.crops}
+        return next(state for state in ("auto", "adjusted", "approved") if state in states)
+
+    def _troubles(self, path: Path) -> tuple[str, ...]:
+        record = self._book.get(self._key(path))
+        return tuple(dict.fromkeys(problem.kind for problem in self._problems(path, record))) if record else ()
+
+    def _problems(self, path: Path, record: PictureCrops) -> tuple[Problem, ...]:
+        return _problems(path, record, self._digest(path), self.cfg)
+
+    def _digest(self, path: Path) -> str:
+        """The content of a file, which is read when it has changed; empty where it is gone."""
+        try:
+            stamp = stamp_of(os.stat(path))
+            known = self._digests.get(path)
+            if known is None or known[0] != stamp:
+                known = self._digests[path] = stamp, digest(path.read_bytes())
+            return known[1]
+        except OSError:
+            return ""
+
+    def _recall(self) -> None:
+        """Which file has which content, from when it was read last: a folder of ten thousand pictures is not read to be opened."""
+        with suppress(OSError):
+            if self.library.journal:
+                with ScoreStore(self.folder) as store:
+                    for path, content in store.digests(self.library.pictures.values()).items():
+                        self._digests.setdefault(path, (stamp_of(os.stat(path)), content))
+
+    def _remember(self, records: Iterable[str]) -> None:
+        with suppress(OSError):
+            if self.library.journal:
+                with ScoreStore(self.folder) as store:
+                    store.remember({path: self._digests[path] for path in (self.folder / key for key in records) if path in self._digests})
+
+
+# ---- pure parts ------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1 << 15)
+def _problems(path: Path, record: PictureCrops, content: str, cfg: CropConfig) -> tuple[Problem, ...]:
+    """A picture whose content is that of its record has its size too, so nothing is decoded."""
+    return tuple(problems_of(Item(path, "", size=record.size, digest=content), record, cfg))
+
+
+def _crop(record: PictureCrops, crop: Crop, cfg: CropConfig) -> dict[str, Any]:
+    target = Target.parse(crop.target or cfg.size)
+    size = target.size_for(record.size, cfg.enlarge)
+    (w, h), (width, height) = record.size, frame_size(record.size, size)
+    frame = clamped(crop.frame, record.size, size)
+    return {
+        "x": frame.x, "y": frame.y, "zoom": frame.zoom, "target": crop.target, "state": crop.state, "fixed": target.kind == "area",
+        "frame": (min(1.0, width / w), min(1.0, height / h)), "size": size, "times": enlargement(record.size, size),
+    }  # fmt: skip
+
+
+def _inside(record: PictureCrops, crop: Crop, cfg: CropConfig) -> Crop:
+    size = Target.parse(crop.target or cfg.size).size_for(record.size, cfg.enlarge)
+    return replace(crop, frame=clamped(crop.frame, record.size, size))
+
+
+def frame_of(x: float, y: float, zoom: float) -> Frame:
+    """A frame as a client gives it: a centre on the edge may be off by what floating point is. Raises ValueError for one that is none."""
+    near = 1e-6
+    return Frame(*(min(max(value, 0.0), 1.0) if -near < value < 1 + near else value for value in (x, y)), max(zoom, 1.0) if zoom > 1 - near else zoom)
+
+
+def _free(path: Path) -> Path:
+    """The path, or with the first number that is not taken."""
+    number, found = 1, path
+    while found.exists():
+        number += 1
+        found = path.with_name(f"{path.name}_{number}")
+    return found
+
+
+def _unread(path: Path, error: ValueError | OSError) -> Problem:
+    return Problem(path, f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error).removeprefix(f"{path}: ").rstrip("."))

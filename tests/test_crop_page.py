@@ -1,0 +1,204 @@
+"""Crops in a real browser: found, dragged in the grid, resized and nudged in the large view, approved, saved; what is seen, and what the files hold."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import zipfile
+
+import pytest
+from conftest import until
+from PIL import Image
+from test_dataset_page import Panel
+from test_page import browser, expect, own_script, server  # noqa: F401
+
+from lib_tuner.data.crop_file import read_crops
+
+SIZES = {"a.png": (400, 200), "b.png": (200, 300), "c.png": (360, 200), "d.png": (90, 60)}
+W = H = 100
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Pictures in which red tells how far from the left a pixel is, green how far from the top."""
+    below = tmp_path / "10_cat"
+    below.mkdir()
+    for name, (w, h) in SIZES.items():
+        across, down = Image.linear_gradient("L").rotate(90).resize((w, h)), Image.linear_gradient("L").resize((w, h))
+        Image.merge("RGB", (across, down, Image.new("L", (w, h), 128))).save(below / name)
+        (below / name).with_suffix(".txt").write_text("cat", encoding="utf-8")
+    return below
+
+
+@pytest.fixture
+def panel(browser, server, folder):  # noqa: F811
+    before = digests(folder)
+    made = CropPanel(browser, server, folder)
+    yield made
+    made.page.evaluate("tuner.data.folder && tuner.data.send('close')")
+    made.context.close()
+    assert made.errors == [] and digests(folder) == before, "a picture or caption was changed"
+
+
+def digests(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.is_file()}
+
+
+class CropPanel(Panel):
+    """The page with a folder open and its crops found."""
+
+    def __init__(self, browser, server, folder):  # noqa: F811
+        super().__init__(browser, server)
+        self.folder = folder
+        self.show(folder)
+        self.click("#tuner-d-cropping > summary")
+        self.page.fill("#tuner-d-crop-size", f"{W}x{H}")
+        self.click("#tuner-d-crop-find")
+        self.sees("#tuner-d-crop-count", "4 with crops, 4 to look at")
+        self.sees("#tuner-d-message", "Crops found: 4.")  # it moves what is below it
+        self.page.locator("#tuner-d-grid").scroll_into_view_if_needed()
+        self.page.wait_for_function("document.querySelectorAll('.tuner-d-cell .tuner-d-frame').length === 4 && [...document.querySelectorAll('.tuner-d-cell img')].every((image) => image.complete)")
+
+    def crops(self, name):
+        return read_crops(self.folder)[name].crops
+
+    def seen(self, selector):
+        """Where a frame lies on its picture as it is seen, in fractions."""
+        return self.page.locator(selector).evaluate("""(frame) => {
+            const image = frame.closest('.tuner-d-shown, .tuner-d-large').querySelector('img').getBoundingClientRect(), f = frame.getBoundingClientRect();
+            return [(f.left - image.left) / image.width, (f.top - image.top) / image.height, (f.right - image.left) / image.width, (f.bottom - image.top) / image.height];
+        }""")
+
+    def drag(self, selector, dx, dy, at=(0.5, 0.5)):
+        box = self.page.locator(selector).bounding_box()
+        x, y = box["x"] + at[0] * box["width"], box["y"] + at[1] * box["height"]
+        self.page.mouse.move(x, y)
+        self.page.mouse.down()
+        self.page.mouse.move(x + dx / 2, y + dy / 2)
+        self.page.mouse.move(x + dx, y + dy)
+        self.page.mouse.up()
+
+    def large(self, row):
+        self.page.locator(f"[data-row='{row}'] .tuner-d-name").dblclick()
+        self.sees("#tuner-d-frame-0")
+        self.page.focus("#tuner-d-frame-0")
+
+
+def shows(picture, box):
+    """Whether a picture shows this part of a drawn one (fractions), by the colours near its corners."""
+    for x, y in ((0.1, 0.1), (0.9, 0.1), (0.1, 0.9), (0.9, 0.9)):
+        red, green, blue = picture.getpixel((round(x * picture.width), round(y * picture.height)))
+        wanted = (box[0] + x * (box[2] - box[0])) * 255, (box[1] + y * (box[3] - box[1])) * 255
+        assert abs(red - wanted[0]) < 5 and abs(green - wanted[1]) < 5 and blue == 128, (red, green, wanted)
+
+
+def test_frames_are_dragged_in_the_grid_and_the_zip_shows_what_they_showed(panel, folder):
+    for row, name, dx, dy in ((0, "a.png", -200, 3), (1, "b.png", 0, 300), (2, "c.png", 12, 0)):
+        before = panel.crops(name)[0].frame
+        panel.drag(f"[data-row='{row}'] .tuner-d-frame", dx, dy)
+        until(lambda name=name: panel.crops(name)[0].state == "adjusted", 30)
+        assert panel.crops(name)[0].frame != before
+    frames = {name: panel.seen(f"[data-row='{row}'] .tuner-d-frame") for row, name in enumerate(SIZES)}
+    assert abs(frames["a.png"][0]) < 0.02 and abs(frames["b.png"][3] - 1) < 0.02, "to the edge, and not beyond it"
+    assert panel.page.locator(".tuner-d-view").is_hidden() and panel.page.locator("#tuner-d-selection").is_hidden(), "a drag is no click"
+    expect(panel.page.locator("[data-row='0'] .tuner-d-mark")).to_have_attribute("data-state", "adjusted")
+    panel.sees("#tuner-d-crop-count", "4 with crops, 1 to look at")
+    panel.click("#tuner-d-crop-write > summary")
+    panel.click("#tuner-d-crop-zip")
+    panel.sees("#tuner-d-crop-written", re.compile(r"Pictures saved: 3, in .*10_cat-crops\.zip.*d\.png is 90 x 60 px", re.DOTALL))
+    with zipfile.ZipFile(folder.parent / "10_cat-crops.zip") as archive:
+        assert set(archive.namelist()) == {"a.png", "a.txt", "b.png", "b.txt", "c.png", "c.txt", "manifest.json"}
+        for name in ("a.png", "b.png", "c.png"):
+            picture = Image.open(io.BytesIO(archive.read(name)))
+            assert picture.size == (W, H)
+            shows(picture, frames[name])
+    panel.click("[data-filter='crop:auto']")
+    panel.shown("d.png")
+
+
+@own_script
+def test_a_frame_is_resized_nudged_approved_and_taken_back(panel):
+    panel.large(0)
+    start = panel.crops("a.png")[0].frame
+    left, top, right, bottom = panel.seen("#tuner-d-frame-0")
+    panel.drag("#tuner-d-frame-0 [data-corner=se]", -40, -40)
+    until(lambda: panel.crops("a.png")[0].frame.zoom > 1.05, 30)
+    now = panel.seen("#tuner-d-frame-0")
+    assert abs(now[0] - left) < 0.01 and abs(now[1] - top) < 0.01 and now[2] < right and now[3] < bottom, "the corner across from it stays"
+    assert abs((now[2] - now[0]) * 400 - (now[3] - now[1]) * 200) < 3, "the aspect stays"
+    panel.drag("#tuner-d-frame-0 [data-corner=se]", -400, -400)
+    panel.sees("#tuner-d-frame-times", "100 x 100 · not enlarged")  # 100 px of the picture, no less
+    until(lambda: panel.crops("a.png")[0].frame.zoom == pytest.approx(2), 30)
+    before = panel.crops("a.png")[0].frame
+    panel.keys("ArrowRight", "Shift+ArrowRight", "Shift+ArrowDown")  # 1 + 10 px of the crop, which are px of the picture here
+    until(lambda: panel.crops("a.png")[0].frame.y == pytest.approx(before.y + 10 / 200), 30)
+    assert panel.crops("a.png")[0].frame.x == pytest.approx(before.x + 11 / 400)
+    panel.sees("#tuner-d-view strong", "a.png")  # the arrows were the frame's
+    panel.keys("Control+z", "Control+z", "Control+z")
+    until(lambda: panel.crops("a.png")[0].frame == start and panel.crops("a.png")[0].state == "auto", 30)
+    panel.keys("-", "+", "+")
+    until(lambda: panel.crops("a.png")[0].frame.zoom == pytest.approx(1.05**2), 30)
+    panel.keys("Enter")
+    panel.sees("#tuner-d-view strong", "b.png")
+    assert panel.crops("a.png")[0].state == "approved"
+    expect(panel.page.locator("#tuner-d-frame-0")).to_be_focused()
+    panel.keys("Enter")
+    panel.sees("#tuner-d-view strong", "c.png")
+    expect(panel.page.locator("#tuner-d-frame-0")).to_be_focused()
+    panel.keys("Escape")
+    panel.sees("#tuner-d-grid")
+    expect(panel.page.locator("[data-row='1'] .tuner-d-mark")).to_have_attribute("data-state", "approved")
+
+
+@own_script
+def test_a_picture_has_several_crops(panel):
+    panel.large(1)
+    panel.click("#tuner-d-frame-add")
+    until(lambda: len(panel.crops("b.png")) == 2, 30)
+    expect(panel.page.locator("#tuner-d-frame-1")).to_be_focused()
+    panel.keys("Shift+Tab")
+    expect(panel.page.locator("#tuner-d-frame-0")).to_be_focused()
+    panel.sees("#tuner-d-frame-state", "Crop 1 of 2: to look at")
+    panel.keys("Tab", "Delete")
+    until(lambda: len(panel.crops("b.png")) == 1, 30)
+    panel.keys("Delete")
+    panel.sees("#tuner-d-frame-state", "No crop yet")
+    until(lambda: "b.png" not in read_crops(panel.folder), 30)
+    panel.click("#tuner-d-frame-find")
+    panel.sees("#tuner-d-frame-0")
+    panel.click("#tuner-d-frame-undo")
+    panel.sees("#tuner-d-frame-state", "No crop yet")
+    panel.click("#tuner-d-frame-add")
+    until(lambda: "b.png" in read_crops(panel.folder) and panel.crops("b.png")[0].state == "adjusted", 30)
+
+
+@own_script
+def test_a_finger_moves_a_frame(panel):
+    panel.large(2)
+    touch = panel.context.new_cdp_session(panel.page)
+    touch.send("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    box, before = panel.page.locator("#tuner-d-frame-0").bounding_box(), panel.crops("c.png")[0].frame
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    for kind, points in (("touchStart", [(x, y)]), ("touchMove", [(x - 30, y)]), ("touchMove", [(x - 60, y)]), ("touchEnd", [])):
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": a, "y": b} for a, b in points]})
+    until(lambda: panel.crops("c.png")[0].state == "adjusted", 30)
+    assert panel.crops("c.png")[0].frame.x < before.x
+
+
+@own_script
+def test_another_size_draws_other_frames_and_a_wrong_one_is_said(panel):
+    panel.page.fill("#tuner-d-crop-size", "200x50")
+    panel.page.wait_for_function("(([frame]) => frame && Math.abs(frame.offsetWidth / frame.offsetHeight - 4) < 0.2)([...document.querySelectorAll(\"[data-row='0'] .tuner-d-frame\")])")
+    panel.page.fill("#tuner-d-crop-size", "wide")
+    panel.sees("#tuner-d-crop-wrong", "'wide' is no size of a crop")
+    panel.page.fill("#tuner-d-crop-size", f"{W}x{H}")
+    expect(panel.page.locator("#tuner-d-crop-wrong")).to_be_hidden()
+    panel.page.fill("#tuner-d-crop-enlarge", "2")
+    panel.click("#tuner-d-crop-approve")
+    panel.sees("#tuner-d-crop-count", "4 with crops, 0 to look at")
+    panel.click("#tuner-d-crop-write > summary")
+    for width in (1280, 390):
+        panel.page.set_viewport_size({"width": width, "height": 800})
+        wide = "[...document.querySelectorAll('#tuner-dataset *')].filter((e) => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('.tuner-d-grid')).map((e) => e.outerHTML.slice(0, 90))"
+        assert panel.page.evaluate(wide) == [], width

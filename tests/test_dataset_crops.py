@@ -1,0 +1,215 @@
+"""The routes of crops: what is found, moved, approved, filtered and written, and that no picture is changed by it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+
+import pytest
+from conftest import until
+from PIL import Image
+from test_datasets import Client, web  # noqa: F401
+
+from lib_tuner.data.crop_file import Crop, read_crops
+from lib_tuner.data.crop_plan import CropConfig
+from lib_tuner.data.library import Library
+from lib_tuner.dataset_crops import FolderCrops
+from lib_tuner.datasets import OpenFolder, Scope
+
+SIZES = {"10_cat/a.png": (400, 200), "10_cat/b.png": (200, 300), "c.png": (100, 100)}
+
+
+def drawn(size, square):
+    """Grey with a checked square: all the detail there is."""
+    image = Image.new("RGB", size, (120, 120, 120))
+    left, top = square
+    for x in range(0, 60, 10):
+        for y in range(0, 60, 10):
+            image.paste((255, 255, 0) if (x + y) % 20 else (0, 0, 255), (left + x, top + y, left + x + 10, top + y + 10))
+    return image
+
+
+@pytest.fixture
+def folder(tmp_path):
+    below = tmp_path / "set"
+    (below / "10_cat").mkdir(parents=True)
+    for (name, size), square in zip(SIZES.items(), ((320, 70), (70, 20), (20, 20))):
+        drawn(size, square).save(below / name)
+        (below / name).with_suffix(".txt").write_text("cat, left arm" if name == "c.png" else "cat", encoding="utf-8")
+    return below
+
+
+@pytest.fixture
+def client(web, folder):  # noqa: F811
+    before = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*.*") if ".tuner" not in path.parts}
+    made = CropClient(web, folder)
+    yield made
+    assert {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in before} | made.changed == before | made.changed, "a picture or caption was changed"
+
+
+class CropClient(Client):
+    size = "200x200"
+    changed: dict = {}
+
+    def crops(self, path, ok=True, **body):
+        answer = self.post(f"crops/{path}", crop={"size": self.size, "focus": "detail", **body.pop("crop", {})}, **body)
+        return self.ok(answer) if ok else answer.json()["error"]
+
+    def work(self, path, **body):
+        """Does long work, and gives its result."""
+        self.crops(path, **body)
+        until(lambda: self.job()["state"] not in ("running", "stopping"), 30)
+        assert self.job()["state"] == "done", self.job()["error"]
+        return self.job()["result"]
+
+    def job(self):
+        return self.ok(self.get("job"))["job"]
+
+    def row(self, row):
+        return self.crops("read", rows=[row])["crops"][0]
+
+
+def box_of(entry):
+    """In px of the picture, from what a page is given."""
+    crop, (w, h) = entry["crops"][0], entry["size"]
+    width, height = (side / crop["zoom"] for side in crop["frame"])
+    return [round(value, 3) for value in ((crop["x"] - width / 2) * w, (crop["y"] - height / 2) * h, (crop["x"] + width / 2) * w, (crop["y"] + height / 2) * h)]
+
+
+def test_crops_are_found_where_the_detail_is(client, folder):
+    assert client.row(0) == {"row": 0, "state": "none", "size": None, "found": "", "crops": [], "troubles": [], "told": []}
+    result = client.work("find")
+    assert (result["found"], result["kept"], result["states"]) == (3, 0, {"auto": 3}) and result["troubles"] == {"small": 1, "review": 3}
+    entry = client.row(0)
+    assert entry["size"] == [400, 200] and entry["crops"][0]["frame"] == [0.5, 1.0] and entry["crops"][0]["times"] == 1.0 and entry["crops"][0]["size"] == [200, 200]
+    left, top, right, bottom = box_of(entry)
+    assert left <= 320 and right >= 380 and (top, bottom) == (0, 200) and right - left == 200
+    assert set(read_crops(folder)) == set(SIZES)
+
+
+def test_the_filter_knows_crops_and_what_is_wrong_with_them(client):
+    assert client.names("crop:none") == ["a.png", "b.png", "c.png"] and client.names("problem:small") == []
+    client.work("find", rows=[0, 2])
+    client.crops("change", row=0, crops=[{"x": 0.5}])
+    assert [client.names(f"crop:{state}") for state in ("none", "auto", "adjusted")] == [["b.png"], ["c.png"], ["a.png"]]
+    assert client.names("problem:small") == ["c.png"] and client.names("problem:review") == ["c.png"]
+    assert client.row(2)["told"] == ["c.png is 100 x 100 px and its crop would be enlarged 2.00 times to 200 x 200, so it is left out; choose a smaller size or allow it."]
+    client.size = "64x64"
+    assert client.crops("summary")["troubles"] == {"review": 1} and client.names("problem:small") == []
+    assert client.crops("approve", filter="crop:auto")["approved"] == 1 and client.names("crop:approved") == ["c.png"] and client.names("problem:*") == []
+    details = client.ok(client.post("details", rows=[0, 1, 2]))
+    assert [row["crop"] for row in details] == ["adjusted", "none", "approved"]
+
+
+def test_what_a_person_has_set_stays_until_it_is_to_be_found_anew(client, folder):
+    client.crops("change", row=0, crops=[{"x": 0.3, "zoom": 1.5}])
+    assert (client.work("find")["kept"], client.row(0)["crops"][0]["x"]) == (1, 0.3)
+    assert read_crops(folder)["10_cat/a.png"].crops[0].frame.zoom == 1.5
+    client.work("find", again=True)
+    assert client.row(0)["state"] == "auto" and client.row(0)["crops"][0]["zoom"] == 1
+
+
+def test_a_frame_is_pushed_inside_and_several_are_kept(client, folder):
+    entry = client.crops("change", row=0, crops=[{"x": 0.0, "y": 0.9}, {"x": 1.0000000001, "state": "approved", "target": "100x200"}])
+    assert [(c["x"], c["y"], c["state"]) for c in entry["crops"]] == [(0.25, 0.5, "adjusted"), (0.875, 0.5, "approved")] and entry["state"] == "adjusted"
+    assert entry["crops"][1]["frame"] == [0.25, 1.0] and read_crops(folder)["10_cat/a.png"].crops[1].target == "100x200"
+    assert client.crops("change", row=0, crops=[])["state"] == "none" and read_crops(folder) == {}
+
+
+def test_a_picture_that_has_changed_has_stale_crops_until_they_are_set_anew(client, folder):
+    client.work("find")
+    client.crops("approve")
+    client.changed = {folder / "c.png": "by this test"}
+    drawn((300, 200), (10, 10)).save(folder / "c.png")
+    assert client.names("crop:stale") == client.names("problem:stale") == ["c.png"] and client.names("crop:approved") == ["a.png", "b.png"]
+    assert client.crops("approve")["approved"] == 0 and client.row(2)["state"] == "stale"
+    entry = client.crops("change", row=2, crops=[{"x": 0.5}])
+    assert entry["state"] == "adjusted" and entry["size"] == [300, 200] and client.names("crop:stale") == []
+
+
+def test_the_state_is_known_again_after_the_folder_was_closed(web, client, folder, monkeypatch):  # noqa: F811
+    client.work("find")
+    client.ok(client.post("close"))
+    monkeypatch.setattr("lib_tuner.dataset_crops.digest", lambda data: pytest.fail("a picture was read to open its folder"))
+    again = CropClient(web, folder)
+    assert again.names("crop:auto") == ["a.png", "b.png", "c.png"]
+
+
+def test_another_programs_crops_are_seen(client, folder):
+    from lib_tuner.data.crop_file import change_crops
+
+    client.work("find")
+    change_crops(folder, lambda kept: {key: type(record)(record.size, record.digest, (Crop(state="approved"),)) for key, record in kept.items()})
+    assert client.row(0)["state"] == "approved" and client.row(0)["crops"][0]["x"] == 0.5
+
+
+def test_a_zip_without_a_path_lies_beside_the_folder_under_a_name_that_is_free(client, folder):
+    client.work("find", filter="crop:none")
+    client.crops("change", row=0, crops=[{"x": 0.25}])
+    for name in ("set-crops.zip", "set-crops_2.zip"):
+        result = client.work("export", zip=True, export={"form": "png"})
+        assert result["path"] == str(folder.parent / name) and result["pictures"] == 2 and "c.png is 100 x 100 px" in result["told"][0]
+    with zipfile.ZipFile(folder.parent / "set-crops.zip") as archive:
+        assert set(archive.namelist()) == {"10_cat/a.png", "10_cat/a.txt", "10_cat/b.png", "10_cat/b.txt", "manifest.json"}
+        made = Image.open(io.BytesIO(archive.read("10_cat/a.png")))
+        assert made.size == (200, 200) and made.tobytes() == Image.open(folder / "10_cat/a.png").crop((0, 0, 200, 200)).tobytes()
+        assert json.loads(archive.read("manifest.json"))["pictures"][0]["box"] == [0, 0, 200, 200]
+
+
+def test_a_folder_gets_mirrored_copies_in_the_wanted_form(client, folder, tmp_path):
+    client.size = "64x96"
+    client.work("find")
+    result = client.work("export", out="made", export={"form": "jpg", "quality": 80, "mirror": "safe", "flat": True, "name": "{index}"}, filter="path:c.png OR name:a.png")
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["1.jpg", "1.txt", "1_mirrored.jpg", "1_mirrored.txt", "2.jpg", "2.txt"] and result["pictures"] == 3
+    assert any("left" in line for line in result["told"]) and Image.open(tmp_path / "made" / "2.jpg").size == (64, 96)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("find", {"crop": {"size": "big"}}, "'big' is no size of a crop"), ("find", {"crop": {"enlarge": 99}}, "enlarge: 99"), ("find", {"filter": "(x"}, "is not closed"),
+        ("change", {"row": 99, "crops": [{}]}, "not in the folder any more"), ("change", {"row": 0, "crops": [{"x": 1.2}]}, "outside the picture"),
+        ("change", {"row": 0, "crops": [{"state": "good"}]}, "not 'good'"), ("export", {}, "find crops first"), ("approve", {"filter": "("}, ""),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(client, path, body, said):
+    assert said in client.crops(path, ok=False, **body)
+
+
+def test_what_cannot_be_written_is_said(client, folder):
+    client.work("find")
+    assert "name a folder, or save as ZIP" in client.crops("export", ok=False, out="x.zip")
+    assert "makes no file name" in client.crops("export", ok=False, export={"name": "../x"})
+    client.crops("export", out=str(folder / "inside"))
+    until(lambda: client.job()["state"] == "failed", 30)
+    assert "in the folder of the originals" in client.job()["error"] and not (folder / "inside").exists()
+
+
+def test_a_damaged_file_of_crops_stops_crops_alone(web, folder):  # noqa: F811
+    (folder / ".tuner").mkdir()
+    (folder / ".tuner" / "crops.json").write_text("{")
+    client = CropClient(web, folder)
+    assert client.names("cat") == ["a.png", "b.png", "c.png"] and client.names("crop:none") != []
+    assert "is damaged and was left alone" in client.crops("read", ok=False, rows=[0]) and (folder / ".tuner" / "crops.json").read_text() == "{"
+
+
+def test_a_folder_that_cannot_be_written_has_crops_as_long_as_it_is_open(folder):
+    opened = OpenFolder(Library(folder))  # without a journal
+    crops, cfg = FolderCrops.of(opened), CropConfig(size="200x200", focus="centre")
+    crops.find(Scope(), cfg)
+    until(lambda: opened.work()["state"] == "done", 30)
+    crops.change(0, [Crop(state="adjusted")], cfg)
+    assert [opened.library.crop(row) for row in opened.library.pictures] == ["adjusted", "auto", "auto"] and not (folder / ".tuner").exists()
+
+
+def test_a_picture_that_cannot_be_read_is_said_and_the_others_are_found(client, folder):
+    client.changed = {folder / "c.png": "by this test"}
+    (folder / "c.png").write_bytes(b"broken")
+    result = client.work("find")
+    assert result["found"] == 2 and result["problems"] == 1 and result["told"][0].startswith("c.png is no picture") and client.names("crop:none") == ["c.png"]
+
+
+def test_other_sites_change_nothing(client):
+    assert client.web.post(f"/tuner/api/data/{client.id}/crops/find", json={}).status_code == 403 and client.row(0)["state"] == "none"
