@@ -47,7 +47,7 @@
     async function open(folder) {
         const opened = await tuner.send("data/open", { folder });
         try { localStorage.setItem(KEPT, opened.folder); } catch (error) { /* a browser that keeps nothing */ }
-        Object.assign(data, { folder: opened, filter: "", like: "", current: null, details: new Map(), selected: new Set(), stamp: data.stamp + 1 });
+        Object.assign(data, { folder: opened, rows: [], filter: "", like: "", current: null, details: new Map(), selected: new Set(), stamp: data.stamp + 1 });
         data.draw(true);
         await data.look();
     }

@@ -203,7 +203,8 @@
         box.addEventListener("toggle", () => { crops.open = box.open; });
         side.append(box);
         drawQuality();
-        count();
+        clearTimeout(counting);
+        counting = setTimeout(count, WAIT); // after the pictures themselves
     }
 
     const button = (id, text, action, more = "") => h("button", { type: "button", id, class: `tuner-button ${more}`.trim(), onclick: data.doing(action) }, text);

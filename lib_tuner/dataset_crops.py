@@ -20,7 +20,7 @@ from typing import Any
 
 from .data.crop import Frame, Target, clamped, enlargement, frame_size
 from .data.crop_export import Exported, export
-from .data.crop_file import Book, Crop, PictureCrops, change_crops, crops_file, key_of, read_crops
+from .data.crop_file import Book, Crop, PictureCrops, change_crops, crops_file, read_crops
 from .data.crop_names import ExportConfig, named
 from .data.crop_plan import CropConfig, Piece, pieces, problems_of, propose
 from .data.focal import Detector, face_detector
@@ -75,9 +75,12 @@ class FolderCrops:
             return self._summary()
 
     def _summary(self) -> dict[str, Any]:
+        count = len(self.library.pictures)
+        if not self._book:
+            return {"pictures": count, "states": {"none": count}, "troubles": {}, "version": self.opened.version}
         paths = self.library.pictures.values()
         states, kinds = Counter(map(self._state, paths)), Counter(kind for path in paths for kind in self._troubles(path))
-        return {"pictures": len(paths), "states": dict(states), "troubles": dict(kinds), "version": self.opened.version}
+        return {"pictures": count, "states": dict(states), "troubles": dict(kinds), "version": self.opened.version}
 
     def _row(self, row: int) -> dict[str, Any]:
         path = self.library.pictures[row]
@@ -239,7 +242,7 @@ class FolderCrops:
         return PictureCrops(load(item, data)[0].size, item.digest, (), (), HAND)
 
     def _key(self, path: Path) -> str:
-        return key_of(self.folder, path)
+        return path.relative_to(self.folder).as_posix()  # `key_of`, for a folder that is absolute: it is asked for each picture
 
     @staticmethod
     def _touched(record: PictureCrops | None) -> bool:
