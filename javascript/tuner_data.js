@@ -138,17 +138,24 @@
         return h("div", { class: "tuner-d-problems" }, told);
     }
 
-    // The folder becomes that of the Train form, as if it had been typed there.
+    // The folder becomes that of the Train form, with what other parts know of it, as if somebody had typed it there.
     async function train() {
         if (data.view) await data.view.flush();
-        const field = document.querySelector("#tuner-f-data-folder textarea, #tuner-f-data-folder input");
+        const field = form("data.folder");
         if (!field) throw new Error(tuner.t("The form for training is not on this page."));
-        field.value = data.folder.folder;
-        field.dispatchEvent(new Event("input", { bubbles: true }));
-        field.dispatchEvent(new Event("change", { bubbles: true }));
+        set(field, data.folder.folder);
+        const said = data.parts.flatMap((part) => (part.toTrain ? part.toTrain({ value: (key) => (form(key) || {}).value, set: (key, value) => form(key) && set(form(key), value) }) : []));
         tuner.views.show("train");
+        if (said.length) tuner.say(said.join(" "));
         field.scrollIntoView({ block: "center" });
         field.focus();
+    }
+
+    const form = (key) => document.querySelector(["textarea", "input"].map((tag) => `#tuner-f-${key.replace(".", "-")} ${tag}`).join(", "));
+
+    function set(field, value) {
+        field.value = value;
+        for (const name of ["input", "change", "blur"]) field.dispatchEvent(new Event(name, { bubbles: true }));
     }
 
     // ---- the filter ----

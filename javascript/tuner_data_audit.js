@@ -5,7 +5,7 @@
     const { h } = tuner;
     const SIDE = 128, MENDS = 4; // px of a picture beside its twins; ways to mend one finding
     const data = tuner.data = tuner.data || {};
-    (data.parts = data.parts || []).push({ mount, drawn: () => { scoped(); aged(); }, scoped });
+    (data.parts = data.parts || []).push({ mount, drawn: () => { scoped(); aged(); }, scoped, toTrain });
     const form = { goal: "", trigger: "", size: "512" };
     let box = null, result = null, folder = "";
     const opened = new Set(); // kinds that are unfolded
@@ -73,6 +73,19 @@
         result = await data.begin("audit", { goal: form.goal, trigger: form.trigger, size: Math.round(Number(form.size)) || 0, ...scope().order });
         draw();
         await data.look(); // a filter by what was found names other pictures now
+    }
+
+    // The trigger word goes into the sample prompts and keeps its place in captions; the rule of thumb is told alone.
+    function toTrain(train) {
+        const word = form.trigger.trim(), said = [];
+        if (word) {
+            const prompts = String(train.value("sample.prompts") || "");
+            if (!prompts.includes(word)) train.set("sample.prompts", [word, prompts].filter(Boolean).join("\n"));
+            if (!Number(train.value("data.keep_tags"))) train.set("data.keep_tags", word.split(",").length);
+            said.push(tuner.t("The trigger word {0} is a sample prompt and stays in front of the captions.", word));
+        }
+        if (result && result.steps) said.push(tuner.t("For {0} pictures a LoRA is usually trained about {1} steps of {2} pictures (a rule of thumb).", result.pictures, result.steps, result.batch));
+        return said;
     }
 
     // ---- what was found ----

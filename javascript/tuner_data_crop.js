@@ -184,7 +184,7 @@
         past.length = 0;
         forget();
         const field = (id, label, control, help = "") => h("div", { class: "tuner-d-field" }, h("label", { for: id }, label), control, help ? h("small", {}, help) : null);
-        box = h("details", { class: "tuner-d-edits tuner-d-cropping", id: "tuner-d-cropping", open: crops.open }, h("summary", {}, h("h4", {}, tuner.t("Crop"))),
+        box = h("details", { class: "tuner-d-fold tuner-d-cropping", id: "tuner-d-cropping", open: crops.open }, h("summary", {}, tuner.t("Crop")),
             field("tuner-d-crop-size", tuner.t("Size"), input("size", crops.cfg, { list: "tuner-d-crop-sizes" }), tuner.t("512x768, bucket:512 (the nearest size of a run) or area:512 (nothing cut off)")),
             h("datalist", { id: "tuner-d-crop-sizes" }, SIZES.map((size) => h("option", { value: size }))),
             field("tuner-d-crop-focus", tuner.t("What the crop is about"), select("focus", crops.cfg, FOCUS())),

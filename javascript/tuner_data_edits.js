@@ -94,12 +94,12 @@
         if (!choices.some(([name]) => name === form.scope)) form.scope = null;
         const scope = chosenScope();
         tuner.keepFocus(set_, () => set_.replaceChildren(h("legend", {}, tuner.t("On which pictures")), ...choices.map(([name, label]) => h("label", {},
-            h("input", { type: "radio", name: "tuner-d-scope", id: `tuner-d-scope-${name}`, value: name, checked: name === scope, onchange: () => { form.scope = name; check(); told(); } }), label))));
-        told();
+            h("input", { type: "radio", name: "tuner-d-scope", id: `tuner-d-scope-${name}`, value: name, checked: name === scope, onchange: () => { form.scope = name; check(); } }), label))));
+        scopeTold();
     }
 
     // Other parts that work on the same pictures.
-    function told() {
+    function scopeTold() {
         for (const part of data.parts) if (part.scoped) part.scoped();
     }
 
@@ -110,7 +110,6 @@
     data.scopeDrawn = function () {
         if (data.selected.size) form.scope = null;
         scopes();
-        for (const part of data.parts) if (part.scoped) part.scoped();
         if (form.plan && !form.plan.own) check();
     };
 

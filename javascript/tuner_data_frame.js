@@ -190,9 +190,9 @@
         if (bar.dataset.kind !== kind) {
             bar.dataset.kind = kind;
             tuner.keepFocus(bar, () => bar.replaceChildren(h("span", { id: "tuner-d-frame-state", role: "status" }), h("span", { id: "tuner-d-frame-times" }), h("span", { class: "tuner-d-space" }),
-                ...(crop ? [button("tuner-d-frame-out", "−", () => change((c) => zoomBy(c, 1 / ZOOM)), { "aria-label": tuner.t("Zoom out") }), button("tuner-d-frame-in", "+", closer, { "aria-label": tuner.t("Zoom in") })] : []), crop && !stale ? null : button("tuner-d-frame-find", tuner.t("Find a crop"), find),
-                button("tuner-d-frame-add", tuner.t("Add crop"), add), crop ? button("tuner-d-frame-drop", tuner.t("Remove crop"), drop) : null, button("tuner-d-frame-undo", tuner.t("Undo crop"), undo),
-                crop ? button("tuner-d-frame-approve", tuner.t("Approve, next"), approve, { class: "tuner-button tuner-strong", title: "Enter" }) : null));
+                ...(crop ? [button("tuner-d-frame-out", "−", () => change((c) => zoomBy(c, 1 / ZOOM)), { "aria-label": tuner.t("Zoom out") }), button("tuner-d-frame-in", "+", closer, { "aria-label": tuner.t("Zoom in") })] : []), crop && !stale ? "" : button("tuner-d-frame-find", tuner.t("Find a crop"), find),
+                button("tuner-d-frame-add", tuner.t("Add crop"), add), crop ? button("tuner-d-frame-drop", tuner.t("Remove crop"), drop) : "", button("tuner-d-frame-undo", tuner.t("Undo crop"), undo),
+                crop ? button("tuner-d-frame-approve", tuner.t("Approve, next"), approve, { class: "tuner-button tuner-strong", title: "Enter" }) : ""));
         }
         const state = document.getElementById("tuner-d-frame-state"), note = document.getElementById("tuner-d-frame-times"), shown = !crop ? "none" : stale ? "stale" : crop.state;
         state.dataset.state = shown;

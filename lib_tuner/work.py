@@ -71,6 +71,6 @@ class Work:
             self.state = "done"
         except Stopped:
             self.state = "stopped"
-        except (ValueError, OSError, RuntimeError, MemoryError) as error:
-            LOG.info("%s", self.name, exc_info=error)
+        except Exception as error:  # whatever it is, the folder is free again and somebody reads it
+            LOG.warning("%s failed", self.name, exc_info=error)
             self.error, self.state = sentence(error), "failed"

@@ -36,8 +36,10 @@ def panel(browser, server, folder):  # noqa: F811
     before = digests(folder)
     made = CropPanel(browser, server, folder)
     yield made
+    odd = made.odd()
     made.page.evaluate("tuner.data.folder && tuner.data.send('close')")
     made.context.close()
+    assert odd == []
     assert made.errors == [] and digests(folder) == before, "a picture or caption was changed"
 
 

@@ -28,9 +28,10 @@ def panel(browser, server, folder):  # noqa: F811
     made = Panel(browser, server)
     made.show(folder)
     yield made
+    odd = made.odd()
     made.page.evaluate("tuner.data.folder && tuner.data.send('close')")
     made.context.close()
-    assert made.errors == []
+    assert made.errors == [] and odd == []
 
 
 class Panel(Page):
@@ -50,6 +51,10 @@ class Panel(Page):
     def keys(self, *keys):
         for key in keys:
             self.page.keyboard.press(key)
+
+    def odd(self):
+        """What a page says where a script has a mistake."""
+        return re.findall(r"\b(?:null|undefined|NaN)\b|\[object \w+\]", self.page.locator("#tuner-data-root").inner_text())
 
     def undo(self, what):
         """Waits until this can be undone."""
@@ -206,9 +211,14 @@ def test_ten_thousand_pictures_are_a_few_cells(panel, tmp_path):
 
 
 def test_train_on_this_fills_the_form(panel, folder):
+    panel.click("#tuner-d-audit > summary")
+    panel.page.fill("#tuner-d-a-trigger", "zwx cat")
     panel.click("#tuner-d-train")
     until(lambda: panel.field("data.folder").input_value() == str(folder), 30)
     assert panel.page.locator("#tuner-train").is_visible() and not panel.page.locator("#tuner-dataset").is_visible()
+    prompts = panel.field("sample.prompts").input_value()
+    assert prompts.startswith("zwx cat\n") and "robot" in prompts and panel.field("data.keep_tags").input_value() == "1"
+    panel.sees("#tuner-live .tuner-message", "zwx cat is a sample prompt")
 
 
 @own_script

@@ -18,7 +18,7 @@ def test_its_result_is_there_when_it_is_done():
     assert (status["state"], status["result"], status["done"], status["total"], status["unit"], status["left"]) == ("done", "all", 3, 3, "pictures", None)
 
 
-@pytest.mark.parametrize(("error", "said"), [(ValueError("That is wrong."), "That is wrong."), (OSError(28, "No space left on device", "/x/y"), "No space left"), (RuntimeError("no memory"), "no memory")])
+@pytest.mark.parametrize(("error", "said"), [(ValueError("That is wrong."), "That is wrong."), (OSError(28, "No space left on device", "/x/y"), "No space left"), (RuntimeError("no memory"), "no memory"), (KeyError("a mistake of ours"), "a mistake of ours")])
 def test_what_goes_wrong_is_one_sentence(error, said):
     def fail(told):
         raise error
