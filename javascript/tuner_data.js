@@ -63,6 +63,8 @@
         try {
             const [found, tags] = await Promise.all([data.get(`rows?filter=${query}`), data.get(`tags?filter=${query}&like=${encodeURIComponent(data.like)}&limit=${TAGS}`)]);
             if (mine !== asked) return;
+            if (found.version !== data.folder.version) data.details.clear(); // another page has changed something
+            data.folder.version = found.version;
             Object.assign(data, { rows: found.rows, tags: tags.tags, distinct: tags.distinct });
             byId("tuner-d-filter").classList.remove("tuner-bad-input");
             tuner.text(byId("tuner-d-wrong"), "");
@@ -85,15 +87,24 @@
 
     data.edit = async (name, args, rows) => data.changed(await data.send("edit", { name, args, rows }));
 
-    data.undo = async () => data.folder.undo && data.changed(await data.send("undo"));
-    data.redo = async () => data.folder.redo && data.changed(await data.send("redo"));
+    // The one that the button names: what was typed meanwhile is an edit of its own, and is not taken back in its place.
+    const turn = (way) => async () => {
+        const meant = data.folder[way];
+        if (data.view) await data.view.flush();
+        if (meant) await data.changed(await data.send(way, { number: meant.number }));
+    };
+    data.undo = turn("undo");
+    data.redo = turn("redo");
 
+    // What somebody has typed and could not save is in its field again, beside what the file says now.
     async function read() {
+        const typed = data.view && data.view.typed();
         data.folder = await data.send("read");
         data.stamp++;
         data.details.clear();
         data.draw(true);
         await data.look();
+        if (typed) await data.view.again(typed);
     }
 
     // The page of the folder; `anew`: also where it is drawn already.
@@ -195,10 +206,10 @@
         return h("section", { class: "tuner-d-tags" }, h("h4", { id: "tuner-d-tags-head" }), input, h("ul", { id: "tuner-d-tags", "aria-labelledby": "tuner-d-tags-head" }));
     }
 
-    // A tag as the filter reads it: in quotes where it holds what the filter reads otherwise.
+    // A tag as the filter reads it: in quotes where it holds what the filter reads otherwise, * and ? with a backslash.
     const QUOTE = String.fromCharCode(34), SPECIAL = [...`(),*?:\\${QUOTE}`];
-    const quoted = (tag) => (SPECIAL.some((letter) => tag.includes(letter)) || /\b(AND|OR|NOT)\b|^untagged$| {2}/.test(tag)
-        ? QUOTE + tag.replaceAll("\\", "\\\\").replaceAll(QUOTE, `\\${QUOTE}`) + QUOTE : tag);
+    const escaped = (text, letters) => [...text].map((letter) => (letters.includes(letter) ? `\\${letter}` : letter)).join("");
+    const quoted = (tag) => (SPECIAL.some((letter) => tag.includes(letter)) || /\b(AND|OR|NOT)\b|^untagged$| {2}/.test(tag) ? QUOTE + escaped(tag, ["\\", QUOTE, "*", "?"]) + QUOTE : tag);
 
     function drawTags() {
         tuner.text(byId("tuner-d-tags-head"), tuner.t("Tags: {0}", data.distinct.toLocaleString(tuner.language.locale)));

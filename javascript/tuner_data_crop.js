@@ -53,7 +53,7 @@
 
     function forget() {
         epoch++;
-        crops.known.clear();
+        for (const row of [...crops.known.keys()]) if (!dirty.has(row)) crops.known.delete(row); // one that is being moved stays
         asked.clear();
     }
 
@@ -154,8 +154,8 @@
         const answer = await data.send("crops/approve", order(scope));
         counted(answer);
         const rows = scope.rows || [...crops.known.keys()];
-        for (const row of rows) crops.known.delete(row);
-        await load(rows);
+        for (const row of rows) if (!dirty.has(row)) crops.known.delete(row);
+        await load(rows.filter((row) => !dirty.has(row)));
         return answer.approved;
     };
 

@@ -6,7 +6,7 @@
     const CELL = 168, HEAD = 28, MARGIN = 2, ASK = 40; // px of a cell, of the line below its picture; rows of cells beyond the edge; ms
     const data = tuner.data = tuner.data || {};
     (data.parts = data.parts || []).push({ mount, drawn });
-    let box = null, inner = null, cells = new Map(), columns = 1, timer = null, waiting = false, anchor = null; // cells: by row
+    let box = null, inner = null, cells = new Map(), columns = 1, timer = null, waiting = false, anchor = null, place_ = 0; // place_: of the current one in the list; cells: by row
     data.current = null;
 
     function mount(main) {
@@ -19,7 +19,7 @@
     }
 
     function drawn() {
-        if (data.current !== null && !data.rows.includes(data.current)) data.current = null;
+        if (data.current !== null && !data.rows.includes(data.current) && (!data.view || data.view.row !== data.current)) data.current = null; // the one in large stays, also where it has left the filter
         for (const cell of cells.values()) cell.remove();
         cells.clear();
         place();
@@ -120,7 +120,7 @@
 
     const go = data.go = function (row) {
         data.current = row;
-        const at = data.rows.indexOf(row), high = CELL + HEAD, top = Math.floor(at / columns) * high;
+        const at = place_ = data.rows.indexOf(row), high = CELL + HEAD, top = Math.floor(at / columns) * high;
         if (box.clientHeight) {
             if (top < box.scrollTop) box.scrollTop = top;
             else if (top + high > box.scrollTop + box.clientHeight) box.scrollTop = top + high - box.clientHeight;
@@ -132,7 +132,8 @@
 
     // The picture so many places further on; nothing beyond the ends.
     data.step = function (by) {
-        const at = data.current === null ? -1 : data.rows.indexOf(data.current), next = at < 0 ? 0 : at + by;
+        const at = data.current === null ? -1 : data.rows.indexOf(data.current);
+        const next = at >= 0 ? at + by : data.current === null ? 0 : by > 0 ? place_ : place_ - 1; // the one that has left the list left a gap
         if (next >= 0 && next < data.rows.length) go(data.rows[next]);
         return data.current;
     };

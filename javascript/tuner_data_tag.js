@@ -70,7 +70,11 @@
 
     function scoped() {
         const line = document.getElementById("tuner-d-t-scope");
-        if (line) tuner.text(line, `${tuner.t("On which pictures")}: ${data.scope().label}`);
+        const label = `${tuner.t("On which pictures")}: ${data.scope().label}`;
+        if (!line || line.textContent === label) return;
+        const shown = line.textContent && slot.textContent;
+        tuner.text(line, label);
+        if (shown) again(0); // what is shown was for other pictures
     }
 
     function options(second) {

@@ -7,18 +7,21 @@
     const data = tuner.data = tuner.data || {};
     (data.parts = data.parts || []).push({ mount, drawn: () => {} });
     const view = data.view = { row: null };
-    let panel = null, timer = null, typed = null, saving = null; // typed: {row, text} that is not saved yet
+    let panel = null, timer = null, typed = null, chain = Promise.resolve(), base = ""; // typed: {folder, row, text, was} that is not saved yet; base: what the file says
 
     function mount(main) {
         panel = h("section", { id: "tuner-d-view", class: "tuner-d-view", hidden: true, "aria-label": tuner.t("Picture and caption"), onkeydown: keys });
         main.append(panel);
-        if (view.row !== null) view.row = null;
+        view.row = null;
+        clearTimeout(timer);
+        typed = null; // whoever draws the page anew keeps it: `view.typed`, `view.again`
     }
 
     view.open = async function (row, add = false) {
         await view.flush();
         view.row = row;
-        data.current = row;
+        if (data.rows.includes(row)) data.go(row);
+        else data.current = row;
         document.getElementById("tuner-d-grid").hidden = true;
         panel.hidden = false;
         await draw();
@@ -46,7 +49,7 @@
 
     async function draw() {
         const row = view.row, item = await known(row);
-        if (view.row !== row) return;
+        if (view.row !== row || typed) return; // somebody has gone on, or types already
         if (!item) { await view.close(); return; }
         const at = data.rows.indexOf(row), button = (id, text, action, more = {}) => h("button", { type: "button", id, class: "tuner-button", onclick: data.doing(action), ...more }, text);
         const name = document.activeElement && panel.contains(document.activeElement) ? document.activeElement.id : "";
@@ -61,7 +64,7 @@
 
     function caption(item) {
         const box = h("textarea", { id: "tuner-d-text", rows: 5, spellcheck: "false", "aria-label": tuner.t("Caption"), oninput: () => note(item.row, box.value), onblur: data.doing(view.flush) });
-        box.value = item.text;
+        box.value = base = item.text;
         box.readOnly = !data.folder.editable;
         const add = h("input", { type: "text", id: "tuner-d-add", placeholder: tuner.t("Add a tag"), "aria-label": tuner.t("Add a tag"), list: "tuner-d-suggested", autocomplete: "off", spellcheck: "false", oninput: () => suggest(add.value), onkeydown: (event) => {
             if (event.key !== "Enter" || event.isComposing) return;
@@ -100,38 +103,63 @@
     // ---- what is typed ----
 
     function note(row, text) {
-        typed = { row, text };
+        typed = { folder: data.folder.id, row, text, was: base };
         state(tuner.t("not saved yet"));
         clearTimeout(timer);
         timer = setTimeout(data.doing(view.flush), PAUSE);
     }
 
-    function state(text) {
+    function state(text, ...more) {
         const element = document.getElementById("tuner-d-state");
-        if (element) element.lastChild.textContent = text;
+        if (!element) return;
+        while (element.childNodes.length > 3) element.lastChild.remove();
+        element.childNodes[2].textContent = text;
+        element.append(...more);
     }
 
-    // Saves what was typed. Raises with the sentence of a refusal; then the words stay in their field.
-    view.flush = async function () {
+    // Words that are not saved, for whoever draws the page anew; and puts them back into their field, to be seen beside what the file says now.
+    view.typed = () => typed;
+    view.again = async function (words) {
+        if (words.folder !== data.folder.id) return;
+        await view.open(words.row);
+        const box = document.getElementById("tuner-d-text");
+        if (!box || box.value === words.text) return;
+        data.say(tuner.t("The file says: {0} - your words are in the field again; they take its place when you go on.", base || tuner.t("nothing")));
+        box.value = words.text;
+        note(words.row, words.text);
         clearTimeout(timer);
-        if (saving) await saving;
-        if (!typed) return;
+        box.focus();
+    };
+
+    // Saves what was typed, one after the other. Raises with the sentence of a refusal; then the words stay in their field until they are saved or given up.
+    view.flush = () => (chain = chain.catch(() => {}).then(save));
+
+    async function save() {
+        clearTimeout(timer);
         const now = typed;
+        if (!now) return;
         state(tuner.t("saving…"));
-        saving = data.send("edit", { name: "write", args: { text: now.text }, rows: [now.row] });
         try {
-            const answer = await saving;
+            const answer = await tuner.send(`data/${now.folder}/edit`, { name: "write", args: { text: now.text }, rows: [now.row], was: now.was });
+            base = now.text;
             if (typed === now) typed = null;
+            else if (typed) typed.was = now.text;
+            if (data.folder.id !== now.folder) return;
             const mine = document.activeElement && document.activeElement.id === "tuner-d-text";
             if (typed || mine) await kept(answer, now.row);
             else await data.changed(answer);
         } catch (error) {
-            state(tuner.t("not saved"));
+            state(tuner.t("not saved"), " ", h("button", { type: "button", id: "tuner-d-give-up", class: "tuner-button", onclick: data.doing(giveUp) }, tuner.t("Give my words up")));
             throw error;
-        } finally {
-            saving = null;
         }
-    };
+    }
+
+    async function giveUp() {
+        clearTimeout(timer);
+        typed = null;
+        data.details.delete(view.row);
+        await draw();
+    }
 
     // The same without drawing the field in which somebody types.
     async function kept(answer, row) {
@@ -140,7 +168,10 @@
         await data.look();
         const item = await known(row), element = document.getElementById("tuner-d-state");
         if (element && item && view.row === row) element.firstChild.replaceWith(counted(item));
-        if (!typed) state(tuner.t("saved"));
+        if (!typed) {
+            if (item && view.row === row) base = item.text;
+            state(tuner.t("saved"));
+        }
     }
 
     window.addEventListener("beforeunload", (event) => { if (typed) { data.doing(view.flush)({}); event.preventDefault(); } });

@@ -195,7 +195,7 @@ class FolderCrops:
         name = out.strip().strip('"')
         if "\0" in name:
             raise ValueError(f"{name!r} is no path.")
-        path = self.folder.parent / Path(name or f"{self.folder.name}-crops").expanduser()
+        path = self.folder.parent / os.path.expanduser(name or f"{self.folder.name}-crops")
         if as_zip:
             return path if path.suffix.lower() == ".zip" else path.with_name(f"{path.name}.zip")
         if path.suffix.lower() == ".zip":
@@ -207,10 +207,7 @@ class FolderCrops:
     def _load(self, cfg: CropConfig | None = None) -> None:
         """Reads the crops anew where another program has changed them."""
         self.cfg = cfg or self.cfg
-        try:
-            stamp = stamp_of(os.stat(crops_file(self.folder)))
-        except FileNotFoundError:
-            stamp = None
+        stamp = _stamp(crops_file(self.folder))
         if stamp != self._read_as:
             first, self._book, self._read_as = not self._book, read_crops(self.folder), stamp
             if first and self._book:
@@ -228,7 +225,7 @@ class FolderCrops:
             self._book = dict(change(self._book))
         else:
             self._book = change_crops(self.folder, change)
-            self._read_as = stamp_of(os.stat(crops_file(self.folder)))
+            self._read_as = _stamp(crops_file(self.folder))
         self.opened.version += 1
 
     def _fresh(self, path: Path) -> PictureCrops:
@@ -335,3 +332,11 @@ def _free(path: Path) -> Path:
 
 def _unread(path: Path, error: ValueError | OSError) -> Problem:
     return Problem(path, f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error).removeprefix(f"{path}: ").rstrip("."))
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What tells that a file is another one; None where there is none."""
+    try:
+        return stamp_of(os.stat(path))
+    except FileNotFoundError:
+        return None

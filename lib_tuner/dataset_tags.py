@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -168,7 +169,7 @@ class FolderTagging:
         if name in self._made:
             self._kept_as[name] = self._made[name]().name
         own = self._kept_as.get(name)
-        plain = Path(name).expanduser()
+        plain = Path(os.path.expanduser(name))
         short = (plain.parent.name if plain.name == tag_models.MODEL else plain.stem) if plain.suffix.lower() == ".onnx" else plain.name
         fitting = [one for one in stored if one == own or (own is None and one.rpartition(" ")[0] in (name, short))]
         return fitting[-1] if fitting else ""

@@ -19,7 +19,7 @@ from .data.edits import OPERATIONS, Edit, Plan
 from .data.journal import SIDE
 from .data.journal_file import Entry
 from .data.kept_scores import KeptScores
-from .data.library import Library
+from .data.library import Library, whole_path
 from .data.tag_edits import key
 from .data.tagger import Tagger
 from .data.thumbnails import thumbnail
@@ -43,7 +43,10 @@ class Scope:
         """The rows. Raises ValueError for a filter that is none."""
         if self.rows is None:
             return library.find(self.filter)
-        return [row for row in dict.fromkeys(self.rows) if row in library.pictures]
+        there = [row for row in dict.fromkeys(self.rows) if row in library.pictures]
+        if self.rows and not there:
+            raise ValueError("That picture is not in the folder any more; read the folder anew.")
+        return there
 
 
 class OpenFolder:
@@ -144,25 +147,41 @@ class OpenFolder:
                 raise ValueError("That preview is too old; look at it anew.")
             return self._changed(lambda: self.library.apply(planned))
 
-    def edit(self, edit: Edit, scope: Scope) -> dict[str, Any]:
-        """Plans an edit and carries it out at once. Raises as both do."""
+    def edit(self, edit: Edit, scope: Scope, was: str | None = None) -> dict[str, Any]:
+        """Plans an edit and carries it out at once. `was` is the caption that somebody saw before typing another one: one that is different now is not lost.
+
+        Raises as both do, and ValueError where nothing can be written.
+        """
         with self.lock:
-            return self._changed(lambda: self.library.apply(self.library.plan(edit, scope.of(self.library))))
+            rows = scope.of(self.library)
+            if was is not None and any(_plain(self.library.text(row)) != _plain(was) for row in rows):
+                raise ValueError("This caption was changed elsewhere meanwhile; read the folder anew, then look at it again.")
+            planned = self.library.plan(edit, rows)
+            if planned.problems and not planned.changes:
+                raise ValueError(str(planned.problems[0]))
+            return self._changed(lambda: self.library.apply(planned))
 
     def delete(self, scope: Scope) -> dict[str, Any]:
         """Moves pictures and captions to the folder's trash. Raises ValueError, OSError."""
         with self.lock:
             return self._changed(lambda: self.library.delete(scope.of(self.library)))
 
-    def undo(self) -> dict[str, Any]:
-        """Takes the last edit back. Raises ValueError, OSError."""
+    def undo(self, number: int | None = None) -> dict[str, Any]:
+        """Takes the last edit back; `number` is the one that is meant. Raises ValueError, also where that is not the last, OSError."""
         with self.lock:
+            self._meant(number, "undo")
             return self._changed(self.library.undo)
 
-    def redo(self) -> dict[str, Any]:
-        """Does again what was taken back last. Raises ValueError, OSError."""
+    def redo(self, number: int | None = None) -> dict[str, Any]:
+        """Does again what was taken back last; `number` as above. Raises ValueError, OSError."""
         with self.lock:
+            self._meant(number, "redo")
             return self._changed(self.library.redo)
+
+    def _meant(self, number: int | None, way: str) -> None:
+        entry = self._history()[way]
+        if number is not None and (entry is None or entry["number"] != number):
+            raise ValueError("Something else was done meanwhile; look at what Undo and Redo say now.")
 
     def read(self) -> dict[str, Any]:
         """Reads the folder anew."""
@@ -205,25 +224,29 @@ class Datasets:
         self.taggers = {name: lru_cache(maxsize=1)(make) for name, make in taggers.items()}
         self._open: OrderedDict[str, OpenFolder] = OrderedDict()
         self._lock = threading.Lock()
+        self._gates: dict[Path, threading.Lock] = {}
         self.joining: set[Callable[[OpenFolder], Any]] = set()  # what is joined to each folder that is opened
 
     def open(self, folder: str) -> OpenFolder:
         """Opens a folder, or gives the one that is open. Raises ValueError where there is none or no picture in it."""
         if not folder.strip() or "\0" in folder:
             raise ValueError("Name the folder that holds the pictures.")
-        path = Path(folder.strip().strip('"')).expanduser().absolute()
+        path = whole_path(folder.strip().strip('"'))
         with self._lock:
-            for opened in self._open.values():
-                if opened.library.folder == path:
-                    self._open.move_to_end(opened.id)
-                    opened.read()
-                    return opened
+            gate = self._gates.setdefault(path, threading.Lock())
+        with gate:  # to read a large folder takes its time, and the others are not to wait for it
+            with self._lock:
+                known = next((opened for opened in self._open.values() if opened.library.folder == path), None)
+            if known:
+                known.read()
+                return self[known.id]
             opened = OpenFolder(Library.open(path))
             for join in self.joining:
                 join(opened)
-            self._open[opened.id] = opened
-            while len(self._open) > OPEN:
-                self._close(next(iter(self._open)))
+            with self._lock:
+                self._open[opened.id] = opened
+                left = list(self._open)[:-OPEN]
+            self.close(left)
             return opened
 
     def __getitem__(self, name: str) -> OpenFolder:
@@ -237,12 +260,8 @@ class Datasets:
     def close(self, names: Sequence[str] | None = None) -> None:
         """Lets folders go, or all of them."""
         with self._lock:
-            for name in list(self._open) if names is None else names:
-                self._close(name)
-
-    def _close(self, name: str) -> None:
-        opened = self._open.pop(name, None)
-        if opened:
+            gone = [opened for name in (list(self._open) if names is None else names) if (opened := self._open.pop(name, None))]
+        for opened in gone:
             opened.stop(wait=PATIENCE)
             with opened.lock:
                 opened.library.close()
@@ -254,4 +273,9 @@ def operations() -> list[dict[str, Any]]:
 
 
 def _entry(entry: Entry) -> dict[str, Any]:
-    return {"edit": entry.name, "args": entry.args, "when": entry.when, "files": entry.files, "state": entry.state}
+    return {"number": entry.number, "edit": entry.name, "args": entry.args, "when": entry.when, "files": entry.files, "state": entry.state}
+
+
+def _plain(text: str) -> str:
+    """A caption as a browser's field has it."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n")

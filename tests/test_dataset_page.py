@@ -130,7 +130,41 @@ def test_what_cannot_be_saved_stays_in_its_field_and_is_said(panel, folder):
     panel.sees("#tuner-d-message", "a.txt changed on the disk")
     assert panel.page.input_value("#tuner-d-text") == "my words" and (folder / "a.txt").read_text() == "another program's words"
     panel.click("#tuner-d-read")
-    until(lambda: panel.page.evaluate("tuner.data.details.size") > 0, 30)
+    panel.sees("#tuner-d-message", "The file says: another program's words")
+    assert panel.page.input_value("#tuner-d-text") == "my words" and (folder / "a.txt").read_text() == "another program's words"
+    panel.keys("Alt+ArrowRight")
+    panel.sees("#tuner-d-view strong", "b.png")
+    assert (folder / "a.txt").read_text() == "my words"
+    panel.click("#tuner-d-undo")
+    until(lambda: (folder / "a.txt").read_text() == "another program's words")
+
+
+@own_script
+def test_two_pages_do_not_take_each_others_words(panel, folder):
+    panel.page.locator("[data-row='0']").dblclick()
+    panel.sees("#tuner-d-text")
+    panel.page.evaluate("tuner.data.send('edit', {name: 'add', args: {tags: 'from elsewhere'}, rows: [0]})")  # as another page does
+    until(lambda: "from elsewhere" in (folder / "a.txt").read_text())
+    panel.page.fill("#tuner-d-text", "cat, lips, mine")
+    panel.keys("Escape")
+    panel.sees("#tuner-d-message", "changed elsewhere meanwhile")
+    assert (folder / "a.txt").read_text() == "cat, lips, from elsewhere"
+    panel.click("#tuner-d-give-up")
+    until(lambda: panel.page.input_value("#tuner-d-text") == "cat, lips, from elsewhere")
+    panel.keys("Escape")
+    panel.sees("#tuner-d-grid")
+
+
+@own_script
+def test_on_from_a_picture_that_left_the_filter(panel):
+    panel.page.fill("#tuner-d-filter", "lips OR untagged")
+    panel.shown("a.png b.png c.png")
+    panel.page.locator("[data-row='1']").dblclick()
+    panel.sees("#tuner-d-view strong", "b.png")
+    panel.click(".tuner-d-chip >> nth=1 >> button")
+    panel.sees("#tuner-d-view small", "does not fit the filter any more")
+    panel.click("#tuner-d-next")
+    panel.sees("#tuner-d-view strong", "c.png")
 
 
 @own_script

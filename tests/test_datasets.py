@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import threading
 from contextlib import closing
 
 import pytest
@@ -51,7 +53,7 @@ class Client:
         return self.web.get(f"/tuner/api/data/{self.id}/{path}")
 
     def post(self, path, **body):
-        return self.web.post(f"/tuner/api/data/{self.id}/{path}", json=body, headers=OURS)
+        return self.web.post(f"/tuner/api/data/{self.id}/{path}", content=json.dumps(body), headers={**OURS, "Content-Type": "application/json"})
 
     def names(self, filter=""):
         rows = self.ok(self.web.get(f"/tuner/api/data/{self.id}/rows", params={"filter": filter}))["rows"]
@@ -121,6 +123,74 @@ def test_a_caption_is_written_as_typed(client, folder):
     assert (folder / "c.txt").read_text(encoding="utf-8") == "a cat, 猫"
 
 
+def test_words_that_cannot_be_written_are_refused_and_not_forgotten(client, folder):
+    (folder / "b.txt").write_bytes(b"caf\xe9, cat")  # neither UTF-8 nor able to hold other letters
+    client.ok(client.post("read"))
+    refused = client.post("edit", name="write", args={"text": "猫"}, rows=[1])
+    assert refused.status_code == 400 and "cannot hold" in refused.json()["error"] and (folder / "b.txt").read_bytes() == b"caf\xe9, cat"
+    gone = client.post("edit", name="write", args={"text": "x"}, rows=[77])
+    assert gone.status_code == 400 and "not in the folder any more" in gone.json()["error"]
+
+
+def test_a_caption_that_changed_since_it_was_seen_is_not_overwritten(client, folder):
+    client.ok(client.post("edit", name="write", args={"text": "first"}, rows=[0], was="cat, lips"))
+    refused = client.post("edit", name="write", args={"text": "second"}, rows=[0], was="cat, lips")
+    assert refused.status_code == 400 and "changed elsewhere" in refused.json()["error"] and (folder / "a.txt").read_text() == "first"
+
+
+def test_undo_takes_back_what_was_meant(client, folder):
+    first = client.ok(client.post("edit", name="add", args={"tags": "one"}, rows=[0]))["undo"]["number"]
+    client.ok(client.post("edit", name="add", args={"tags": "two"}, rows=[0]))
+    refused = client.post("undo", number=first)
+    assert refused.status_code == 400 and "done meanwhile" in refused.json()["error"] and (folder / "a.txt").read_text() == "cat, lips, one, two"
+    assert client.ok(client.post("undo"))["redo"]["number"] == first + 1
+    assert client.post("redo", number=first).status_code == 400 and client.ok(client.post("redo", number=first + 1))["redo"] is None
+
+
+def test_letters_of_unknown_encodings_are_shown_and_written_back(client, folder):
+    data = "猫、ねこ".encode("shift-jis")
+    (folder / "a.txt").write_bytes(data)
+    client.ok(client.post("read"))
+    row = client.ok(client.post("details", rows=[0]))[0]
+    client.ok(client.get("tags"))
+    client.ok(client.web.post(f"/tuner/api/data/{client.id}/edit", content=json.dumps({"name": "write", "args": {"text": row["text"] + ", x"}, "rows": [0]}), headers={**OURS, "Content-Type": "application/json"}))
+    assert (folder / "a.txt").read_bytes() == data + b", x"
+
+
+@pytest.mark.parametrize("spelling", ["{0}/x/../set", "{0}/set/.", "{0}//set"])
+def test_a_folder_has_one_name(web, client, folder, spelling):
+    again = Client(web, spelling.format(folder.parent))
+    assert again.id == client.id and again.names() == ["a.png", "b.png", "c.png"]
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="this system has no links")
+def test_a_caption_that_leads_out_of_the_folder_is_neither_read_nor_written(web, tmp_path, folder):
+    (tmp_path / "secret").write_text("export KEY")
+    (folder / "c.txt").symlink_to(tmp_path / "secret")
+    (folder / "inside.txt").write_text("cat")
+    (folder / "inside.png").write_bytes((folder / "a.png").read_bytes())
+    client = Client(web, folder)
+    assert "c.txt is a link out of the folder and is left alone; put a copy in its place." in client.about["told"] and "c.png" not in client.names()
+    client.ok(client.post("edit", name="add", args={"tags": "cat"}))
+    assert (tmp_path / "secret").read_text() == "export KEY"
+
+
+def test_a_folder_that_takes_long_to_read_keeps_nobody_waiting(web, client, folder, tmp_path, monkeypatch):
+    other, begun, go = tmp_path / "large", threading.Event(), threading.Event()
+    other.mkdir()
+    Image.new("RGB", (20, 20)).save(other / "x.png")
+    read = datasets.Library.open.__func__
+    monkeypatch.setattr(datasets.Library, "open", classmethod(lambda cls, path: (begun.set(), go.wait(30), read(cls, path))[2]))
+    opening = threading.Thread(target=lambda: web.post("/tuner/api/data/open", json={"folder": str(other)}, headers=OURS))
+    opening.start()
+    try:
+        assert begun.wait(30) and client.names() == ["a.png", "b.png", "c.png"]
+    finally:
+        go.set()
+        opening.join(30)
+    assert Client(web, other).about["editable"]
+
+
 def test_what_goes_into_the_trash_comes_back(client, folder):
     assert client.ok(client.post("delete", rows=[0]))["pictures"] == 2
     assert not (folder / "a.png").exists() and client.names() == ["b.png", "c.png"]
@@ -143,6 +213,8 @@ def test_pictures_are_shown_small(client, folder):
         ("plan", {"name": "remove", "args": {"tags": 3}}, "remove: tags is to be tags"),
         ("plan", {"name": "remove", "args": {"tags": "x"}, "filter": "(x"}, "is not closed"),
         ("edit", {"name": "regex", "args": {"pattern": "(", "text": ""}}, ""),
+        ("edit", {"name": "above", "args": {"least": 1e999}}, "above: least is to be a number"),
+        ("plan", {"name": "remove", "args": {"tags": "x"}, "filter": "(" * 3000}, "more than 100 parentheses"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(client, path, body, said):
@@ -171,6 +243,8 @@ def test_a_request_is_not_larger_than_it_may_be(client):
     body = json.dumps({"name": "write", "args": {"text": "x" * LARGEST}, "rows": [0]})
     answer = client.web.post(f"/tuner/api/data/{client.id}/edit", content=body, headers={**OURS, "Content-Type": "application/json"})
     assert answer.status_code == 413 and "MB" in answer.json()["error"]
+    chunked = {**OURS, "Content-Type": "application/json", "Content-Length": "5", "Transfer-Encoding": "chunked"}
+    assert client.web.post(f"/tuner/api/data/{client.id}/edit", content=b"{}", headers=chunked).status_code == 411
     answer = client.web.post(f"/tuner/api/data/{client.id}/edit", content=iter([b"{}"]), headers={**OURS, "Content-Type": "application/json"})
     assert answer.status_code == 411
     assert client.names("lips") == ["a.png"]

@@ -206,6 +206,9 @@ def test_a_difference_of_low_rank_is_kept_whole():
     assert torch.isfinite(up).all() and torch.isfinite(down).all() and torch.allclose(up @ down, a, atol=1e-4)
 
 
+ROUNDED = 1  # levels of 255: on CPUs without AVX-512 the same sums are taken in another order where a tensor lies elsewhere in memory
+
+
 def picture(checkpoint: Path, values: dict, prompt: str = "a red thing") -> np.ndarray:
     host = Standalone(settings({**values, "checkpoint": str(checkpoint)}))
     return np.asarray(host.generate([GenerateRequest(prompt, width=64, height=64, steps=3, cfg=3.0)])[0]).astype(int)
@@ -227,7 +230,7 @@ def test_the_saved_checkpoint_is_the_source_with_the_trained_weights_and_draws_l
     assert moved == {"model"}  # VAE, text encoder and position ids are the source's
     taken, total = (int(word) for word in of(Saved, events)[0].report.split() if word.isdigit())
     assert taken == total == len(before) - 1  # the position ids are no weights
-    assert np.array_equal(picture(file, values), live[0]) and np.abs(picture(source, values) - live[0]).max() > 8
+    assert np.abs(picture(file, values) - live[0]).max() <= ROUNDED and np.abs(picture(source, values) - live[0]).max() > 8
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
@@ -445,4 +448,5 @@ def test_class_pictures_are_the_untouched_models(drawing, tmp_path):
     request = GenerateRequest("a cat", width=64, height=64, steps=1, cfg=7.0, seed=1000)
     from PIL import Image
 
-    assert np.array_equal(np.asarray(Standalone(settings(drawing)).generate([request])[0]), np.asarray(Image.open(tmp_path / "class" / "class-00000.png")))
+    again, kept = (np.asarray(shown).astype(int) for shown in (Standalone(settings(drawing)).generate([request])[0], Image.open(tmp_path / "class" / "class-00000.png")))
+    assert np.abs(again - kept).max() <= ROUNDED

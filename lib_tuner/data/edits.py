@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -207,7 +208,7 @@ def _checked(edit: str, name: str, value: Any) -> Any:
     elif kind is bool or kind is str:
         right = isinstance(value, kind)
     else:
-        right = isinstance(value, (int, kind)) and not isinstance(value, bool) and value == value
+        right = isinstance(value, (int, kind)) and not isinstance(value, bool) and math.isfinite(value)
     if not right:
         raise ValueError(f"{edit}: {name} is to be {what}.")
     return value

@@ -26,6 +26,7 @@ from typing import Protocol
 from .tag_edits import key
 from .tag_index import Rows, TagIndex
 
+DEEPEST = 100  # parentheses and NOT of a line
 Condition = Callable[["Table", Rows], Rows]  # those of some rows that are meant
 
 
@@ -80,7 +81,7 @@ class _Parser:
     """Recursive descent: any -> all (OR all)*; all -> one ((AND | ,) one)*; one -> NOT one | ( any ) | condition."""
 
     def __init__(self, line: str):
-        self.words, self.at = list(_words(line)), 0
+        self.words, self.at, self.deep = list(_words(line)), 0, 0
 
     def line(self) -> Condition:
         condition = self.any()
@@ -118,6 +119,9 @@ class _Parser:
 
     def one(self) -> Condition:
         word = self.take()
+        self.deep += word.text in ("NOT", "(")
+        if self.deep > DEEPEST:
+            raise ValueError(f"The filter has more than {DEEPEST} parentheses and NOT; write it in fewer.")
         if word.kind == "field":
             return _FIELDS[word.text](word.text, word.value)
         if word.kind == "quoted":
@@ -170,7 +174,7 @@ def _value(text: str) -> str:
 
 def _pattern(text: str) -> re.Pattern[str]:
     """`*` and `?` as a pattern for the whole of something."""
-    parts = re.findall(r"\\[*?]|[*?]|[^*?\\]+|\\", text)
+    parts = re.findall(r"\\[*?]|\*|\?|[^*?\\]+|\\", re.sub(r"(?<!\\)\*{2,}", "*", text))  # one star is as many, and faster
     return re.compile("".join({"*": ".*", "?": "."}.get(part) or re.escape(_LITERAL.sub(r"\1", part)) for part in parts), re.IGNORECASE | re.DOTALL)
 
 

@@ -10,6 +10,7 @@ A picture is a row: a number that is its own as long as the folder is open, also
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,10 @@ def listing(folder: str | Path, extensions: str = DataConfig.caption_extension, 
             listed |= sources.listed_captions(path, lambda *what: problems.append(Problem(*what)))
             problems.append(Problem(path, "has captions of its own, which are not edited here; move it away to edit files instead", "list"))
     captions = {path: _caption_of(path, extensions) for path in pictures if path not in listed}
+    root = os.path.join(os.path.realpath(folder), "")
+    for file in [file for file in dict.fromkeys(captions.values()) if _leads_out(file, root)]:
+        problems.append(Problem(file, "is a link out of the folder and is left alone; put a copy in its place", "list"))
+        captions = {path: caption for path, caption in captions.items() if caption != file}
     files, unread = read(dict.fromkeys(captions.values()))
     read_ones = {file.path: file for file in files}
     return Listing({path: file for path, file in captions.items() if file in read_ones}, read_ones, (*problems, *unread, *_shared(captions)))
@@ -62,6 +67,16 @@ def open_captions(folder: str | Path, extensions: str = DataConfig.caption_exten
     """The caption files below a folder, and what is wrong; see `listing`."""
     found = listing(folder, extensions)
     return list(found.files.values()), list(found.problems)
+
+
+def whole_path(folder: str | Path) -> Path:
+    """A folder from the root on, without `..`, links as they are; ~ of somebody unknown stays as it is, and is then no folder."""
+    return Path(os.path.abspath(os.path.expanduser(folder)))
+
+
+def _leads_out(file: Path, root: str) -> bool:
+    """Whether a caption is a link to a file outside the folder, whose words are not this data set's."""
+    return file.is_symlink() and not os.path.realpath(file).startswith(root)
 
 
 def _caption_of(picture: Path, extensions: str) -> Path:
@@ -102,7 +117,7 @@ class Library:
     @classmethod
     def open(cls, folder: str | Path, extensions: str = DataConfig.caption_extension) -> Library:
         """Opens a folder, for editing where that is possible. Raises ValueError where there is no such folder or no picture in it."""
-        folder = Path(folder).expanduser().absolute()
+        folder = whole_path(folder)
         below = pictures_below(folder)  # before a journal is made in a folder that is none of ours
         try:
             journal, reason = Journal(folder), ""

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 from fastapi.responses import JSONResponse, Response
 
 
+class Answer(JSONResponse):
+    """JSON in ASCII: names and captions of unknown encodings hold letters that UTF-8 has no bytes for."""
+
+    def render(self, content: Any) -> bytes:
+        """The body."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
 def answer(make: Callable[[], Any]) -> Response:
     """What `make` returns, or its one sentence with status 400."""
     try:
-        return JSONResponse(make())
+        return Answer(make())
     except (ValueError, OSError) as error:
-        return JSONResponse({"error": str(error)}, 400)
+        return Answer({"error": str(error)}, 400)

@@ -62,6 +62,11 @@ class EditOrder(BaseModel):
     args: Dict[str, Any] = {}
     rows: Optional[List[int]] = None
     filter: str = ""
+    was: Optional[str] = Field(default=None, description="The caption before somebody typed another one (write): refused where it is different now")
+
+
+class StepOrder(BaseModel):
+    number: Optional[int] = Field(default=None, description="What is meant, by its number in the history; refused where it is not the next")
 
 
 class ScopeOrder(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, List
 
-from fastapi import APIRouter, HTTPException, Query
+from fastapi import APIRouter, Body, HTTPException, Query
 from fastapi.responses import JSONResponse, Response
 
 from ..data.edits import Edit
@@ -14,7 +14,7 @@ from .answers import answer
 from .audit_routes import add_audit
 from .bodies import Done
 from .crop_routes import add_crops
-from .dataset_bodies import Changed, EditOrder, Folder, Found, OpenedFolder, PlanOrder, Preview, RowDetails, Rows, ScopeOrder, TagCounts, WorkStatus
+from .dataset_bodies import Changed, EditOrder, Folder, Found, OpenedFolder, PlanOrder, Preview, RowDetails, Rows, ScopeOrder, StepOrder, TagCounts, WorkStatus
 from .tag_routes import add_tags
 
 ROWS = 500  # whose details are given at once
@@ -94,19 +94,19 @@ def _add_editing(router: APIRouter, sets: Datasets) -> None:
 
     @router.post("/data/{folder}/edit", response_model=Changed, summary="Carry out an edit at once")
     def edit(folder: str, order: EditOrder) -> Response:
-        return answer(lambda: sets[folder].edit(Edit(order.name, order.args), scope_of(order)))
+        return answer(lambda: sets[folder].edit(Edit(order.name, order.args), scope_of(order), order.was))
 
     @router.post("/data/{folder}/delete", response_model=Changed, summary="Move pictures and their captions to the folder's trash")
     def delete(folder: str, order: ScopeOrder) -> Response:
         return answer(lambda: sets[folder].delete(scope_of(order)))
 
     @router.post("/data/{folder}/undo", response_model=Changed, summary="Take the last edit back")
-    def undo(folder: str) -> Response:
-        return answer(lambda: sets[folder].undo())
+    def undo(folder: str, order: StepOrder = Body(default=StepOrder())) -> Response:
+        return answer(lambda: sets[folder].undo(order.number))
 
     @router.post("/data/{folder}/redo", response_model=Changed, summary="Do again what was taken back last")
-    def redo(folder: str) -> Response:
-        return answer(lambda: sets[folder].redo())
+    def redo(folder: str, order: StepOrder = Body(default=StepOrder())) -> Response:
+        return answer(lambda: sets[folder].redo(order.number))
 
 
 def _add_work(router: APIRouter, sets: Datasets) -> None:

@@ -20,7 +20,8 @@ class Limited(APIRoute):
         handler = super().get_route_handler()
 
         async def checked(request: Request) -> Any:
-            size = request.headers.get("content-length", "0" if request.method in ("GET", "HEAD") or "transfer-encoding" not in request.headers else "")
+            chunked = "transfer-encoding" in request.headers
+            size = "" if chunked else request.headers.get("content-length", "0")
             if not size.isdecimal():
                 return JSONResponse({"error": "The request does not say how large it is; send Content-Length."}, 411)
             if int(size) > LARGEST:
