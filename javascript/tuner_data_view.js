@@ -149,7 +149,8 @@
             if (typed || mine) await kept(answer, now.row);
             else await data.changed(answer);
         } catch (error) {
-            state(tuner.t("not saved"), " ", h("button", { type: "button", id: "tuner-d-give-up", class: "tuner-button", onclick: data.doing(giveUp) }, tuner.t("Give my words up")));
+            // the field keeps the focus when the button is pressed: to leave it would save once more
+            state(tuner.t("not saved"), " ", h("button", { type: "button", id: "tuner-d-give-up", class: "tuner-button", onmousedown: (event) => event.preventDefault(), onclick: data.doing(giveUp) }, tuner.t("Give my words up")));
             throw error;
         }
     }
