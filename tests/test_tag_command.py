@@ -124,6 +124,6 @@ def test_help_lists_models_with_their_thresholds(capsys):
 
 def test_without_its_packages_only_help_is_given(folder, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "lib_tuner.tag", None)
-    assert tag("--help") == 0 and "--model NAME" in capsys.readouterr().out
+    assert tag("--help") == 0 and "tag FOLDER" in capsys.readouterr().out
     with pytest.raises(ModuleNotFoundError):
         tag(folder, "--model", "demo", "--apply")
