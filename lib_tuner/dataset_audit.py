@@ -62,8 +62,7 @@ class FolderAudit:
     @classmethod
     def of(cls, opened: OpenFolder) -> FolderAudit:
         """That of a folder, the same each time."""
-        with opened.lock:
-            return opened.beside.setdefault(cls, cls(opened))
+        return opened.part(cls, lambda: cls(opened))
 
     def begin(self, order: AuditOrder, scope: Scope) -> dict[str, Any]:
         """Begins a check of these pictures. Raises ValueError."""

@@ -53,12 +53,12 @@ class FolderCrops:
     @classmethod
     def of(cls, opened: OpenFolder) -> FolderCrops:
         """Those of an open folder."""
-        with opened.lock:
-            if cls not in opened.joined:
-                made = opened.joined[cls] = cls(opened)
-                with suppress(ValueError, OSError):  # a damaged file is said where crops are asked for; the captions can be edited all the same
-                    made._load()
-            return opened.joined[cls]
+        return opened.part(cls, lambda: cls(opened)._ready())
+
+    def _ready(self) -> FolderCrops:
+        with suppress(ValueError, OSError):  # a damaged file is said where crops are asked for; the captions can be edited all the same
+            self._load()
+        return self
 
     # ---- what is shown -----------------------------------------------------------------------------------------------
 

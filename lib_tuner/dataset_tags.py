@@ -65,8 +65,7 @@ class FolderTagging:
     @classmethod
     def of(cls, opened: OpenFolder, made: Mapping[str, Callable[[], Tagger]]) -> FolderTagging:
         """That of a folder, the same each time."""
-        with opened.lock:
-            return opened.beside.setdefault(cls, cls(opened, made))
+        return opened.part(cls, lambda: cls(opened, made))
 
     def list(self) -> dict[str, Any]:
         """The taggers there are, with their thresholds, whether they are on this machine, and whether they have seen pictures of this folder; and why WD14 models cannot run."""

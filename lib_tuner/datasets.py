@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from .data.edits import OPERATIONS, Edit, Plan
 from .data.journal import SIDE
@@ -25,6 +25,7 @@ from .data.tagger import Tagger
 from .data.thumbnails import thumbnail
 from .work import Told, Work
 
+Part = TypeVar("Part")
 OPEN = 4  # folders at once; the one that was asked for longest ago is closed
 PLANS = 8  # that are kept until they are carried out
 SHOWN_PROBLEMS = 200
@@ -57,10 +58,16 @@ class OpenFolder:
         self.version = 0  # goes up with each change, so that a page knows that another one has changed something
         self._plans: OrderedDict[str, Plan] = OrderedDict()
         self.lock = threading.RLock()
-        self.joined: dict[type, Any] = {}  # what else keeps something of this folder, by its kind
         self._work: Work | None = None
         self.kept = library.scores = KeptScores(library.folder, lambda: library.pictures.values())
-        self.beside: dict[type, Any] = {}  # what other parts of the panel know of the folder
+        self._parts: dict[type, Any] = {}
+
+    def part(self, kind: type[Part], make: Callable[[], Part]) -> Part:
+        """What another part of the panel (crops, tagger, checks) knows of this folder; `make` makes it where it is first asked for."""
+        with self.lock:
+            if kind not in self._parts:
+                self._parts[kind] = make()
+            return self._parts[kind]
 
     # ---- what is shown -----------------------------------------------------------------------------------------------
 

@@ -16,6 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
+from lib_tuner.data.pictures import from_pixels
+from lib_tuner.demo.world import draw, random_scenes
 from lib_tuner.host import Components
 from lib_tuner.sd.clip import CLIPSizes, CLIPText
 from lib_tuner.sd.files import save_checkpoint
@@ -112,6 +114,16 @@ def data_folder(tmp_path: Path) -> Path:
         Image.merge("RGB", [picture.point(lambda v, k=k: (v * (i + 1) * (k + 2)) % 256) for k in range(3)]).save(folder / f"{i}.png")
         (folder / f"{i}.txt").write_text(f"a thing number {i}, red, round", encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def stars(tmp_path: Path) -> Path:
+    """Three drawings of a large red star on white to the left, as the embedded tagger knows them."""
+    scenes = random_scenes(3, torch.Generator().manual_seed(3)).fixed(shape="star", colour="red", background="white", fill="solid", size="large", place="left")
+    (tmp_path / "stars").mkdir()
+    for name, pixels in zip("abc", draw(scenes, torch.Generator().manual_seed(4), 96)):
+        from_pixels(pixels).save(tmp_path / "stars" / f"{name}.png")
+    return tmp_path / "stars"
 
 
 @pytest.fixture

@@ -15,13 +15,11 @@ from PIL import Image
 from test_tag_models import NAME, hub  # noqa: F401
 from test_tagger import CSV, runtime
 
-from lib_tuner.data.pictures import from_pixels
 from lib_tuner.data.tag_list import TagList
 from lib_tuner.data.tag_models import MODELS
 from lib_tuner.data.tag_rules import Thresholds
 from lib_tuner.datasets import Datasets
 from lib_tuner.demo.tagger import DemoTagger
-from lib_tuner.demo.world import draw, random_scenes
 from lib_tuner.hosts.standalone import Standalone
 from lib_tuner.jobs import Jobs
 from lib_tuner.work import Work
@@ -59,14 +57,10 @@ def demo() -> DemoTagger:
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
-    """Three drawings of a star, of which one has a caption."""
-    scenes = random_scenes(3, torch.Generator().manual_seed(3)).fixed(shape="star", colour="red", background="white", fill="solid", size="large", place="left")
-    (tmp_path / "stars").mkdir()
-    for name, pixels in zip("abc", draw(scenes, torch.Generator().manual_seed(4), 96)):
-        from_pixels(pixels).save(tmp_path / "stars" / f"{name}.png")
-    (tmp_path / "stars" / "a.txt").write_bytes(b"mine, Solid")
-    return tmp_path / "stars"
+def folder(stars) -> Path:
+    """The drawings, of which one has a caption."""
+    (stars / "a.txt").write_bytes(b"mine, Solid")
+    return stars
 
 
 @pytest.fixture

@@ -6,25 +6,18 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 from test_tagger import CSV, onnx_model, runtime
 
 from lib_tuner import cli
-from lib_tuner.data.pictures import from_pixels
-from lib_tuner.demo.world import draw, random_scenes
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
-    """Three drawings, of which one has a caption, and a file that is no picture."""
-    scenes = random_scenes(3, torch.Generator().manual_seed(3)).fixed(shape="star", colour="red", background="white", fill="solid", size="large", place="left")
-    (tmp_path / "stars").mkdir()
-    for name, pixels in zip("abc", draw(scenes, torch.Generator().manual_seed(4), 96)):
-        from_pixels(pixels).save(tmp_path / "stars" / f"{name}.png")
-    (tmp_path / "stars" / "a.txt").write_bytes(b"mine")
-    (tmp_path / "stars" / "bad.png").write_bytes(b"nothing")
-    return tmp_path / "stars"
+def folder(stars) -> Path:
+    """The drawings, of which one has a caption, and a file that is no picture."""
+    (stars / "a.txt").write_bytes(b"mine")
+    (stars / "bad.png").write_bytes(b"nothing")
+    return stars
 
 
 @pytest.fixture

@@ -55,10 +55,9 @@ def listing(folder: str | Path, extensions: str = DataConfig.caption_extension, 
             problems.append(Problem(path, "has captions of its own, which are not edited here; move it away to edit files instead", "list"))
     captions = {path: _caption_of(path, extensions) for path in pictures if path not in listed}
     root = os.path.join(os.path.realpath(folder), "")
-    for file in [file for file in dict.fromkeys(captions.values()) if _leads_out(file, root)]:
-        problems.append(Problem(file, "is a link out of the folder and is left alone; put a copy in its place", "list"))
-        captions = {path: caption for path, caption in captions.items() if caption != file}
-    files, unread = read(dict.fromkeys(captions.values()))
+    outside = {file for file in captions.values() if _leads_out(file, root)}
+    problems += [Problem(file, "is a link out of the folder and is left alone; put a copy in its place", "list") for file in sorted(outside)]
+    files, unread = read(file for file in dict.fromkeys(captions.values()) if file not in outside)
     read_ones = {file.path: file for file in files}
     return Listing({path: file for path, file in captions.items() if file in read_ones}, read_ones, (*problems, *unread, *_shared(captions)))
 

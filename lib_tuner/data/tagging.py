@@ -23,8 +23,8 @@ from . import pictures, sources
 from .captions import USUAL, Caption, CaptionFile, Line, Tags
 from .edits import CaptionEdit, Plan, plan_each
 from .item import Item
-from .items import Problem, caption_files, pictures_below
-from .library import open_captions
+from .items import Problem
+from .library import listing
 from .tag_edits import key
 from .tag_rules import Rules, Thresholds, tagging
 from .tag_scores import ScoreStore, ScoreTable, rows_of, stamp_of
@@ -51,11 +51,9 @@ class TaggedFolder:
 
 
 def tagged_folder(folder: str | Path, extensions: str = DataConfig.caption_extension) -> TaggedFolder:
-    """Reads the captions below a folder, as `open_captions` does. Raises ValueError where there is no such folder or no picture in it."""
-    files, problems = open_captions(folder, extensions)
-    by_path = {file.path: file for file in files}
-    pairs = [(picture, by_path[path]) for picture in pictures_below(folder)[0] if (path := _caption_path(picture, by_path, extensions))]
-    return TaggedFolder(tuple(picture for picture, _ in pairs), tuple(file for _, file in pairs), tuple(problems))
+    """Reads the captions below a folder, as `listing` does. Raises ValueError where there is no such folder or no picture in it."""
+    found = listing(folder, extensions)
+    return TaggedFolder(tuple(found.captions), tuple(found.files[file] for file in found.captions.values()), found.problems)
 
 
 def to_tag(folder: TaggedFolder, mode: str) -> list[Path]:
@@ -63,11 +61,6 @@ def to_tag(folder: TaggedFolder, mode: str) -> list[Path]:
     if mode not in MODES:
         raise ValueError(f"mode: {mode!r} is none of {', '.join(MODES)}.")
     return [picture for picture, file in zip(folder.pictures, folder.captions) if mode != "skip" or not file.caption.tags]
-
-
-def _caption_path(picture: Path, known: dict[Path, CaptionFile], extensions: str) -> Path | None:
-    """The caption file that was read for a picture; None for one that a list captions, or whose file cannot be read."""
-    return next((path for path in caption_files(picture, extensions) or [picture.with_suffix(".txt")] if path in known), None)
 
 
 # ---- scoring ---------------------------------------------------------------------------------------------------------
