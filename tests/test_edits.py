@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lib_tuner.data import tag_edits
 from lib_tuner.data.captions import read
 from lib_tuner.data.edits import OPERATIONS, Context, Edit, apply, plan
 from lib_tuner.data.journal import Journal
@@ -86,6 +87,14 @@ def test_every_operation_can_be_sent_as_json():
         plan([], Edit("above", {"least": 0.5}))
     with pytest.raises(ValueError, match="no regular expression"):
         plan([], Edit("regex", {"pattern": "(", "text": ""}))
+
+
+@pytest.mark.parametrize("edit", ["regex", "regex_line"])
+def test_a_regular_expression_that_would_never_end_is_stopped(tmp_path, edit, monkeypatch):
+    monkeypatch.setattr(tag_edits.Expression.__init__, "__defaults__", (0.2,))
+    folder_of(tmp_path, a="a" * 80 + "!")
+    with pytest.raises(ValueError, match=r"regex: '\(a\|aa\)\+\$' takes too long"):
+        planned(tmp_path, edit, pattern="(a|aa)+$", text="b")
 
 
 def test_an_edit_is_applied_undone_and_done_again_also_by_a_later_program(tmp_path):

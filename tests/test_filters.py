@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 
-from lib_tuner.data.filters import parse
+from lib_tuner.data.filters import _pattern, parse
 from lib_tuner.data.library import Library
 
 CAPTIONS = {
@@ -179,3 +180,23 @@ def test_tokens_are_those_of_the_whole_caption():
     tokenizer = Tokenizer()
     for text in ("a cat, long hair, (red:1.2), saber_(fate), 1girl, don't, :3, >_<", "café, naïve façade", "a &amp; b, x", "", "猫, 长发", "it's\ta  b"):
         assert _tokens(text) == len(tokenizer.encode(text)), text
+
+
+def test_stars_find_what_a_slow_search_finds():
+    def slow(pattern: str, text: str) -> bool:
+        if not pattern:
+            return not text
+        if pattern[0] == "*":
+            return any(slow(pattern[1:], text[i:]) for i in range(len(text) + 1))
+        return bool(text) and pattern[0] in ("?", text[0]) and slow(pattern[1:], text[1:])
+
+    chance = random.Random(1)
+    for _ in range(3000):
+        pattern, text = ("".join(chance.choices(letters, k=chance.randint(0, 8))) for letters in ("ab**?", "ab"))
+        assert bool(_pattern(pattern).fullmatch(text)) == slow(pattern, text), (pattern, text)
+
+
+def test_many_stars_take_no_longer_than_a_few():
+    began = time.perf_counter()
+    assert not _pattern("*a" * 40 + "*!").fullmatch("a" * 4000)
+    assert time.perf_counter() - began < 1

@@ -229,8 +229,7 @@ _KINDS: dict[str, tuple[type, str]] = {
 
 def regex_line(pattern: str, text: str) -> Callable[[str], str]:
     """Replaces what a regular expression finds in a whole line, commas and sentences included."""
-    found = tag_edits.expression(pattern, text)
-    return lambda line: found.sub(text, line)
+    return tag_edits.Expression(pattern, text).replaced
 
 
 def write(text: str) -> CaptionEdit:

@@ -8,6 +8,7 @@ letters), underscores for blanks, or escaped parentheses: see `key`.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -202,18 +203,36 @@ def replace(find: str, text: str) -> TagEdit:
 
 def regex(pattern: str, text: str) -> TagEdit:
     """Replaces what a regular expression finds in each tag; \\1 in `text` is its first group."""
-    found = expression(pattern, text)
-    return _each(lambda tag: tags_of(found.sub(text, tag)) if found.search(tag) else None)
+    found = Expression(pattern, text)
+    return _each(lambda tag: None if (new := found.replaced(tag)) == tag else tags_of(new))
 
 
-def expression(pattern: str, text: str) -> re.Pattern[str]:
-    """The regular expression, with the text that takes its place checked too. Raises ValueError with the reason."""
-    try:
-        found = re.compile(pattern)
-        found.sub(text, "")
-    except (re.error, IndexError, OverflowError, RecursionError) as error:
-        raise ValueError(f"regex: {pattern!r} with {text!r} is no regular expression ({error}); escape letters such as ( + ? with a \\.") from None
-    return found
+class Expression:
+    """A regular expression and the text that takes the place of what it finds, stopped after a number of seconds in all.
+
+    Some expressions, such as (a|aa)+$, take longer than anybody lives on a few dozen letters, and Python's `re` cannot be stopped; the package regex, which
+    finds the same, can. Raises ValueError for what `re` does not take.
+    """
+
+    def __init__(self, pattern: str, text: str, seconds: float = 10.0):
+        import regex as stoppable  # not above: the other edits do without
+
+        try:
+            re.compile(pattern).sub(text, "")  # regex looks at the text only once it has found something
+            self._found = stoppable.compile(pattern)
+        except (re.error, stoppable.error, IndexError, OverflowError, RecursionError) as error:
+            raise ValueError(f"regex: {pattern!r} with {text!r} is no regular expression ({error}); escape letters such as ( + ? with a \\.") from None
+        self._pattern, self._text, self._left = pattern, text, seconds
+
+    def replaced(self, text: str) -> str:
+        """The text with all that was found replaced. Raises ValueError once the time is over."""
+        began = time.monotonic()
+        try:
+            return self._found.sub(self._text, text, timeout=max(self._left, 0.001))
+        except TimeoutError:
+            raise ValueError(f"regex: {self._pattern!r} takes too long on these captions; write it without a repetition inside a repetition.") from None
+        finally:
+            self._left -= time.monotonic() - began
 
 
 def spaces() -> TagEdit:
