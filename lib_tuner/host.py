@@ -26,8 +26,9 @@ class GenerateRequest:
     height: int = 512
     steps: int = 20
     cfg: float = 7.0
-    sampler: str = "ddim"
+    sampler: str = "ddim"  # ddim, euler_a, dpmpp_2m, or inside the WebUI the name of any of its own
     seed: int = 1
+    clip_skip: int = 0  # 0: as the host's settings say
     plain: bool = False  # without the styles, sampler and second pass that a host may add for samples
 
 

@@ -40,14 +40,14 @@ def draw(w: Any, model: Any, cfg: TrainConfig, text: TextEncoder | None, request
 
 def _processing(w: Any, model: Any, cfg: TrainConfig, request: GenerateRequest) -> Any:
     own = WebUIConfig() if request.plain else cfg.webui
-    sampler, scheduler = SAMPLERS[request.sampler]
+    sampler, scheduler = SAMPLERS.get(request.sampler, (request.sampler, None))
     hires = {"enable_hr": True, "hr_scale": own.hires_scale, "hr_upscaler": own.hires_upscaler, "hr_second_pass_steps": own.hires_steps,
              "denoising_strength": own.hires_denoise} if own.hires_scale else {}  # fmt: skip
     p = w.processing.StableDiffusionProcessingTxt2Img(
         sd_model=model, prompt=request.prompt, negative_prompt=request.negative, styles=[s.strip() for s in own.styles.split(",") if s.strip()],
         seed=request.seed, steps=request.steps, cfg_scale=request.cfg, width=request.width, height=request.height, sampler_name=own.sampler or sampler,
         do_not_save_samples=True, do_not_save_grid=True, do_not_reload_embeddings=True,
-        override_settings=dict(zip(_OVERRIDDEN, (model.sd_checkpoint_info.title, cfg.clip_skip))), **hires,
+        override_settings=dict(zip(_OVERRIDDEN, (model.sd_checkpoint_info.title, request.clip_skip or cfg.clip_skip))), **hires,
     )  # fmt: skip
     if hasattr(p, "scheduler"):  # since 1.9; before, it was part of the sampler's name
         p.scheduler = own.scheduler or (None if own.sampler else scheduler)

@@ -33,6 +33,7 @@ from ..sd.products import few_pixels_as_products
 from ..sd.sample import guided, sample
 from ..settings import TrainConfig
 from ..step import schedule_for
+from .kept import attributes
 from .plan import Plan, plan_for
 
 TOGETHER = 512 * 512  # pixels that are drawn at once
@@ -107,7 +108,9 @@ class Standalone:
         generators = [generator_for(request.seed, 0, "sample") for request in requests]
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.plan.device)  # each picture's own, whatever it is drawn with
         extra = all_hidden(m.vae, (kind.width, kind.height))[None] if m.inpainting else None
-        denoise = guided(joined(self._predict, extra), m.text([request.prompt for request in requests]), m.text([kind.negative]), kind.cfg)
+        with attributes(m.text, clip_skip=kind.clip_skip or m.text.clip_skip):
+            wanted, unwanted = m.text([request.prompt for request in requests]), m.text([kind.negative])
+        denoise = guided(joined(self._predict, extra), wanted, unwanted, kind.cfg)
         latents = sample(denoise, noise, schedule, kind.steps, kind.sampler, generators)
         return [from_pixels(pixels) for pixels in m.vae.decode(latents)]
 

@@ -32,27 +32,35 @@ def block_ranks(text: str) -> dict[str, int]:
 
 def block_rates(text: str) -> dict[str, float]:
     """`M00=0.5, OUT03=0`, or a row of numbers, as a table; what is not in it learns at the usual rate."""
+    try:
+        return block_numbers(text, 0, 64)
+    except ValueError as error:
+        raise ValueError(f"block_rates: {error}") from None
+
+
+def block_numbers(text: str, low: float, high: float) -> dict[str, float]:
+    """A number for some blocks, by name or as a row. Raises ValueError, without a full stop."""
     parts = [p.strip() for p in text.split(",") if p.strip()]
     if _is_row(text):
         if len(parts) not in _ROWS:
-            raise ValueError(f"block_rates: {len(parts)} numbers are no row of block weights, which has 17, 25 or 26; or write names, such as M00=0.5")
+            raise ValueError(f"{len(parts)} numbers are no row of block weights, which has 17, 25 or 26; or write names, such as M00=0.5")
         parts = [f"{name}={number}" for name, number in zip(_ROWS[len(parts)], parts)]
-    return dict(map(_rate, parts))
+    return dict(_number(part, low, high) for part in parts)
 
 
 def _is_row(text: str) -> bool:
     return bool(text.strip()) and "=" not in text
 
 
-def _rate(part: str) -> tuple[str, float]:
+def _number(part: str, low: float, high: float) -> tuple[str, float]:
     name, _, text = (p.strip() for p in part.partition("="))
     try:
-        rate = float(text)
+        number = float(text)
     except ValueError:
-        rate = math.nan
-    if name.upper() not in BLOCKS26 or not 0 <= rate <= 64:
-        raise ValueError(f"block_rates: {part!r} is not a block and how many times faster it learns (0 to 64), such as M00=0.5")
-    return name.upper(), rate
+        number = math.nan
+    if name.upper() not in BLOCKS26 or not low <= number <= high:
+        raise ValueError(f"{part!r} is not a block and a number from {low:g} to {high:g}, such as M00=0.5")
+    return name.upper(), number
 
 
 def rate_of(rates: dict[str, float], part: str, path: str) -> float:

@@ -173,6 +173,7 @@ class Hypernetwork(HookMethod):
         super().__init__(cfg)
         self.identity_at_start = self.settings.zero_start and not self.settings.start
         self.pairs: dict[int, nn.ModuleList] = {}
+        self.strength = 1.0  # of what is added; 1 while it learns
         self._draws = WideDraws(cfg.seed)
         self._structure, self._before = structure_of(self.settings), 0
 
@@ -212,7 +213,10 @@ class Hypernetwork(HookMethod):
 
     def _hook(self, network: Network, place: str) -> Any:
         def add(module: nn.Module, args: tuple) -> tuple | None:
-            return (args[0] + network(args[0], place), *args[1:]) if self._on else None
+            if not self._on:
+                return None
+            added = network(args[0], place)
+            return (args[0] + (added if self.strength == 1 else added * self.strength), *args[1:])
 
         return add
 
