@@ -16,8 +16,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from .config import build, flags
+from .data.crop_acts import KeptActs
 from .data.crop_export import Exported, export
-from .data.crop_file import PictureCrops, change_crops, key_of, read_crops
+from .data.crop_file import Book, PictureCrops, change_crops, key_of, read_crops
 from .data.crop_names import ExportConfig, Output, named
 from .data.crop_plan import CropConfig, Piece, pieces, propose
 from .data.focal import Detector, face_detector
@@ -50,7 +51,7 @@ def main(rest: Sequence[str]) -> int:
     outputs, unmirrored = named([piece for some, _ in made for piece in some], folder, how)
     lines = [*_shown(items, outputs, book), *_told([*problems, *unmirrored])]
     if keep:
-        change_crops(folder, lambda kept: {**kept, **{key: record for key, record in book.items() if key not in kept or not kept[key].touched}})
+        change_crops(folder, lambda kept: _kept(kept, book), noting=KeptActs(folder).noting("find"))
         lines.append(f"Kept in {folder / '.tuner' / 'crops.json'}.")
     if not target:
         return say([*lines, *([] if keep else ["Nothing was written: --out DIR or --zip FILE writes it."])])
@@ -120,6 +121,11 @@ def _cropped(folder: Path, items: list[Item], cfg: CropConfig, detector: Detecto
                 problems.append(Problem(item.path, text))
         progress(done, len(items))
     return book, problems
+
+
+def _kept(kept: Book, found: Book) -> Book:
+    """The crops that are kept with those that were found, but where a person has set them."""
+    return {**kept, **{key: record for key, record in found.items() if key not in kept or not kept[key].touched}}
 
 
 def _written(outputs: list[Output], folder: Path, target: str, how: ExportConfig) -> list[str]:
