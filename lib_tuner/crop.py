@@ -27,6 +27,7 @@ from .data.items import Problem, scan
 from .data.pictures import load
 from .settings import DataConfig
 from .tools.command_line import Progress, say
+from .words import number_of
 
 PROGRAM = "python3 -m lib_tuner crop"
 SHOWN = 5  # samples, and problems of one kind
@@ -134,7 +135,7 @@ def _written(outputs: list[Output], folder: Path, target: str, how: ExportConfig
     with closing(export(outputs, folder, target, how)) as events:
         for event in events:
             if isinstance(event, Exported):
-                lines = [*_told(event.problems), f"Written: {_count(event.pictures, 'picture')} to {event.path}."]
+                lines = [*_told(event.problems), f"Written: {number_of(event.pictures, 'picture')} to {event.path}."]
             else:
                 progress(event.done, event.total)
     return lines
@@ -146,7 +147,7 @@ def _written(outputs: list[Output], folder: Path, target: str, how: ExportConfig
 def _shown(items: list[Item], outputs: list[Output], book: dict[str, PictureCrops]) -> list[str]:
     used = {output.piece.item.path for output in outputs}
     sizes, ways = Counter(output.piece.size for output in outputs), Counter(record.found for record in book.values())
-    lines = [f"{_count(len(outputs), 'crop')} of {len(used):,} of {_count(len(items), 'picture')}."]
+    lines = [f"{number_of(len(outputs), 'crop')} of {len(used):,} of {number_of(len(items), 'picture')}."]
     lines += ["Sizes: " + ", ".join(f"{count:,} of {w} x {h}" for (w, h), count in sizes.most_common(SHOWN)) + (", ..." if len(sizes) > SHOWN else "") + "."] if outputs else []
     lines += ["Found by: " + ", ".join(f"{way} {count:,}" for way, count in ways.most_common()) + "."] if ways else []
     step = max(1, len(outputs) // SHOWN)
@@ -165,7 +166,3 @@ def _told(problems: Sequence[Problem]) -> list[str]:
         some = [problem for problem in problems if problem.kind == kind]
         lines += [*map(str, some[:SHOWN]), *([f"... and {len(some) - SHOWN:,} more of this kind."] if len(some) > SHOWN else [])]
     return lines
-
-
-def _count(number: int, name: str) -> str:
-    return f"{number:,} {name}{'' if number == 1 else 's'}"
