@@ -130,12 +130,12 @@
     };
 
     // What was done last, as the button that takes it back says it.
-    const DONE = () => ({ find: tuner.t("found"), change: tuner.t("changed"), approve: tuner.t("approved") });
+    const DONE = (n) => ({ find: tuner.t("found ({0})", n), change: tuner.t("changed ({0})", n), approve: tuner.t("approved ({0})", n) });
 
     crops.drawUndo = function () {
-        const { undoable } = crops, what = undoable ? `${DONE()[undoable.name]} (${number(undoable.pictures)})` : "", label = tuner.t("Undo crop");
+        const { undoable } = crops, what = undoable ? DONE(number(undoable.pictures))[undoable.name] : "", label = tuner.t("Undo crop");
         for (const id of ["tuner-d-crop-undo", "tuner-d-frame-undo"]) if (byId(id)) byId(id).disabled = !undoable;
-        if (byId("tuner-d-crop-undo")) tuner.text(byId("tuner-d-crop-undo"), what ? `${label}: ${what}` : label);
+        if (byId("tuner-d-crop-undo")) tuner.text(byId("tuner-d-crop-undo"), what ? `${label}${tuner.t(": ")}${what}` : label);
         if (byId("tuner-d-frame-undo")) byId("tuner-d-frame-undo").title = what;
     };
 
@@ -153,7 +153,7 @@
         const done = await data.begin("crops/export", body).catch((error) => { throw new Error(labelled(error.message)); });
         const text = tuner.t("Pictures saved: {0}, in {1}", number(done.pictures), done.path);
         if (!byId("tuner-d-crop-written") || data.folder.id !== id) { data.say(text); return; }
-        const name = done.path.split(/[\\/]/).pop(), link = h("a", { id: "tuner-d-crop-download", href: tuner.url(`data/${id}/crops/zip`), download: name }, tuner.t("Download {0}", name));
+        const name = done.path.split(/[\\/]/).pop(), link = h("a", { id: "tuner-d-crop-download", class: "tuner-button", href: tuner.url(`data/${id}/crops/zip`), download: name }, tuner.t("Download {0}", name));
         byId("tuner-d-crop-written").replaceChildren(h("p", {}, text), done.zip ? h("p", {}, link) : "", done.problems ? h("details", {}, h("summary", {}, tuner.count(done.problems, "{0} thing to know", "{0} things to know")), h("ul", {}, done.told.map((line) => h("li", {}, tuner.said(line))))) : "");
     }
 })(window.tuner);
