@@ -37,6 +37,7 @@
     data.editName = (name) => (EDITS()[name] || [OTHERS()[name] || name])[0];
 
     function mount(main, side) {
+        form.plan = null; // of the folder as it was
         box = h("section", { class: "tuner-d-edits", id: "tuner-d-edits" });
         side.append(box);
         sheet = h("div", { id: "tuner-d-plan", class: "tuner-d-plan", "aria-live": "polite" });
