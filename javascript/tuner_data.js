@@ -145,7 +145,7 @@
     function problems() {
         const all = Object.values(data.folder.problems).reduce((sum, n) => sum + n, 0);
         const told = [...(data.folder.editable ? [] : [h("p", { class: "tuner-bad-text" }, tuner.said(data.folder.reason))]),
-            ...(all ? [h("details", {}, h("summary", {}, tuner.t("{0} things to know", all)), h("ul", {}, data.folder.told.map((text) => h("li", {}, tuner.said(text)))))] : [])];
+            ...(all ? [h("details", {}, h("summary", {}, tuner.count(all, "{0} thing to know", "{0} things to know")), h("ul", {}, data.folder.told.map((text) => h("li", {}, tuner.said(text)))))] : [])];
         return h("div", { class: "tuner-d-problems" }, told);
     }
 
@@ -224,7 +224,7 @@
 
     data.drawn = function () {
         const count = (n) => n.toLocaleString(tuner.language.locale), { folder, rows } = data;
-        tuner.text(byId("tuner-d-count"), tuner.t("{0} pictures", count(folder.pictures)));
+        tuner.text(byId("tuner-d-count"), tuner.count(folder.pictures, "{0} picture", "{0} pictures"));
         tuner.text(byId("tuner-d-found"), rows.length === folder.pictures ? tuner.t("all") : tuner.t("{0} of {1}", count(rows.length), count(folder.pictures)));
         tuner.text(byId("tuner-d-saved"), folder.editable ? tuner.t("Everything is saved.") : tuner.t("To look at only: nothing can be written here."));
         const step = (button, text, entry) => {

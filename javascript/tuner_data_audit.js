@@ -57,6 +57,11 @@
         return !data.selected.size && data.filter.includes("problem:") ? { order: {}, label: tuner.t("all ({0})", data.folder.pictures) } : now;
     }
 
+    const pace = ({ pictures, steps, batch }) => {
+        const number = (n) => n.toLocaleString(tuner.language.locale);
+        return tuner.count(pictures, "For {0} picture a LoRA is usually trained about {1} steps of {2} pictures (a rule of thumb).", "For {0} pictures a LoRA is usually trained about {1} steps of {2} pictures (a rule of thumb).", number(steps), number(batch));
+    };
+
     function scoped() {
         const line = document.getElementById("tuner-d-a-scope");
         if (line) tuner.text(line, `${tuner.t("On which pictures")}: ${scope().label}`);
@@ -84,7 +89,7 @@
             if (!Number(train.value("data.keep_tags"))) train.set("data.keep_tags", word.split(",").length);
             said.push(tuner.t("The trigger word {0} is a sample prompt and stays in front of the captions.", word));
         }
-        if (result && result.steps) said.push(tuner.t("For {0} pictures a LoRA is usually trained about {1} steps of {2} pictures (a rule of thumb).", result.pictures, result.steps, result.batch));
+        if (result && result.steps) said.push(pace(result));
         return said;
     }
 
@@ -92,12 +97,12 @@
 
     function found() {
         if (!result) return [];
-        const { kinds, advice, pictures, steps, batch, shares, goal } = result, count = (n) => n.toLocaleString(tuner.language.locale);
+        const { kinds, advice, pictures, steps, shares, goal } = result;
         return [h("p", { id: "tuner-d-a-aged", class: "tuner-small", hidden: true }, tuner.t("Something has changed since this check; check again to see what is left. That is fast.")),
-            h("p", { id: "tuner-d-a-said" }, kinds.length ? tuner.t("{0} pictures checked.", count(pictures)) : tuner.t("{0} pictures checked; nothing was found.", count(pictures))),
+            h("p", { id: "tuner-d-a-said" }, kinds.length ? tuner.count(pictures, "{0} picture checked.", "{0} pictures checked.") : tuner.count(pictures, "{0} picture checked; nothing was found.", "{0} pictures checked; nothing was found.")),
             ...kinds.map((kind) => drawKind(kind)),
             ...(goal ? [h("h5", {}, tuner.t("Advice on tags")), h("p", { class: "tuner-small" }, tuner.t("Suggestions after a rule that is widely followed and that nobody has proven.")), ...(advice.length ? advice.map((kind) => drawKind(kind, true)) : [h("p", { class: "tuner-small" }, tuner.t("Nothing to change."))])] : []),
-            ...(steps ? [h("p", { class: "tuner-small" }, tuner.t("For {0} pictures a LoRA is usually trained about {1} steps of {2} pictures (a rule of thumb).", count(pictures), count(steps), batch))] : []),
+            ...(steps ? [h("p", { class: "tuner-small" }, pace(result))] : []),
             ...shares.map((text) => h("p", { class: "tuner-small" }, tuner.said(text)))];
     }
 
@@ -146,7 +151,7 @@
     function twins(group, slot) {
         const figure = (row, text) => h("figure", {}, h("img", { src: data.pictureUrl(row, SIDE), alt: "", loading: "lazy", onclick: data.doing(() => openRow(row)) }), h("figcaption", {}, text));
         const others = group.others.map((twin) => twin.row);
-        return h("li", {}, h("div", { class: "tuner-d-twins" }, figure(group.keep, tuner.t("the best")), group.others.map((twin) => figure(twin.row, twin.mirrored ? tuner.t("mirrored") : twin.bits ? tuner.t("{0} of 64 bits differ", twin.bits) : tuner.t("looks the same")))),
+        return h("li", {}, h("div", { class: "tuner-d-twins" }, figure(group.keep, tuner.t("the best")), group.others.map((twin) => figure(twin.row, twin.mirrored ? tuner.t("mirrored") : twin.bits ? tuner.count(twin.bits, "{0} of 64 bits differs", "{0} of 64 bits differ") : tuner.t("looks the same")))),
             h("div", { class: "tuner-buttons" }, h("button", { type: "button", class: "tuner-button", disabled: !data.folder.editable, onclick: data.doing(() => data.preview("delete", {}, { rows: others }, slot)) }, tuner.t("Put the others into the trash"))));
     }
 })(window.tuner);

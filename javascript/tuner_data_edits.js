@@ -37,6 +37,7 @@
     data.editName = (name) => (EDITS()[name] || [OTHERS()[name] || name])[0];
 
     function mount(main, side) {
+        form.plan = null; // of the folder as it was
         box = h("section", { class: "tuner-d-edits", id: "tuner-d-edits" });
         side.append(box);
         sheet = h("div", { id: "tuner-d-plan", class: "tuner-d-plan", "aria-live": "polite" });
@@ -160,7 +161,7 @@
         const mine = ++asked;
         if (name === "delete") {
             const rows = scope.rows || (data.selected.size ? [...data.selected] : [data.current]);
-            form.plan = { own: true, slot, remove: rows, changes: rows.length, title: tuner.t("{0} pictures and their captions go into the trash of the folder; undo brings them back.", rows.length) };
+            form.plan = { own: true, slot, remove: rows, changes: rows.length, title: tuner.count(rows.length, "{0} picture and its caption go into the trash of the folder; undo brings them back.", "{0} pictures and their captions go into the trash of the folder; undo brings them back.") };
         } else {
             const found = await data.send("plan", { name, args: given, ...scopeOf(scope) });
             if (mine !== asked) return;
@@ -195,16 +196,15 @@
         else if (now.own) document.getElementById("tuner-d-like").after(place);
         else box.append(place);
         if (now.error) { place.replaceChildren(h("p", { class: "tuner-bad-text", role: "alert" }, now.error)); return; }
-        const count = (n) => n.toLocaleString(tuner.language.locale);
-        const said = now.remove ? now.title : tuner.t("{0} of {1} change", count(now.changes), count(now.total));
-        place.replaceChildren(now.title && !now.remove ? h("p", {}, h("strong", {}, now.title)) : "", h("p", { id: "tuner-d-said" }, said), now.emptied ? h("p", { class: "tuner-bad-text" }, tuner.t("{0} captions lose all their words.", count(now.emptied))) : "",
+        const said = now.remove ? now.title : tuner.count(now.changes, "{0} of {1} changes", "{0} of {1} change", now.total.toLocaleString(tuner.language.locale));
+        place.replaceChildren(now.title && !now.remove ? h("p", {}, h("strong", {}, now.title)) : "", h("p", { id: "tuner-d-said" }, said), now.emptied ? h("p", { class: "tuner-bad-text" }, tuner.count(now.emptied, "{0} caption loses all its words.", "{0} captions lose all their words.")) : "",
             now.changes ? h("div", { class: "tuner-buttons" }, h("button", { type: "button", id: "tuner-d-apply", class: "tuner-button tuner-strong", onclick: data.doing(apply) }, tuner.t("Apply")), h("button", { type: "button", id: "tuner-d-cancel", class: "tuner-button", onclick: () => { form.plan = null; show(); data.focusGrid(); } }, tuner.t("Cancel"))) : "",
             ...(now.samples || []).map(sample), ...told(now.told || []));
     }
 
     function told(texts) {
         const lines = texts.map((text) => h("p", { class: "tuner-small" }, tuner.said(text)));
-        return lines.length > FEW ? [h("details", {}, h("summary", {}, tuner.t("{0} things to know", lines.length)), ...lines)] : lines;
+        return lines.length > FEW ? [h("details", {}, h("summary", {}, tuner.count(lines.length, "{0} thing to know", "{0} things to know")), ...lines)] : lines;
     }
 
     // Before and after, tag by tag: what goes is struck through, what comes is marked.

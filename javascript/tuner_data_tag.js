@@ -175,7 +175,7 @@
         const found = await data.send("tags/plan", { ...order(chosen), ...data.scope().order });
         if (mine !== asked || !slot.isConnected) return;
         const tags = (sign, counts) => (counts.length ? `${sign} ${counts.map(([tag, n]) => `${tag} (${n})`).join(", ")}` : "");
-        const missing = found.unscored ? tuner.t("{0} pictures have no scores of this tagger yet: click Tag.", found.unscored) : "";
+        const missing = found.unscored ? tuner.count(found.unscored, "{0} picture has no scores of this tagger yet: click Tag.", "{0} pictures have no scores of this tagger yet: click Tag.") : "";
         tuner.text(document.getElementById("tuner-d-t-moved"), [missing, tags("+", found.came), tags("−", found.went)].filter(Boolean).join("\n"));
         data.showPlan(found, slot, go);
     }

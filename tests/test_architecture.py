@@ -18,7 +18,7 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8"), str(path)) for path i
 
 # lowest first; a part may import what is below it, and other files of its own folder
 LEVELS = (
-    ("config", "disk", "events"),
+    ("config", "disk", "events", "words"),
     ("settings", "sd"),
     ("host", "optim", "presets"),
     ("foreign",),

@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from ..disk import take_lock
+from ..words import number_of
 from .aside import Aside, free
 from .items import Problem
 from .journal_file import Change, Entry, Move, entry_bytes, read_changes, read_entry
@@ -255,7 +256,7 @@ class Journal:
                 said = f"An interrupted edit of {self.folder} cannot be completed ({error.strerror})"
                 raise OSError(f"{said}; {_advice(error)}, then open it again.") from error
             end = "taken back" if entry.state == "cancelling" else "completed"
-            self.interrupted += [Problem(entry.path, f"was interrupted and is {end} ({entry.name}, {entry.files} files)", "interrupted"), *strays]
+            self.interrupted += [Problem(entry.path, f"was interrupted and is {end} ({entry.name}, {number_of(entry.files, 'file')})", "interrupted"), *strays]
         self._prune()
 
     def _settle(self, entry: Entry, changes: Sequence[Change | Move]) -> list[Problem]:
