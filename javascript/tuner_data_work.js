@@ -73,7 +73,7 @@
 
     function counted(stage, done, total) {
         if (stage === "fetch") return tuner.t("Downloading the model: {0} of {1}", tuner.bytes(done), tuner.bytes(total));
-        return [STAGES()[stage], `${done}/${total}`].filter(Boolean).join(" ");
+        return [STAGES()[stage], total ? `${done}/${total}` : ""].filter(Boolean).join(" ");
     }
 
     function draw() {

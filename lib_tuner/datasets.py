@@ -223,6 +223,7 @@ class OpenFolder:
     def _written(self, stage: str, work: Callable[[], Entry | None]) -> dict[str, Any]:
         """As `_changed`, and `work` of this folder tells how far it is."""
         writing = Progress("write", stoppable=False)
+        writing.stage = stage  # also before the first file
         if self.library.journal:
             self.library.journal.told = lambda done, total: writing.told(done, total, stage)
         self._writing = writing
