@@ -85,13 +85,13 @@
         if (data.view) data.view.refresh();
     };
 
-    data.edit = async (name, args, rows) => data.changed(await data.send("edit", { name, args, rows }));
+    data.edit = async (name, args, rows) => data.changed(await data.write("edit", { name, args, rows }));
 
     // The one that the button names: what was typed meanwhile is an edit of its own, and is not taken back in its place.
     const turn = (way) => async () => {
         const meant = data.folder[way];
         if (data.view) await data.view.flush();
-        if (meant) await data.changed(await data.send(way, { number: meant.number }));
+        if (meant) await data.changed(await data.write(way, { number: meant.number }));
     };
     data.undo = turn("undo");
     data.redo = turn("redo");
@@ -209,7 +209,7 @@
     // A tag as the filter reads it: in quotes where it holds what the filter reads otherwise, * and ? with a backslash.
     const QUOTE = String.fromCharCode(34), SPECIAL = [...`(),*?:\\${QUOTE}`];
     const escaped = (text, letters) => [...text].map((letter) => (letters.includes(letter) ? `\\${letter}` : letter)).join("");
-    const quoted = (tag) => (SPECIAL.some((letter) => tag.includes(letter)) || /\b(AND|OR|NOT)\b|^untagged$| {2}/.test(tag) ? QUOTE + escaped(tag, ["\\", QUOTE, "*", "?"]) + QUOTE : tag);
+    const quoted = data.quoted = (tag) => (SPECIAL.some((letter) => tag.includes(letter)) || /\b(AND|OR|NOT)\b|^untagged$| {2}/.test(tag) ? QUOTE + escaped(tag, ["\\", QUOTE, "*", "?"]) + QUOTE : tag);
 
     function drawTags() {
         tuner.text(byId("tuner-d-tags-head"), tuner.t("Tags: {0}", data.distinct.toLocaleString(tuner.language.locale)));
@@ -242,7 +242,7 @@
     // An entry of the journal in a few words.
     data.named = function (entry) {
         const words = (value) => (value && typeof value === "object" && !Array.isArray(value) ? Object.entries(value).filter((pair) => typeof pair[1] === "string").map((pair) => pair.join(" → ")) : value);
-        const args = Object.values(entry.edit === "tag" ? Object.keys(entry.args.taggers || {}) : entry.args).map(words).flat().filter((value) => typeof value === "string").join(", ");
+        const args = Object.values(entry.edit === "tag" ? Object.keys(entry.args.taggers || {}) : entry.edit === "caption" ? [entry.args.captioner] : entry.args).map(words).flat().filter((value) => typeof value === "string").join(", ");
         const short = args.length > 24 ? `${args.slice(0, 23)}…` : args;
         return `${data.editName(entry.edit)}${short ? ` ${short}` : ""} (${entry.files})`;
     };

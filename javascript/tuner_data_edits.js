@@ -3,6 +3,7 @@
 
 (function (tuner) {
     const { h } = tuner;
+    const ONE = ["old", "after", "tag"], SEVERAL = ["tags", "pinned", "new", "group"]; // fields that take a tag, or several
     const WAIT = 350, FEW = 4; // ms after the last key; sentences that are shown unfolded
     const data = tuner.data = tuner.data || {};
     (data.parts = data.parts || []).push({ mount, drawn: () => scopes() });
@@ -32,7 +33,7 @@
         escape: [tuner.t("Backslashes before parentheses"), []], unescape: [tuner.t("No backslashes before parentheses"), []],
         lower: [tuner.t("Small letters"), []], tidy: [tuner.t("Tidy commas and blanks"), []], utf8: [tuner.t("Save as UTF-8"), []],
     });
-    const OTHERS = () => ({ write: tuner.t("Edit of a caption"), delete: tuner.t("Into the trash"), paste: tuner.t("Paste tags"), tag: tuner.t("Tagger") });
+    const OTHERS = () => ({ write: tuner.t("Edit of a caption"), delete: tuner.t("Into the trash"), paste: tuner.t("Paste tags"), tag: tuner.t("Tagger"), caption: tuner.t("Description by") });
 
     data.editName = (name) => (EDITS()[name] || [OTHERS()[name] || name])[0];
 
@@ -68,7 +69,8 @@
         if (field.kind === "flag") return h("label", { class: "tuner-tick" }, h("input", { type: "checkbox", id, checked: value(field.key) === true, onchange: (event) => set(field.key, event.target.checked) }), field.label);
         const control = field.kind === "choice" ? h("select", { id, onchange: (event) => set(field.key, event.target.value) }, field.choices.map(([name, label]) => h("option", { value: name, selected: name === value(field.key) }, label)))
             : h("input", { type: "text", id, value: String(value(field.key)), spellcheck: "false", autocomplete: "off", inputmode: field.kind === "number" ? "decimal" : null, oninput: (event) => set(field.key, event.target.value), onkeydown: (event) => { if (event.key === "Enter" && !event.isComposing) { event.preventDefault(); accept(); } } });
-        return h("div", { class: "tuner-d-field" }, h("label", { for: id }, field.label), control, field.help ? h("small", {}, field.help) : null);
+        const suggested = ONE.includes(field.key) || SEVERAL.includes(field.key);
+        return h("div", { class: "tuner-d-field" }, h("label", { for: id }, field.label), suggested ? data.suggesting(control, SEVERAL.includes(field.key)) : control, field.help ? h("small", {}, field.help) : null);
     }
 
     // The arguments as the server takes them; null where something is to be filled in yet.
@@ -218,7 +220,7 @@
         const now = form.plan;
         if (!now || !now.changes) return;
         if (data.view) await data.view.flush();
-        const answer = now.remove ? await data.send("delete", { rows: now.remove }) : await data.send("apply", { plan: now.plan });
+        const answer = now.remove ? await data.write("delete", { rows: now.remove }) : await data.write("apply", { plan: now.plan });
         form.plan = null;
         show();
         if (now.remove) data.selected.clear();

@@ -35,6 +35,7 @@ LEVELS = (
     ("work",),
     ("datasets", "jobs", "outlook", "toolbox"),
     ("dataset_audit", "dataset_crops", "dataset_tags"),
+    ("dataset_captions",),
     ("demo",),
     ("bench",),
     ("web",),

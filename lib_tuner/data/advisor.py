@@ -85,14 +85,14 @@ def _judged(tag: str, paths: list[Path], total: int, rule: Rule) -> Iterator[Fin
     evidence = f"{tag!r} is in {len(paths)} of {number_of(total, 'caption')} ({share:.0%})"
     removal = Edit("remove", {"tags": [tag]})
     if kind in rule.drop and share >= rule.least:
-        yield Finding("drop", tuple(paths), f"{evidence}: leave it out; {rule.dropped}.", (removal,), share)
+        yield Finding("drop", tuple(paths), f"{evidence}: leave it out; {rule.dropped}.", (removal,), share, tag)
     elif kind in rule.drop and UNEVEN[0] <= share <= UNEVEN[1]:
         text = f"{evidence}: tag it wherever it is seen or nowhere; as it is, it is learned by halves, or there are two looks."
-        yield Finding("uneven", tuple(paths), text, (removal,), share)
+        yield Finding("uneven", tuple(paths), text, (removal,), share, tag)
     elif kind in rule.vary and share > rule.most:
-        yield Finding("vary", tuple(paths), f"{evidence}: {rule.varied}.", amount=share)
+        yield Finding("vary", tuple(paths), f"{evidence}: {rule.varied}.", amount=share, tag=tag)
     elif kind in rule.keep and share >= KEPT:
-        yield Finding("keep", tuple(paths), f"{evidence}: keep it, so that it stays changeable.", amount=share)
+        yield Finding("keep", tuple(paths), f"{evidence}: keep it, so that it stays changeable.", amount=share, tag=tag)
 
 
 # ---- how often, how long ---------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import os
 import secrets
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -60,6 +60,7 @@ class Journal:
         self.folder = Path(os.path.abspath(Path(folder).expanduser()))
         self.side = Path(os.path.abspath(side)) if side else self.folder / SIDE
         self.limits, self.interrupted = limits, list[Problem]()
+        self.told: Callable[[int, int], None] = lambda done, total: None  # how many files of an edit are written, after each
         self._system, self._busy, self._lock = system, threading.Lock(), -1
         self._entries = self.side / "journal"
         if not self.folder.is_dir():
@@ -166,6 +167,7 @@ class Journal:
                 self._step(change, forward, entry.part, lenient=way != "applying")
             except (OSError, Stale) as error:
                 self._take_back(entry, changes[: number + 1], way, error)
+            self.told(number + 1, len(changes))
         try:
             entry = self._renamed(entry, end, sync=False)
         except OSError as error:

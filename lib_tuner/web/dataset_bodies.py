@@ -100,7 +100,7 @@ class WorkStatus(BaseModel):
 
 
 class TaggerList(BaseModel):
-    taggers: List[Any] = Field(description="{name, general, character, source, here, embedded, kept}: thresholds; whether it is on this machine, needs no file, has seen pictures of this folder")
+    taggers: List[Any] = Field(description="{name, general, character, source, here, embedded, kept}: thresholds; whether it is on this machine, needs no file, has seen pictures of this folder; {name, words, kept}: a model that describes pictures")
     error: str = Field(description="Why WD14 models cannot run here, or nothing")
 
 
@@ -137,12 +137,27 @@ class TagPreview(Preview):
     went: List[Any] = Field(description="[tag, in how many pictures] that it had")
 
 
+class CaptionOrder(ScopeOrder):
+    """Pictures for a model that describes them; in the mode skip those alone that have no caption."""
+
+    captioner: str = Field(description="One of the list of taggers that has `words`")
+    mode: str = Field(default="skip", description="skip, merge, prepend, append or replace")
+
+
+class CaptionPreview(Preview):
+    unscored: int = Field(description="Pictures that the model has not described")
+
+
 class LackingOrder(TagPlanOrder):
     row: int
 
 
 class LackingTags(BaseModel):
     tags: List[Any] = Field(description="[tag, score], the highest first")
+
+
+class SuggestedTags(BaseModel):
+    tags: List[Any] = Field(description="[tag, in how many captions]: the folder's own, then with null those of the taggers' lists")
 
 
 class CheckOrder(ScopeOrder):
