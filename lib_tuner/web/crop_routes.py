@@ -73,7 +73,7 @@ def _add_work(router: APIRouter, sets: Datasets) -> None:
     def export(folder: str, order: CropExport) -> Response:
         return answer(lambda: FolderCrops.of(sets[folder]).export(_scope(order), _config(order), build(ExportConfig, order.export), order.out, order.zip))
 
-    @router.get("/data/{folder}/crops/zip", response_class=FileResponse, summary="Download the ZIP that the last export of this folder has made")
+    @router.get("/data/{folder}/crops/zip", response_class=FileResponse, responses={200: {"content": {"application/zip": {}}}}, summary="Download the ZIP that the last export of this folder has made")
     def made(folder: str) -> Response:
         try:
             path = FolderCrops.of(sets[folder]).made_zip()
