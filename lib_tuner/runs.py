@@ -280,7 +280,7 @@ def note(folder: Path, text: str) -> None:
 def rename_file(folder: Path, name: str, new: str) -> Path:
     """Gives a saved file (with its card) another name. Raises ValueError where that is none or taken."""
     path = inside(folder, name)
-    target = path.with_name(build(TrainConfig, {"name": new}).name + path.suffix)  # the rule for a run's name is the rule for a file's
+    target = renamed(path, new)
     if target != path and target.exists():
         raise ValueError(f"{target.name} exists already; choose another name.")
     for old in (path, *_beside(path)):
@@ -289,6 +289,11 @@ def rename_file(folder: Path, name: str, new: str) -> Path:
         run = known_record(folder)
         _write(folder, replace(run, reports={(target.name if key == path.name else key): value for key, value in run.reports.items()}))
     return target
+
+
+def renamed(path: Path, new: str) -> Path:
+    """A saved file under another name. Raises ValueError where that is none: the rule for a run's name is the rule for a file's."""
+    return path.with_name(build(TrainConfig, {"name": new}).name + path.suffix)
 
 
 def delete_file(folder: Path, name: str) -> None:
