@@ -18,6 +18,9 @@ window.tuner = window.tuner || {};
         return (table[text] || text).replace(/\{(\d)\}/g, (whole, i) => values[Number(i)] ?? whole);
     };
 
+    // A number with the words for one and for several; further values follow.
+    tuner.count = (n, one, several, ...values) => tuner.t(n === 1 ? one : several, n.toLocaleString(tuner.language.locale), ...values);
+
     tuner.duration = function (seconds) {
         const whole = Math.round(seconds);
         if (whole < 60) return tuner.t("{0} s", whole);

@@ -85,13 +85,13 @@
         if (data.view) data.view.refresh();
     };
 
-    data.edit = async (name, args, rows) => data.changed(await data.send("edit", { name, args, rows }));
+    data.edit = async (name, args, rows) => data.changed(await data.write("edit", { name, args, rows }));
 
     // The one that the button names: what was typed meanwhile is an edit of its own, and is not taken back in its place.
     const turn = (way) => async () => {
         const meant = data.folder[way];
         if (data.view) await data.view.flush();
-        if (meant) await data.changed(await data.send(way, { number: meant.number }));
+        if (meant) await data.changed(await data.write(way, { number: meant.number }));
     };
     data.undo = turn("undo");
     data.redo = turn("redo");
@@ -145,7 +145,7 @@
     function problems() {
         const all = Object.values(data.folder.problems).reduce((sum, n) => sum + n, 0);
         const told = [...(data.folder.editable ? [] : [h("p", { class: "tuner-bad-text" }, tuner.said(data.folder.reason))]),
-            ...(all ? [h("details", {}, h("summary", {}, tuner.t("{0} things to know", all)), h("ul", {}, data.folder.told.map((text) => h("li", {}, tuner.said(text)))))] : [])];
+            ...(all ? [h("details", {}, h("summary", {}, tuner.count(all, "{0} thing to know", "{0} things to know")), h("ul", {}, data.folder.told.map((text) => h("li", {}, tuner.said(text)))))] : [])];
         return h("div", { class: "tuner-d-problems" }, told);
     }
 
@@ -209,7 +209,7 @@
     // A tag as the filter reads it: in quotes where it holds what the filter reads otherwise, * and ? with a backslash.
     const QUOTE = String.fromCharCode(34), SPECIAL = [...`(),*?:\\${QUOTE}`];
     const escaped = (text, letters) => [...text].map((letter) => (letters.includes(letter) ? `\\${letter}` : letter)).join("");
-    const quoted = (tag) => (SPECIAL.some((letter) => tag.includes(letter)) || /\b(AND|OR|NOT)\b|^untagged$| {2}/.test(tag) ? QUOTE + escaped(tag, ["\\", QUOTE, "*", "?"]) + QUOTE : tag);
+    const quoted = data.quoted = (tag) => (SPECIAL.some((letter) => tag.includes(letter)) || /\b(AND|OR|NOT)\b|^untagged$| {2}/.test(tag) ? QUOTE + escaped(tag, ["\\", QUOTE, "*", "?"]) + QUOTE : tag);
 
     function drawTags() {
         tuner.text(byId("tuner-d-tags-head"), tuner.t("Tags: {0}", data.distinct.toLocaleString(tuner.language.locale)));
@@ -224,7 +224,7 @@
 
     data.drawn = function () {
         const count = (n) => n.toLocaleString(tuner.language.locale), { folder, rows } = data;
-        tuner.text(byId("tuner-d-count"), tuner.t("{0} pictures", count(folder.pictures)));
+        tuner.text(byId("tuner-d-count"), tuner.count(folder.pictures, "{0} picture", "{0} pictures"));
         tuner.text(byId("tuner-d-found"), rows.length === folder.pictures ? tuner.t("all") : tuner.t("{0} of {1}", count(rows.length), count(folder.pictures)));
         tuner.text(byId("tuner-d-saved"), folder.editable ? tuner.t("Everything is saved.") : tuner.t("To look at only: nothing can be written here."));
         const step = (button, text, entry) => {
@@ -242,7 +242,7 @@
     // An entry of the journal in a few words.
     data.named = function (entry) {
         const words = (value) => (value && typeof value === "object" && !Array.isArray(value) ? Object.entries(value).filter((pair) => typeof pair[1] === "string").map((pair) => pair.join(" → ")) : value);
-        const args = Object.values(entry.edit === "tag" ? Object.keys(entry.args.taggers || {}) : entry.args).map(words).flat().filter((value) => typeof value === "string").join(", ");
+        const args = Object.values(entry.edit === "tag" ? Object.keys(entry.args.taggers || {}) : entry.edit === "caption" ? [entry.args.captioner] : entry.args).map(words).flat().filter((value) => typeof value === "string").join(", ");
         const short = args.length > 24 ? `${args.slice(0, 23)}…` : args;
         return `${data.editName(entry.edit)}${short ? ` ${short}` : ""} (${entry.files})`;
     };

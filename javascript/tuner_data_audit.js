@@ -3,11 +3,11 @@
 
 (function (tuner) {
     const { h } = tuner;
-    const SIDE = 128, MENDS = 4; // px of a picture beside its twins; ways to mend one finding
+    const SIDE = 128, MENDS = 4, KEPT = "tuner-advice", FOLDERS = 20; // px of a picture beside its twins; ways to mend one finding; folders whose advice is remembered as done
     const data = tuner.data = tuner.data || {};
     (data.parts = data.parts || []).push({ mount, drawn: () => { scoped(); aged(); }, scoped, toTrain });
     const form = { goal: "", trigger: "", size: "512" };
-    let box = null, result = null, folder = "";
+    let box = null, result = null, folder = "", own = ""; // own: the filter by which advice was looked at
     const opened = new Set(); // kinds that are unfolded
 
     const GOALS = () => [["", tuner.t("none")], ["character", tuner.t("Character or person")], ["style", tuner.t("Style")], ["pose", tuner.t("Pose or composition")], ["clothing", tuner.t("Clothing or outfit")], ["object", tuner.t("Object")]];
@@ -41,7 +41,7 @@
         const open = box.open, goal = h("select", { id: "tuner-d-a-goal", onchange: () => { form.goal = goal.value; } }, GOALS().map(([name, label]) => h("option", { value: name, selected: name === form.goal }, label)));
         const text = (key, label, help) => {
             const id = `tuner-d-a-${key}`, input = h("input", { type: "text", id, value: form[key], spellcheck: "false", autocomplete: "off", inputmode: key === "size" ? "numeric" : null, oninput: () => { form[key] = input.value; }, onkeydown: (event) => { if (event.key === "Enter" && !event.isComposing) { event.preventDefault(); data.doing(check)({}); } } });
-            return h("div", { class: "tuner-d-field" }, h("label", { for: id }, label), input, help ? h("small", {}, help) : null);
+            return h("div", { class: "tuner-d-field" }, h("label", { for: id }, label), key === "trigger" ? data.suggesting(input) : input, help ? h("small", {}, help) : null);
         };
         data.keepField(box, () => box.replaceChildren(h("summary", {}, tuner.t("Check and advise")), h("div", { class: "tuner-d-body" }, h("div", { class: "tuner-d-field" }, h("label", { for: "tuner-d-a-goal" }, tuner.t("What is learned")), goal, h("small", {}, tuner.t("for advice on tags"))),
             text("trigger", tuner.t("Trigger word"), tuner.t("which every caption should have first")), text("size", tuner.t("Resolution (px)")), h("p", { class: "tuner-small", id: "tuner-d-a-scope" }),
@@ -54,8 +54,13 @@
     // What was found is filtered by, mended and checked again: that is a check of all pictures, not of those that are left in the filter.
     function scope() {
         const now = data.scope();
-        return !data.selected.size && data.filter.includes("problem:") ? { order: {}, label: tuner.t("all ({0})", data.folder.pictures) } : now;
+        return !data.selected.size && (data.filter.includes("problem:") || own && data.filter === own) ? { order: {}, label: tuner.t("all ({0})", data.folder.pictures) } : now;
     }
+
+    const pace = ({ pictures, steps, batch }) => {
+        const number = (n) => n.toLocaleString(tuner.language.locale);
+        return tuner.count(pictures, "For {0} picture a LoRA is usually trained about {1} steps of {2} pictures (a rule of thumb).", "For {0} pictures a LoRA is usually trained about {1} steps of {2} pictures (a rule of thumb).", number(steps), number(batch));
+    };
 
     function scoped() {
         const line = document.getElementById("tuner-d-a-scope");
@@ -84,7 +89,7 @@
             if (!Number(train.value("data.keep_tags"))) train.set("data.keep_tags", word.split(",").length);
             said.push(tuner.t("The trigger word {0} is a sample prompt and stays in front of the captions.", word));
         }
-        if (result && result.steps) said.push(tuner.t("For {0} pictures a LoRA is usually trained about {1} steps of {2} pictures (a rule of thumb).", result.pictures, result.steps, result.batch));
+        if (result && result.steps) said.push(pace(result));
         return said;
     }
 
@@ -92,12 +97,12 @@
 
     function found() {
         if (!result) return [];
-        const { kinds, advice, pictures, steps, batch, shares, goal } = result, count = (n) => n.toLocaleString(tuner.language.locale);
+        const { kinds, advice, pictures, steps, shares, goal } = result;
         return [h("p", { id: "tuner-d-a-aged", class: "tuner-small", hidden: true }, tuner.t("Something has changed since this check; check again to see what is left. That is fast.")),
-            h("p", { id: "tuner-d-a-said" }, kinds.length ? tuner.t("{0} pictures checked.", count(pictures)) : tuner.t("{0} pictures checked; nothing was found.", count(pictures))),
+            h("p", { id: "tuner-d-a-said" }, kinds.length ? tuner.count(pictures, "{0} picture checked.", "{0} pictures checked.") : tuner.count(pictures, "{0} picture checked; nothing was found.", "{0} pictures checked; nothing was found.")),
             ...kinds.map((kind) => drawKind(kind)),
-            ...(goal ? [h("h5", {}, tuner.t("Advice on tags")), h("p", { class: "tuner-small" }, tuner.t("Suggestions after a rule that is widely followed and that nobody has proven.")), ...(advice.length ? advice.map((kind) => drawKind(kind, true)) : [h("p", { class: "tuner-small" }, tuner.t("Nothing to change."))])] : []),
-            ...(steps ? [h("p", { class: "tuner-small" }, tuner.t("For {0} pictures a LoRA is usually trained about {1} steps of {2} pictures (a rule of thumb).", count(pictures), count(steps), batch))] : []),
+            ...(goal ? [h("h5", {}, tuner.t("Advice on tags")), h("p", { class: "tuner-small" }, tuner.t("Suggestions after a rule that is widely followed and that nobody has proven.")), ...(advice.length ? advised(advice) : [h("p", { class: "tuner-small" }, tuner.t("Nothing to change."))])] : []),
+            ...(steps ? [h("p", { class: "tuner-small" }, pace(result))] : []),
             ...shares.map((text) => h("p", { class: "tuner-small" }, tuner.said(text)))];
     }
 
@@ -115,6 +120,35 @@
             h("ul", {}, body, kind.more ? h("li", { class: "tuner-small" }, tuner.t("and {0} more", kind.more)) : null));
     }
 
+    // ---- advice that is done with: what to keep and to vary changes no caption, so a person says it ----
+
+    function remembered() {
+        try { return JSON.parse(localStorage.getItem(KEPT)) || {}; } catch (failure) { return {}; } // a browser that keeps nothing
+    }
+
+    const doneOf = () => new Set(remembered()[data.folder.folder] || []);
+    const nameOf = (finding) => `${result.goal} ${finding.kind} ${finding.tag}`;
+
+    function setDone(names) {
+        const others = Object.entries(remembered()).filter(([name]) => name !== data.folder.folder).slice(1 - FOLDERS);
+        try { localStorage.setItem(KEPT, JSON.stringify(Object.fromEntries(names.length ? [...others, [data.folder.folder, names]] : others))); } catch (failure) { /* as above */ }
+        draw();
+    }
+
+    function advised(advice) {
+        const done = doneOf(), left = advice.map((kind) => ({ ...kind, findings: kind.findings.filter((finding) => !done.has(nameOf(finding))) })).filter((kind) => kind.findings.length || kind.more);
+        const count = advice.reduce((sum, kind) => sum + kind.findings.length, 0) - left.reduce((sum, kind) => sum + kind.findings.length, 0);
+        const again = () => setDone([...done].filter((name) => !name.startsWith(`${result.goal} `)));
+        return [...left.map((kind) => drawKind(kind, true)), ...(count ? [h("p", { class: "tuner-small", id: "tuner-d-a-done" }, tuner.t("{0} marked as done:", count), " ", h("button", { type: "button", class: "tuner-d-link", onclick: again }, tuner.t("show them again")))] : [])];
+    }
+
+    // The pictures that have a tag, or lack it; and that a person has seen to it.
+    function adviceButtons(finding) {
+        const show = (text, filter) => h("button", { type: "button", class: "tuner-button tuner-d-a-show", onclick: data.doing(() => { own = filter; return filtered(filter); }) }, text);
+        return [show(tuner.t("Show pictures with it"), data.quoted(finding.tag)), ...(["vary", "uneven"].includes(finding.kind) ? [show(tuner.t("Show pictures without it"), `NOT ${data.quoted(finding.tag)}`)] : []),
+            h("button", { type: "button", class: "tuner-button tuner-d-a-done", onclick: () => setDone([...doneOf(), nameOf(finding)]) }, tuner.t("Done"))];
+    }
+
     // All suggestions to leave a tag out as one edit.
     function together(kind) {
         const tags = kind.findings.flatMap((finding) => finding.mends.flatMap((mend) => mend.args.tags || []));
@@ -122,8 +156,10 @@
     }
 
     // They are shown, and seen where the page is one narrow column too.
-    async function pictures(kind) {
-        await data.setFilter(asFilter(kind));
+    const pictures = (kind) => filtered(asFilter(kind));
+
+    async function filtered(line) {
+        await data.setFilter(line);
         document.getElementById("tuner-d-filter").scrollIntoView({ block: "nearest" });
     }
 
@@ -135,7 +171,8 @@
     function drawFinding(finding, slot) {
         const mends = finding.mends.slice(0, MENDS).map((mend) => mendButton(mend, finding.rows, slot, mendName(mend)));
         const show = finding.rows.length === 1 ? [h("button", { type: "button", class: "tuner-d-link", onclick: data.doing(() => openRow(finding.rows[0])) }, tuner.t("Open"))] : [];
-        return h("li", {}, h("p", {}, tuner.said(finding.text)), mends.length || show.length ? h("div", { class: "tuner-buttons" }, mends, show) : null);
+        const more = finding.tag ? adviceButtons(finding) : [];
+        return h("li", {}, h("p", {}, tuner.said(finding.text)), mends.length || show.length || more.length ? h("div", { class: "tuner-buttons" }, mends, show, more) : null);
     }
 
     const mendName = (mend) => (mend.name === "choose" ? tuner.t("Keep {0}", mend.args.tag) : data.named({ edit: mend.name, args: mend.args, files: "" }).replace(/ \(\)$/, ""));
@@ -146,7 +183,7 @@
     function twins(group, slot) {
         const figure = (row, text) => h("figure", {}, h("img", { src: data.pictureUrl(row, SIDE), alt: "", loading: "lazy", onclick: data.doing(() => openRow(row)) }), h("figcaption", {}, text));
         const others = group.others.map((twin) => twin.row);
-        return h("li", {}, h("div", { class: "tuner-d-twins" }, figure(group.keep, tuner.t("the best")), group.others.map((twin) => figure(twin.row, twin.mirrored ? tuner.t("mirrored") : twin.bits ? tuner.t("{0} of 64 bits differ", twin.bits) : tuner.t("looks the same")))),
+        return h("li", {}, h("div", { class: "tuner-d-twins" }, figure(group.keep, tuner.t("the best")), group.others.map((twin) => figure(twin.row, twin.mirrored ? tuner.t("mirrored") : twin.bits ? tuner.count(twin.bits, "{0} of 64 bits differs", "{0} of 64 bits differ") : tuner.t("looks the same")))),
             h("div", { class: "tuner-buttons" }, h("button", { type: "button", class: "tuner-button", disabled: !data.folder.editable, onclick: data.doing(() => data.preview("delete", {}, { rows: others }, slot)) }, tuner.t("Put the others into the trash"))));
     }
 })(window.tuner);

@@ -3,6 +3,7 @@
 
 (function (tuner) {
     const { h } = tuner;
+    const ONE = ["old", "after", "tag"], SEVERAL = ["tags", "pinned", "new", "group"]; // fields that take a tag, or several
     const WAIT = 350, FEW = 4; // ms after the last key; sentences that are shown unfolded
     const data = tuner.data = tuner.data || {};
     (data.parts = data.parts || []).push({ mount, drawn: () => scopes() });
@@ -32,11 +33,12 @@
         escape: [tuner.t("Backslashes before parentheses"), []], unescape: [tuner.t("No backslashes before parentheses"), []],
         lower: [tuner.t("Small letters"), []], tidy: [tuner.t("Tidy commas and blanks"), []], utf8: [tuner.t("Save as UTF-8"), []],
     });
-    const OTHERS = () => ({ write: tuner.t("Edit of a caption"), delete: tuner.t("Into the trash"), paste: tuner.t("Paste tags"), tag: tuner.t("Tagger") });
+    const OTHERS = () => ({ write: tuner.t("Edit of a caption"), delete: tuner.t("Into the trash"), paste: tuner.t("Paste tags"), tag: tuner.t("Tagger"), caption: tuner.t("Description by") });
 
     data.editName = (name) => (EDITS()[name] || [OTHERS()[name] || name])[0];
 
     function mount(main, side) {
+        form.plan = null; // of the folder as it was
         box = h("section", { class: "tuner-d-edits", id: "tuner-d-edits" });
         side.append(box);
         sheet = h("div", { id: "tuner-d-plan", class: "tuner-d-plan", "aria-live": "polite" });
@@ -67,7 +69,8 @@
         if (field.kind === "flag") return h("label", { class: "tuner-tick" }, h("input", { type: "checkbox", id, checked: value(field.key) === true, onchange: (event) => set(field.key, event.target.checked) }), field.label);
         const control = field.kind === "choice" ? h("select", { id, onchange: (event) => set(field.key, event.target.value) }, field.choices.map(([name, label]) => h("option", { value: name, selected: name === value(field.key) }, label)))
             : h("input", { type: "text", id, value: String(value(field.key)), spellcheck: "false", autocomplete: "off", inputmode: field.kind === "number" ? "decimal" : null, oninput: (event) => set(field.key, event.target.value), onkeydown: (event) => { if (event.key === "Enter" && !event.isComposing) { event.preventDefault(); accept(); } } });
-        return h("div", { class: "tuner-d-field" }, h("label", { for: id }, field.label), control, field.help ? h("small", {}, field.help) : null);
+        const suggested = ONE.includes(field.key) || SEVERAL.includes(field.key);
+        return h("div", { class: "tuner-d-field" }, h("label", { for: id }, field.label), suggested ? data.suggesting(control, SEVERAL.includes(field.key)) : control, field.help ? h("small", {}, field.help) : null);
     }
 
     // The arguments as the server takes them; null where something is to be filled in yet.
@@ -160,7 +163,7 @@
         const mine = ++asked;
         if (name === "delete") {
             const rows = scope.rows || (data.selected.size ? [...data.selected] : [data.current]);
-            form.plan = { own: true, slot, remove: rows, changes: rows.length, title: tuner.t("{0} pictures and their captions go into the trash of the folder; undo brings them back.", rows.length) };
+            form.plan = { own: true, slot, remove: rows, changes: rows.length, title: tuner.count(rows.length, "{0} picture and its caption go into the trash of the folder; undo brings them back.", "{0} pictures and their captions go into the trash of the folder; undo brings them back.") };
         } else {
             const found = await data.send("plan", { name, args: given, ...scopeOf(scope) });
             if (mine !== asked) return;
@@ -195,16 +198,15 @@
         else if (now.own) document.getElementById("tuner-d-like").after(place);
         else box.append(place);
         if (now.error) { place.replaceChildren(h("p", { class: "tuner-bad-text", role: "alert" }, now.error)); return; }
-        const count = (n) => n.toLocaleString(tuner.language.locale);
-        const said = now.remove ? now.title : tuner.t("{0} of {1} change", count(now.changes), count(now.total));
-        place.replaceChildren(now.title && !now.remove ? h("p", {}, h("strong", {}, now.title)) : "", h("p", { id: "tuner-d-said" }, said), now.emptied ? h("p", { class: "tuner-bad-text" }, tuner.t("{0} captions lose all their words.", count(now.emptied))) : "",
+        const said = now.remove ? now.title : tuner.count(now.changes, "{0} of {1} changes", "{0} of {1} change", now.total.toLocaleString(tuner.language.locale));
+        place.replaceChildren(now.title && !now.remove ? h("p", {}, h("strong", {}, now.title)) : "", h("p", { id: "tuner-d-said" }, said), now.emptied ? h("p", { class: "tuner-bad-text" }, tuner.count(now.emptied, "{0} caption loses all its words.", "{0} captions lose all their words.")) : "",
             now.changes ? h("div", { class: "tuner-buttons" }, h("button", { type: "button", id: "tuner-d-apply", class: "tuner-button tuner-strong", onclick: data.doing(apply) }, tuner.t("Apply")), h("button", { type: "button", id: "tuner-d-cancel", class: "tuner-button", onclick: () => { form.plan = null; show(); data.focusGrid(); } }, tuner.t("Cancel"))) : "",
             ...(now.samples || []).map(sample), ...told(now.told || []));
     }
 
     function told(texts) {
         const lines = texts.map((text) => h("p", { class: "tuner-small" }, tuner.said(text)));
-        return lines.length > FEW ? [h("details", {}, h("summary", {}, tuner.t("{0} things to know", lines.length)), ...lines)] : lines;
+        return lines.length > FEW ? [h("details", {}, h("summary", {}, tuner.count(lines.length, "{0} thing to know", "{0} things to know")), ...lines)] : lines;
     }
 
     // Before and after, tag by tag: what goes is struck through, what comes is marked.
@@ -218,7 +220,7 @@
         const now = form.plan;
         if (!now || !now.changes) return;
         if (data.view) await data.view.flush();
-        const answer = now.remove ? await data.send("delete", { rows: now.remove }) : await data.send("apply", { plan: now.plan });
+        const answer = now.remove ? await data.write("delete", { rows: now.remove }) : await data.write("apply", { plan: now.plan });
         form.plan = null;
         show();
         if (now.remove) data.selected.clear();

@@ -26,7 +26,7 @@
     }
 
     // The largest zoom at which nothing is enlarged by more than is allowed.
-    const limit = (crop) => Math.max(1, Math.min((Number(crops.cfg.enlarge) || 1) / crop.times, crop.frame[0] / LEAST, crop.frame[1] / LEAST));
+    const limit = (crop) => Math.max(1, Math.min((Number(crops.values.enlarge) || 1) / crop.times, crop.frame[0] / LEAST, crop.frame[1] / LEAST));
 
     function zoomBy(crop, factor) {
         const { left, top, w, h: h_ } = boxOf(crop), middle = [left + w / 2, top + h_ / 2];
@@ -102,7 +102,7 @@
     const leastDone = (entry) => ["auto", "adjusted", "approved"].find((state) => entry.crops.some((crop) => crop.state === state));
     const times = (crop) => (crop.times * crop.zoom).toFixed(crop.times * crop.zoom < 10 ? 2 : 0).replace(/0$/, "");
     const enlarged = (crop) => (crop.times * crop.zoom > 1.004 ? tuner.t("{0}x enlarged", times(crop)) : tuner.t("not enlarged"));
-    const tooMuch = (crop) => crop.times * crop.zoom > (Number(crops.cfg.enlarge) || 1) + 0.004;
+    const tooMuch = (crop) => crop.times * crop.zoom > (Number(crops.values.enlarge) || 1) + 0.004;
 
     crops.draw = function (row) {
         const element = data.cellOf(row);
@@ -125,7 +125,6 @@
             if (!moved && Math.hypot(dx, dy) < STILL) return;
             if (!moved) {
                 moved = true;
-                crops.remember(row);
                 crops.hold(row);
                 frame.classList.add("tuner-d-held");
             }
@@ -211,9 +210,8 @@
         const after = { ...crop, state: "adjusted" };
         does(after);
         if (["x", "y", "zoom"].every((key) => Math.abs(after[key] - crop[key]) < 1e-9)) return false;
-        if (!crops.saving(large.row)) crops.remember(large.row); // keys in quick succession are one change
         Object.assign(crop, after);
-        crops.changed(large.row, wait);
+        crops.changed(large.row, wait); // keys in quick succession are one change
         return true;
     }
 
@@ -229,9 +227,7 @@
     }
 
     async function find() {
-        const row = large.row;
-        crops.remember(row);
-        await crops.find({ rows: [row] }, true);
+        await crops.find({ rows: [large.row] }, true);
     }
 
     // A crop more: in the middle, or a little beside the last one.
@@ -240,7 +236,6 @@
         await crops.flush();
         await crops.load([row]);
         const entry = crops.known.get(row), last = entry.crops[entry.crops.length - 1];
-        crops.remember(row);
         const more = last ? { ...last, zoom: Math.max(1, Math.min(last.zoom * 1.25, limit(last))), x: clamp(last.x + 0.1, 0, 1), state: "adjusted" } : { x: 0.5, y: 0.5, zoom: 1, target: "", state: "adjusted", frame: [1, 1], size: [0, 0], times: 0 };
         if (last) entry.crops.push(more);
         else entry.crops = [more]; // the server knows its size and says it at once
@@ -254,7 +249,6 @@
     async function drop() {
         const entry = crops.known.get(large.row);
         if (!entry || !entry.crops.length) return;
-        crops.remember(large.row);
         entry.crops.splice(active, 1);
         wanted = true;
         crops.changed(large.row);
@@ -262,16 +256,15 @@
     }
 
     async function undo() {
-        const row = await crops.undo();
-        if (row !== null && large && data.view.row !== null && row !== large.row && data.rows.includes(row)) await data.view.open(row);
+        const rows = await crops.undo(), [row] = rows;
+        if (rows.length === 1 && large && data.view.row !== null && row !== large.row && data.rows.includes(row)) await data.view.open(row);
     }
 
     async function approve() {
         const row = large.row, entry = crops.known.get(row);
         await crops.flush();
         if (entry.state === "stale") throw new Error(tuner.t("This picture has changed since it was cropped; move the frame, or find crops again."));
-        crops.remember(row);
-        await crops.approve({ rows: [row] });
+        await crops.approve({ rows: [row] }, row);
         wanted = true;
         await data.view.to(1);
         if (data.view.row === row) { drawLarge(); data.say(tuner.t("That was the last picture.")); }
@@ -290,6 +283,6 @@
         if (!action) return; // Escape, Tab, J, K and T are the view's
         event.preventDefault();
         event.stopPropagation();
-        data.doing(async () => action(event.shiftKey))({ currentTarget: null });
+        data.doing(async () => { await crops.settled(); await action(event.shiftKey); })({ currentTarget: null });
     }
 })(window.tuner);

@@ -75,7 +75,7 @@
         cell.title = `${known.place}\n${known.text}`;
         cell.setAttribute("aria-label", `${known.name}: ${known.text || tuner.t("no caption")}`);
         const note = cell.querySelector("small");
-        tuner.text(note, !known.tags.length ? tuner.t("no caption") : known.is_text ? tuner.t("sentences") : tuner.t("{0} tags", known.tags.length));
+        tuner.text(note, !known.tags.length ? tuner.t("no caption") : known.is_text ? tuner.t("sentences") : tuner.count(known.tags.length, "{0} tag", "{0} tags"));
         note.classList.toggle("tuner-bad-text", !known.tags.length || known.tokens > 75);
     }
 

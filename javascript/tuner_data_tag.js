@@ -1,4 +1,5 @@
 // The tagger: pictures are scored once, as long work; then thresholds and rules are tried out on the scores, and what they would write is seen before it is written.
+// Inside the WebUI its models that describe pictures are in the same list, without thresholds and rules.
 "use strict";
 
 (function (tuner) {
@@ -32,14 +33,15 @@
         let before = "";
         try { before = localStorage.getItem(KEPT) || ""; } catch (failure) { /* a browser that keeps nothing */ }
         if (list.some(({ name }) => name === before)) return before;
-        return (list.find((one) => one.here && !one.embedded && !error) || list[0]).name;
+        return (list.find((one) => one.here && !one.embedded && !one.words && !error) || list[0]).name;
     }
 
     // ---- what is chosen ----
 
     const nameOf = (choice) => (choice === FILE ? form.path.trim() : choice);
     const known = (choice) => (list || []).find(({ name }) => name === choice);
-    const choices = () => [form.model, form.second].filter((choice) => choice && nameOf(choice));
+    const words = (choice = form.model) => Boolean((known(choice) || {}).words); // a model of the WebUI that describes pictures
+    const choices = () => (words() ? [form.model] : [form.model, form.second]).filter((choice) => choice && nameOf(choice));
     const seen = new Set(); // files that were asked in this session; the list does not have them
     const isKept = (choice) => (known(choice) ? known(choice).kept : seen.has(`${folder} ${nameOf(choice)}`));
     const kept = () => (choices().every(isKept) ? choices() : []);
@@ -54,15 +56,18 @@
     const MODES = () => [["skip", tuner.t("stay as they are")], ["merge", tuner.t("get the tags that they lack at the end")], ["prepend", tuner.t("get the found tags at the front, likeliest first")],
         ["append", tuner.t("get the found tags at the end, likeliest first")], ["replace", tuner.t("are replaced by the found tags")]];
 
+    const WORD_MODES = () => [["skip", tuner.t("stay as they are")], ["prepend", tuner.t("get the description at the front")], ["append", tuner.t("get the description at the end")], ["replace", tuner.t("are replaced by the description")]];
+
     // ---- the section ----
 
     function draw() {
-        const open = box.open;
-        const body = list ? [choice("model", tuner.t("Tagger"), options(false)), ...file("model"), note(form.model), choice("second", tuner.t("A second one"), options(true)), ...agreement(),
-            choice("mode", tuner.t("Captions that are there"), MODES()), h("p", { class: "tuner-small", id: "tuner-d-t-scope" }),
-            h("div", { class: "tuner-buttons" }, h("button", { type: "button", id: "tuner-d-t-go", class: "tuner-button tuner-strong", disabled: !data.folder.editable, onclick: data.doing(tag) }, tuner.t("Tag"))),
-            h("p", { class: "tuner-small" }, tuner.t("Tagging writes nothing: what would be written is shown below, and thresholds can be tried out without tagging again.")),
-            ...choices().flatMap(sliders), rules(), h("p", { id: "tuner-d-t-moved", class: "tuner-small", role: "status" }), slot] : [h("p", { class: "tuner-small" }, tuner.t("Loading…"))];
+        const open = box.open, saying = list && words();
+        if (saying && form.mode === "merge") form.mode = "append";
+        const body = list ? [choice("model", tuner.t("Tagger"), options(false)), ...file("model"), note(form.model), ...(saying ? [] : [choice("second", tuner.t("A second one"), options(true)), ...agreement()]),
+            choice("mode", tuner.t("Captions that are there"), saying ? WORD_MODES() : MODES()), h("p", { class: "tuner-small", id: "tuner-d-t-scope" }),
+            h("div", { class: "tuner-buttons" }, h("button", { type: "button", id: "tuner-d-t-go", class: "tuner-button tuner-strong", disabled: !data.folder.editable, onclick: data.doing(saying ? describe : tag) }, saying ? tuner.t("Describe") : tuner.t("Tag"))),
+            h("p", { class: "tuner-small" }, saying ? tuner.t("Describing writes nothing: what would be written is shown below, and what happens to captions that are there can be tried out without asking again.") : tuner.t("Tagging writes nothing: what would be written is shown below, and thresholds can be tried out without tagging again.")),
+            ...(saying ? [] : [...choices().flatMap(sliders), rules()]), h("p", { id: "tuner-d-t-moved", class: "tuner-small", role: "status" }), slot] : [h("p", { class: "tuner-small" }, tuner.t("Loading…"))];
         data.keepField(box, () => box.replaceChildren(h("summary", {}, tuner.t("Tagger")), h("div", { class: "tuner-d-body" }, body)));
         box.open = open;
         scoped();
@@ -78,8 +83,8 @@
     }
 
     function options(second) {
-        const label = (one) => (one.embedded ? tuner.t("{0} (embedded)", one.name) : one.here ? one.name : tuner.t("{0} (to be downloaded)", one.name));
-        return [...(second ? [["", tuner.t("none")]] : []), ...list.filter(({ name }) => !second || name !== form.model).map((one) => [one.name, label(one)]), ...(second ? [] : [[FILE, tuner.t("a file of my own (.onnx)")]])];
+        const label = (one) => (one.words ? tuner.t("{0} (a model of the WebUI)", one.name) : one.embedded ? tuner.t("{0} (embedded)", one.name) : one.here ? one.name : tuner.t("{0} (to be downloaded)", one.name));
+        return [...(second ? [["", tuner.t("none")]] : []), ...list.filter(({ name }) => !second || (name !== form.model && !words(name))).map((one) => [one.name, label(one)]), ...(second ? [] : [[FILE, tuner.t("a file of my own (.onnx)")]])];
     }
 
     function choice(key, label, all) {
@@ -101,13 +106,16 @@
     }
 
     function note(model) {
-        const one = known(model);
+        const one = known(model), small = (text) => h("p", { class: "tuner-small tuner-d-t-note" }, text);
+        if (one && one.words) {
+            return small(`${model === "BLIP" ? tuner.t("It writes a sentence about each picture.") : tuner.t("It writes Danbooru's tags, as the WebUI's settings for it say.")} ${tuner.t("The WebUI loads its own model for it, which it fetches from the internet at the first use; meanwhile it draws no pictures.")}`);
+        }
         if (model === FILE || !one || !one.embedded) {
             if (error) return h("p", { class: "tuner-bad-text tuner-d-t-note" }, tuner.said(error));
-            if (one && !one.here) return h("p", { class: "tuner-small tuner-d-t-note" }, tuner.t("It is fetched once from huggingface.co (some hundred MB) when you click Tag."));
+            if (one && !one.here) return small(tuner.t("It is fetched once from huggingface.co (some hundred MB) when you click Tag."));
             return null;
         }
-        return h("p", { class: "tuner-small tuner-d-t-note" }, tuner.t("It knows the pictures that the embedded model draws and no others: good for a try. For photos and drawings choose a WD14 model."));
+        return small(tuner.t("It knows the pictures that the embedded model draws and no others: good for a try. For photos and drawings choose a WD14 model."));
     }
 
     const agreement = () => (form.second ? [choice("agreement", tuner.t("Of two taggers"), [["any", tuner.t("tags that one of them has found")], ["all", tuner.t("tags that both have found")]])] : []);
@@ -140,7 +148,7 @@
     function field(key, label, help = "") {
         const id = `tuner-d-t-${key}`;
         const input = h("input", { type: "text", id, value: form[key], spellcheck: "false", autocomplete: "off", inputmode: key === "most" ? "numeric" : null, oninput: () => { form[key] = input.value; again(DRAG); } });
-        return h("div", { class: "tuner-d-field" }, h("label", { for: id }, label), input, help ? h("small", {}, help) : null);
+        return h("div", { class: "tuner-d-field" }, h("label", { for: id }, label), ["exclude", "always"].includes(key) ? data.suggesting(input) : input, help ? h("small", {}, help) : null);
     }
 
     // ---- scores and previews ----
@@ -148,12 +156,19 @@
     async function tag() {
         const chosen = choices();
         if (!chosen.length) throw new Error(tuner.t("Name the .onnx file."));
+        await look("tags/score", { taggers: chosen.map(nameOf) }, () => { for (const choice of chosen) seen.add(`${folder} ${nameOf(choice)}`); });
+    }
+
+    const describe = () => look("captions/make", { captioner: form.model });
+
+    // A model looks at the pictures; then what would be written is shown.
+    async function look(path, asked, done = () => {}) {
         if (data.view) await data.view.flush();
         let found = null;
         try {
-            found = await data.begin("tags/score", { taggers: chosen.map(nameOf), mode: form.mode, ...data.scope().order });
-            for (const choice of chosen) seen.add(`${folder} ${nameOf(choice)}`);
-        } finally { // also what a stopped run has scored is there
+            found = await data.begin(path, { ...asked, mode: form.mode, ...data.scope().order });
+            done();
+        } finally { // also what a stopped run has made is there
             await load();
             draw();
         }
@@ -172,11 +187,12 @@
         const mine = ++asked, chosen = kept();
         const line = document.getElementById("tuner-d-t-moved");
         if (!chosen.length) { data.showPlan(null, slot); if (line) tuner.text(line, ""); return; }
-        const found = await data.send("tags/plan", { ...order(chosen), ...data.scope().order });
+        const found = await (words() ? data.send("captions/plan", { captioner: form.model, mode: form.mode, ...data.scope().order }) : data.send("tags/plan", { ...order(chosen), ...data.scope().order }));
         if (mine !== asked || !slot.isConnected) return;
         const tags = (sign, counts) => (counts.length ? `${sign} ${counts.map(([tag, n]) => `${tag} (${n})`).join(", ")}` : "");
-        const missing = found.unscored ? tuner.t("{0} pictures have no scores of this tagger yet: click Tag.", found.unscored) : "";
-        tuner.text(document.getElementById("tuner-d-t-moved"), [missing, tags("+", found.came), tags("−", found.went)].filter(Boolean).join("\n"));
+        const missing = !found.unscored ? "" : words() ? tuner.count(found.unscored, "{0} picture was not described by this model yet: click Describe.", "{0} pictures were not described by this model yet: click Describe.")
+            : tuner.count(found.unscored, "{0} picture has no scores of this tagger yet: click Tag.", "{0} pictures have no scores of this tagger yet: click Tag.");
+        tuner.text(document.getElementById("tuner-d-t-moved"), [missing, tags("+", found.came || []), tags("−", found.went || [])].filter(Boolean).join("\n"));
         data.showPlan(found, slot, go);
     }
 
@@ -187,7 +203,7 @@
         if (!data.folder.editable) return;
         try {
             if (!list || folder !== data.folder.id) await load();
-            const chosen = kept().length ? kept() : list.filter((one) => one.kept).slice(0, 1).map((one) => one.name);
+            const chosen = kept().length && !words() ? kept() : list.filter((one) => one.kept && !one.words).slice(0, 1).map((one) => one.name);
             if (!chosen.length) return;
             const { tags } = await data.send("tags/lacking", { ...order(chosen), row: item.row });
             const below = panel.querySelector(".tuner-d-adding");

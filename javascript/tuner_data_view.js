@@ -3,7 +3,7 @@
 
 (function (tuner) {
     const { h } = tuner;
-    const PAUSE = 1500, FEW = 12, LIMIT = 75; // ms without a key; suggestions; CLIP's tokens of one piece of a prompt
+    const PAUSE = 1500, LIMIT = 75; // ms without a key; CLIP's tokens of one piece of a prompt
     const data = tuner.data = tuner.data || {};
     (data.parts = data.parts || []).push({ mount, drawn: () => {} });
     const view = data.view = { row: null };
@@ -66,13 +66,13 @@
         const box = h("textarea", { id: "tuner-d-text", rows: 5, spellcheck: "false", "aria-label": tuner.t("Caption"), oninput: () => note(item.row, box.value), onblur: data.doing(view.flush) });
         box.value = base = item.text;
         box.readOnly = !data.folder.editable;
-        const add = h("input", { type: "text", id: "tuner-d-add", placeholder: tuner.t("Add a tag"), "aria-label": tuner.t("Add a tag"), list: "tuner-d-suggested", autocomplete: "off", spellcheck: "false", oninput: () => suggest(add.value), onkeydown: (event) => {
+        const add = h("input", { type: "text", id: "tuner-d-add", placeholder: tuner.t("Add a tag"), "aria-label": tuner.t("Add a tag"), spellcheck: "false", onkeydown: (event) => {
             if (event.key !== "Enter" || event.isComposing) return;
             event.preventDefault();
             data.doing(() => addTag(item.row, add))({ currentTarget: add });
         } });
         const chips = item.is_text ? h("p", { class: "tuner-small" }, tuner.t("This caption is sentences; tags are added behind them.")) : h("ul", { class: "tuner-d-chips", "aria-label": tuner.t("Tags") }, item.tags.map((tag) => chip(item.row, tag)));
-        return h("div", { class: "tuner-d-caption" }, chips, h("div", { class: "tuner-d-adding" }, add, h("datalist", { id: "tuner-d-suggested" })),
+        return h("div", { class: "tuner-d-caption" }, chips, h("div", { class: "tuner-d-adding" }, data.suggesting(add)),
             h("label", { for: "tuner-d-text" }, tuner.t("Caption as text")), box, h("p", { id: "tuner-d-state", class: "tuner-small", role: "status" }, counted(item), " · ", data.folder.editable ? tuner.t("saved") : tuner.t("cannot be written here")));
     }
 
@@ -90,14 +90,6 @@
         input.value = "";
         await data.edit("add", { tags: text, where: "last" }, [row]);
         document.getElementById("tuner-d-add").focus();
-    }
-
-    async function suggest(text) {
-        const last = text.split(",").pop().trim();
-        if (!last) return;
-        const found = await data.get(`tags?like=${encodeURIComponent(last)}&limit=${FEW}`).catch(() => ({ tags: [] }));
-        const list = document.getElementById("tuner-d-suggested");
-        if (list) list.replaceChildren(...found.tags.map(([tag, count]) => h("option", { value: tag, label: `${tag} (${count})` })));
     }
 
     // ---- what is typed ----

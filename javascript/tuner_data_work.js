@@ -1,9 +1,9 @@
-// Long work in an open folder (tagging, checks, crops): how far it is, the time left, and a button that stops it.
+// Long work in an open folder (tagging, checks, crops): how far it is, the time left, and a button that stops it. Also many files that are being written.
 "use strict";
 
 (function (tuner) {
     const { h } = tuner;
-    const BUSY = 500, HIDDEN = 5000, LOST = 5000; // ms between two looks
+    const BUSY = 500, HIDDEN = 5000, LOST = 5000, LONG = 700; // ms between two looks; ms after which writing is long work
     const data = tuner.data = tuner.data || {};
     (data.parts = data.parts || []).push({ mount, drawn: () => {} });
     const waiting = new Map(); // by the work's name: what is done with its end
@@ -23,6 +23,17 @@
         const ended = new Promise((resolve, reject) => waiting.set(data.work.name, { resolve, reject }));
         next();
         return ended;
+    };
+
+    // An order that writes files: it is answered when all are written, and where that takes long a bar says how far it is.
+    data.write = async function (path, body) {
+        const long = setTimeout(() => next(0), LONG);
+        try {
+            return await data.send(path, body);
+        } finally {
+            clearTimeout(long);
+            if (data.work && data.work.name === "write") next(0);
+        }
     };
 
     function next(wait = BUSY) {
@@ -57,11 +68,12 @@
         else then.reject(new Error(data.work.state === "failed" ? tuner.said(data.work.error) : ""));
     }
 
-    const STAGES = () => ({ tag: tuner.t("Tagging"), look: tuner.t("Looking at pictures"), captions: tuner.t("Checking captions") });
+    const STAGES = () => ({ tag: tuner.t("Tagging"), turn: tuner.t("Waiting for the WebUI and its model"), caption: tuner.t("Describing"), look: tuner.t("Looking at pictures"), captions: tuner.t("Checking captions"),
+        apply: tuner.t("Writing captions"), undo: tuner.t("Taking back"), redo: tuner.t("Doing again"), delete: tuner.t("Moving files") });
 
     function counted(stage, done, total) {
         if (stage === "fetch") return tuner.t("Downloading the model: {0} of {1}", tuner.bytes(done), tuner.bytes(total));
-        return [STAGES()[stage], `${done}/${total}`].filter(Boolean).join(" ");
+        return [STAGES()[stage], total ? `${done}/${total}` : ""].filter(Boolean).join(" ");
     }
 
     function draw() {
@@ -71,7 +83,8 @@
             box.replaceChildren(h("div", { class: "tuner-bar", role: "progressbar", "aria-valuemin": 0, "aria-label": tuner.t("Progress") }, h("div")), h("span", { class: "tuner-small" }),
                 h("button", { type: "button", class: "tuner-button", id: "tuner-d-stop", onclick: data.doing(async () => { data.work = (await data.send("job/stop")).job; draw(); }) }, tuner.t("Stop")));
         }
-        const { done, total, left, state, stage } = data.work, bar = box.querySelector(".tuner-bar");
+        const { done, total, left, state, stage, stoppable } = data.work, bar = box.querySelector(".tuner-bar");
+        tuner.show(box.querySelector("button"), stoppable !== false);
         bar.firstChild.style.width = `${total ? done / total * 100 : 0}%`;
         bar.setAttribute("aria-valuemax", total || 1);
         bar.setAttribute("aria-valuenow", done);

@@ -16,8 +16,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from .config import build, flags
+from .data.crop_acts import KeptActs
 from .data.crop_export import Exported, export
-from .data.crop_file import PictureCrops, change_crops, key_of, read_crops
+from .data.crop_file import Book, PictureCrops, change_crops, key_of, read_crops
 from .data.crop_names import ExportConfig, Output, named
 from .data.crop_plan import CropConfig, Piece, pieces, propose
 from .data.focal import Detector, face_detector
@@ -26,6 +27,7 @@ from .data.items import Problem, scan
 from .data.pictures import load
 from .settings import DataConfig
 from .tools.command_line import Progress, say
+from .words import number_of
 
 PROGRAM = "python3 -m lib_tuner crop"
 SHOWN = 5  # samples, and problems of one kind
@@ -50,7 +52,7 @@ def main(rest: Sequence[str]) -> int:
     outputs, unmirrored = named([piece for some, _ in made for piece in some], folder, how)
     lines = [*_shown(items, outputs, book), *_told([*problems, *unmirrored])]
     if keep:
-        change_crops(folder, lambda kept: {**kept, **{key: record for key, record in book.items() if key not in kept or not kept[key].touched}})
+        change_crops(folder, lambda kept: _kept(kept, book), noting=KeptActs(folder).noting("find"))
         lines.append(f"Kept in {folder / '.tuner' / 'crops.json'}.")
     if not target:
         return say([*lines, *([] if keep else ["Nothing was written: --out DIR or --zip FILE writes it."])])
@@ -122,13 +124,18 @@ def _cropped(folder: Path, items: list[Item], cfg: CropConfig, detector: Detecto
     return book, problems
 
 
+def _kept(kept: Book, found: Book) -> Book:
+    """The crops that are kept with those that were found, but where a person has set them."""
+    return {**kept, **{key: record for key, record in found.items() if key not in kept or not kept[key].touched}}
+
+
 def _written(outputs: list[Output], folder: Path, target: str, how: ExportConfig) -> list[str]:
     """Writes; Ctrl-C stops between two files."""
     progress, lines = Progress("Writing"), []
     with closing(export(outputs, folder, target, how)) as events:
         for event in events:
             if isinstance(event, Exported):
-                lines = [*_told(event.problems), f"Written: {_count(event.pictures, 'picture')} to {event.path}."]
+                lines = [*_told(event.problems), f"Written: {number_of(event.pictures, 'picture')} to {event.path}."]
             else:
                 progress(event.done, event.total)
     return lines
@@ -140,7 +147,7 @@ def _written(outputs: list[Output], folder: Path, target: str, how: ExportConfig
 def _shown(items: list[Item], outputs: list[Output], book: dict[str, PictureCrops]) -> list[str]:
     used = {output.piece.item.path for output in outputs}
     sizes, ways = Counter(output.piece.size for output in outputs), Counter(record.found for record in book.values())
-    lines = [f"{_count(len(outputs), 'crop')} of {len(used):,} of {_count(len(items), 'picture')}."]
+    lines = [f"{number_of(len(outputs), 'crop')} of {len(used):,} of {number_of(len(items), 'picture')}."]
     lines += ["Sizes: " + ", ".join(f"{count:,} of {w} x {h}" for (w, h), count in sizes.most_common(SHOWN)) + (", ..." if len(sizes) > SHOWN else "") + "."] if outputs else []
     lines += ["Found by: " + ", ".join(f"{way} {count:,}" for way, count in ways.most_common()) + "."] if ways else []
     step = max(1, len(outputs) // SHOWN)
@@ -159,7 +166,3 @@ def _told(problems: Sequence[Problem]) -> list[str]:
         some = [problem for problem in problems if problem.kind == kind]
         lines += [*map(str, some[:SHOWN]), *([f"... and {len(some) - SHOWN:,} more of this kind."] if len(some) > SHOWN else [])]
     return lines
-
-
-def _count(number: int, name: str) -> str:
-    return f"{number:,} {name}{'' if number == 1 else 's'}"

@@ -10,6 +10,7 @@ how much that one is enlarged. What a person sets is on the disk when the order 
 from __future__ import annotations
 
 import os
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
@@ -18,11 +19,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .data.crop import Frame, Target, clamped, enlargement, frame_size
+from .config import options
+from .data.crop_acts import Acts, KeptActs, Overtaken
 from .data.crop_export import Exported, export
-from .data.crop_file import Book, Crop, PictureCrops, change_crops, crops_file, read_crops
+from .data.crop_file import Book, Crop, Noting, PictureCrops, change_crops, crops_file, mark, read_crops, unnoted
 from .data.crop_names import ExportConfig, named
 from .data.crop_plan import CropConfig, Piece, pieces, problems_of, propose
+from .data.crop_view import inside, shown
 from .data.focal import Detector, face_detector
 from .data.item import Item
 from .data.items import Problem, item_of
@@ -48,6 +51,8 @@ class FolderCrops:
         self._book: Book = {}
         self._read_as: Stamp | None = None
         self._digests: dict[Path, tuple[Stamp, str]] = {}
+        self._acts = KeptActs(self.folder) if self.library.journal else Acts()
+        self._zip: tuple[Path, Stamp | None] | None = None  # that the last export has made
         self.library.crops, self.library.crop_troubles = self._state, self._troubles
 
     @classmethod
@@ -76,45 +81,76 @@ class FolderCrops:
 
     def _summary(self) -> dict[str, Any]:
         count = len(self.library.pictures)
+        more = {"undo": self._undo(), "version": self.opened.version}
         if not self._book:
-            return {"pictures": count, "states": {"none": count}, "troubles": {}, "version": self.opened.version}
+            return {"pictures": count, "states": {"none": count}, "troubles": {}, **more}
         paths = self.library.pictures.values()
         states, kinds = Counter(map(self._state, paths)), Counter(kind for path in paths for kind in self._troubles(path))
-        return {"pictures": count, "states": dict(states), "troubles": dict(kinds), "version": self.opened.version}
+        return {"pictures": count, "states": dict(states), "troubles": dict(kinds), **more}
+
+    def _undo(self) -> dict[str, Any] | None:
+        """What would be taken back."""
+        act = self._acts.last()
+        return act and {"number": act.number, "name": act.name, "pictures": len(act.before)}
 
     def _row(self, row: int) -> dict[str, Any]:
         path = self.library.pictures[row]
         record, state = self._book.get(self._key(path)), self._state(path)
         if record is None:
-            return {"row": row, "state": state, "size": None, "found": "", "crops": [], "troubles": [], "told": []}
+            return {"row": row, "state": state, "mark": "", "size": None, "found": "", "crops": [], "troubles": [], "told": []}
         problems = self._problems(path, record)
         return {
-            "row": row, "state": state, "size": record.size, "found": record.found, "crops": [_crop(record, crop, self.cfg) for crop in record.crops],
+            "row": row, "state": state, "mark": mark(record), "size": record.size, "found": record.found, "crops": [shown(record, crop, self.cfg) for crop in record.crops],
             "troubles": list(dict.fromkeys(problem.kind for problem in problems)), "told": [str(problem) for problem in problems if problem.kind != "review"],
         }  # fmt: skip
 
     # ---- what is done ------------------------------------------------------------------------------------------------
 
-    def change(self, row: int, crops: Sequence[Crop], cfg: CropConfig) -> dict[str, Any]:
-        """Sets the crops of one row, none to take them away; frames are pushed inside the picture. Raises ValueError, OSError."""
+    def change(self, row: int, crops: Sequence[Crop], cfg: CropConfig, was: str | None = None) -> dict[str, Any]:
+        """Sets the crops of one row, none to take them away; frames are pushed inside the picture. `was` is the mark of those that somebody saw before.
+
+        Raises ValueError, also where they are others by now, OSError.
+        """
         with self.opened.lock:
             self._load(cfg)
             path = self.library.picture(row)
+            key, records = self._key(path), {}
             if crops:
                 record = self._fresh(path)
-                self._keep({self._key(path): replace(record, crops=tuple(_inside(record, crop, cfg) for crop in crops))})
-            else:
-                self._write(lambda kept: {key: record for key, record in kept.items() if key != self._key(path)})
-            return {**self._row(row), "version": self.opened.version}
+                records = {key: replace(record, crops=tuple(inside(record, crop, cfg) for crop in crops))}
+            self._write(lambda kept: {**_without(_seen(kept, key, was), key), **records}, self._acts.noting("change"))
+            self._remember(records)
+            return {**self._row(row), "undo": self._undo(), "version": self.opened.version}
 
-    def approve(self, scope: Scope, cfg: CropConfig) -> dict[str, Any]:
-        """Approves all crops of a scope but those that are stale; how many pictures that changed. Raises ValueError, OSError."""
+    def approve(self, scope: Scope, cfg: CropConfig, was: str | None = None) -> dict[str, Any]:
+        """Approves all crops of a scope but those that are stale; how many pictures that changed. `was` as above, where the scope is one row.
+
+        Raises ValueError, OSError.
+        """
         with self.opened.lock:
             self._load(cfg)
             paths = [self.library.pictures[row] for row in scope.of(self.library)]
+            for path in paths:
+                _seen(self._book, self._key(path), was)
             records = {self._key(path): self._book[self._key(path)] for path in paths if self._state(path) in ("auto", "adjusted")}
-            self._keep({key: replace(record, crops=tuple(replace(crop, state="approved") for crop in record.crops)) for key, record in records.items()})
+            approved = {key: replace(record, crops=tuple(replace(crop, state="approved") for crop in record.crops)) for key, record in records.items()}
+            self._keep(approved, True, self._acts.noting("approve"))
             return {"approved": len(records), **self._summary()}
+
+    def undo(self, number: int, cfg: CropConfig) -> dict[str, Any]:
+        """Takes the last act back; `number` is the one that is meant. Raises ValueError where it is not the last or its crops were changed since, OSError."""
+        with self.opened.lock:
+            self._load(cfg)
+            act = self._acts.last()
+            if act is None or act.number != number:
+                raise ValueError("Something else was done meanwhile; look at what Undo says now.")
+            try:
+                self._write(act.taken_back)
+            except Overtaken:
+                self._acts.drop(act)  # it never can be, and would stand before those that can
+                raise
+            self._acts.drop(act)
+            return {"rows": [row for row, path in self.library.pictures.items() if self._key(path) in act.before], **self._summary()}
 
     def find(self, scope: Scope, cfg: CropConfig, again: bool = False) -> dict[str, Any]:
         """Sets to work on finding crops. What a person has set stays, unless `again`. Raises ValueError, OSError."""
@@ -139,9 +175,19 @@ class FolderCrops:
         how = how if out.strip() else replace(how, existing="next")
         return self.opened.begin("crop-export", lambda told: self._export(records, cfg, how, target, told))
 
+    def made_zip(self) -> Path:
+        """The ZIP that the last export has made, if that was one. Raises ValueError."""
+        path, stamp = self._zip or (None, None)
+        if path is None:
+            raise ValueError("No ZIP was saved last; save the crops as ZIP first.")
+        if _stamp(path) != stamp:
+            raise ValueError(f"{path} is not there any more as it was saved; save the crops as ZIP again.")
+        return path
+
     # ---- the work ----------------------------------------------------------------------------------------------------
 
     def _find(self, paths: Sequence[Path], cfg: CropConfig, detector: Detector | None, again: bool, told: Told) -> dict[str, Any]:
+        noting = self._acts.noting("find", secrets.token_hex(4))  # what is found in one go is one act
         found: dict[str, PictureCrops] = {}
         problems: list[Problem] = []
         count = 0
@@ -154,11 +200,11 @@ class FolderCrops:
                 except (ValueError, OSError) as error:
                     problems.append(_unread(path, error))
                 if len(found) >= BATCH:
-                    self._keep(found, again)
+                    self._keep(found, again, noting)
                     found = {}
             told(len(paths), len(paths))
         finally:  # also where it was stopped: what was found is good
-            self._keep(found, again)
+            self._keep(found, again, noting)
         with self.opened.lock:
             return {"found": count, "problems": len(problems), "told": [str(problem) for problem in problems[:SHOWN_PROBLEMS]], **self._summary()}
 
@@ -186,7 +232,8 @@ class FolderCrops:
             for event in events:
                 if isinstance(event, Exported):
                     problems += [*unmirrored, *event.problems]
-                    return {"path": str(event.path), "pictures": event.pictures, "problems": len(problems), "told": [str(problem) for problem in problems[:SHOWN_PROBLEMS]]}
+                    self._zip = (event.path, _stamp(event.path)) if event.path.is_file() else None
+                    return {"path": str(event.path), "zip": self._zip is not None, "pictures": event.pictures, "problems": len(problems), "told": [str(problem) for problem in problems[:SHOWN_PROBLEMS]]}
                 told(total + total * event.done // event.total, 2 * total)
         raise AssertionError("an export ends with what it wrote")
 
@@ -213,18 +260,21 @@ class FolderCrops:
             if first and self._book:
                 self._recall()
 
-    def _keep(self, records: Book, again: bool = True) -> None:
+    def _keep(self, records: Book, again: bool, noting: Noting) -> None:
         """Writes crops of some pictures; `again`: also over what a person has set."""
         if records:
             with self.opened.lock:
-                self._write(lambda kept: {**kept, **{key: record for key, record in records.items() if again or not self._touched(kept.get(key))}})
+                self._write(lambda kept: {**kept, **{key: record for key, record in records.items() if again or not self._touched(kept.get(key))}}, noting)
             self._remember(records)
 
-    def _write(self, change: Callable[[Book], Book]) -> None:
+    def _write(self, change: Callable[[Book], Book], noting: Noting = unnoted) -> None:
         if self.library.journal is None:  # nothing can be written here; crops can be exported all the same
-            self._book = dict(change(self._book))
+            after = dict(change(self._book))
+            if after != self._book:
+                with noting(self._book, after):
+                    self._book = after
         else:
-            self._book = change_crops(self.folder, change)
+            self._book = change_crops(self.folder, change, noting=noting)
             self._read_as = _stamp(crops_file(self.folder))
         self.opened.version += 1
 
@@ -293,32 +343,30 @@ class FolderCrops:
 # ---- pure parts ------------------------------------------------------------------------------------------------------
 
 
+def crop_fields() -> list[dict[str, Any]]:
+    """The settings of cropping and of an export, for whoever draws a form."""
+    return [
+        {"key": o.key, "of": of, "kind": "choice" if o.choices else {bool: "flag", str: "text"}.get(o.type, "number"), "label": o.label, "help": o.help,
+         "choices": list(o.choices or ()), "value": o.default if o.type is bool else f"{o.default:g}" if o.type is float else str(o.default)}
+        for of, kind in (("crop", CropConfig), ("export", ExportConfig)) for o in options(kind)
+    ]  # fmt: skip
+
+
 @lru_cache(maxsize=1 << 15)
 def _problems(path: Path, record: PictureCrops, content: str, cfg: CropConfig) -> tuple[Problem, ...]:
     """A picture whose content is that of its record has its size too, so nothing is decoded."""
     return tuple(problems_of(Item(path, "", size=record.size, digest=content), record, cfg))
 
 
-def _crop(record: PictureCrops, crop: Crop, cfg: CropConfig) -> dict[str, Any]:
-    target = Target.parse(crop.target or cfg.size)
-    size = target.size_for(record.size, cfg.enlarge)
-    (w, h), (width, height) = record.size, frame_size(record.size, size)
-    frame = clamped(crop.frame, record.size, size)
-    return {
-        "x": frame.x, "y": frame.y, "zoom": frame.zoom, "target": crop.target, "state": crop.state, "fixed": target.kind == "area",
-        "frame": (min(1.0, width / w), min(1.0, height / h)), "size": size, "times": enlargement(record.size, size),
-    }  # fmt: skip
+def _without(book: Book, key: str) -> Book:
+    return {other: record for other, record in book.items() if other != key}
 
 
-def _inside(record: PictureCrops, crop: Crop, cfg: CropConfig) -> Crop:
-    size = Target.parse(crop.target or cfg.size).size_for(record.size, cfg.enlarge)
-    return replace(crop, frame=clamped(crop.frame, record.size, size))
-
-
-def frame_of(x: float, y: float, zoom: float) -> Frame:
-    """A frame as a client gives it: a centre on the edge may be off by what floating point is. Raises ValueError for one that is none."""
-    near = 1e-6
-    return Frame(*(min(max(value, 0.0), 1.0) if -near < value < 1 + near else value for value in (x, y)), max(zoom, 1.0) if zoom > 1 - near else zoom)
+def _seen(book: Book, key: str, was: str | None) -> Book:
+    """The book, where the crops of a picture are those that somebody saw before changing them."""
+    if was is not None and mark(book.get(key)) != was:
+        raise ValueError("The crops of this picture were changed elsewhere meanwhile, so nothing was changed; look at them as they are now.")
+    return book
 
 
 def _free(path: Path) -> Path:

@@ -11,12 +11,15 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from .data import tag_models
 from .data.captions import Tags
-from .data.tag_edits import key
+from .data.library import Library
+from .data.suggest import Named, fitting, named, of_files
+from .data.tag_edits import key, with_spaces
 from .data.tag_rules import Rules, Thresholds
 from .data.tag_scores import ScoreStore
 from .data.tagger import Tagger, check_runtime, open_wd14
@@ -79,6 +82,24 @@ class FolderTagging:
             for name, t, here, own in (*made, *named)
         ], "error": _missing()}  # fmt: skip
 
+    def suggest(self, part: str, limit: int) -> list[tuple[str, int | None]]:
+        """Tags that hold what somebody has typed: the folder's own with their counts, the most frequent first, then those of the taggers' lists."""
+        if not part.strip():
+            return []
+        with self._opened.lock:
+            counts = self._opened.library.index.counts()
+        own = fitting(((key(tag), tag) for tag, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))), part)[:limit]
+        there = {words for words, _ in own}
+        listed = (pair for pair in fitting(self._listed(), part) if pair[0] not in there) if len(own) < limit else ()
+        spelled = str if "_" in part else with_spaces  # as it was begun
+        return [*((tag, counts[tag]) for _, tag in own), *((spelled(tag), None) for _, tag in islice(listed, limit - len(own)))]
+
+    def _listed(self) -> Named:
+        """The lists of the models on this machine; without any, those of the taggers that need no file."""
+        folder = tag_models.default_folder()
+        files = [tag_models.list_of(name, folder) for name in tag_models.MODELS if tag_models.is_here(name, folder)]
+        return of_files(files) or named(tag for make in self._made.values() for tag in make().tags.names)
+
     # ---- scoring -----------------------------------------------------------------------------------------------------
 
     def score(self, names: Sequence[str], scope: Scope, mode: str) -> dict[str, Any]:
@@ -87,7 +108,7 @@ class FolderTagging:
         if not names:
             raise ValueError("Choose a tagger.")
         with self._opened.lock:
-            paths = to_tag(self._folder(scope), mode)
+            paths = to_tag(tagged(self._opened.library, scope), mode)
             return self._opened.begin("tag", lambda told: self._scored(names, paths, told))
 
     def _scored(self, names: Sequence[str], paths: Sequence[Path], told: Told) -> dict[str, Any]:
@@ -125,7 +146,7 @@ class FolderTagging:
     def plan(self, order: TagOrder, scope: Scope) -> dict[str, Any]:
         """A preview of what tagging would write, and which tags come and go against the last one. Raises ValueError, also where a tagger was never asked here."""
         with self._opened.lock:
-            folder = self._folder(scope)
+            folder = tagged(self._opened.library, scope)
             taggers, seen = self._seen(order)
             planned = plan_tags(folder, seen, taggers, order.rules, order.mode)
             found = tags_found(to_tag(folder, order.mode), seen, taggers, order.rules)
@@ -145,11 +166,6 @@ class FolderTagging:
             found = tags_found([picture], seen, taggers, replace(order.rules, always=(), most=0, rating="none"))[picture]
             scores = self._opened.kept(picture)
             return [(tag, round(scores.get(key(tag), 0.0), 3)) for tag in found or () if key(tag) not in there]
-
-    def _folder(self, scope: Scope) -> TaggedFolder:
-        library = self._opened.library
-        rows = scope.of(library)
-        return TaggedFolder(tuple(map(library.picture, rows)), tuple(map(library.file, rows)))
 
     def _seen(self, order: TagOrder) -> tuple[list[tuple[str, Thresholds]], Seen]:
         """The taggers as their scores are kept, with thresholds, and those scores."""
@@ -175,6 +191,12 @@ class FolderTagging:
 
     def _usual(self, name: str) -> Thresholds:
         return self._made[name]().thresholds if name in self._made else tag_models.MODELS.get(name.partition("@")[0], Thresholds())
+
+
+def tagged(library: Library, scope: Scope) -> TaggedFolder:
+    """The pictures that are meant, with their captions. Raises ValueError."""
+    rows = scope.of(library)
+    return TaggedFolder(tuple(map(library.picture, rows)), tuple(map(library.file, rows)))
 
 
 def _thresholds(chosen: Chosen, usual: Thresholds) -> Thresholds:

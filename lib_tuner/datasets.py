@@ -23,7 +23,8 @@ from .data.library import Library, whole_path
 from .data.tag_edits import key
 from .data.tagger import Tagger
 from .data.thumbnails import thumbnail
-from .work import Told, Work
+from .host import Captioner
+from .work import Progress, Told, Work
 
 Part = TypeVar("Part")
 OPEN = 4  # folders at once; the one that was asked for longest ago is closed
@@ -59,6 +60,7 @@ class OpenFolder:
         self._plans: OrderedDict[str, Plan] = OrderedDict()
         self.lock = threading.RLock()
         self._work: Work | None = None
+        self._writing: Progress | None = None  # files are being written; whoever looks need not wait for the lock
         self.kept = library.scores = KeptScores(library.folder, lambda: library.pictures.values())
         self._parts: dict[type, Any] = {}
 
@@ -152,7 +154,7 @@ class OpenFolder:
             planned = self._plans.pop(name, None)
             if planned is None:
                 raise ValueError("That preview is too old; look at it anew.")
-            return self._changed(lambda: self.library.apply(planned))
+            return self._written("apply", lambda: self.library.apply(planned))
 
     def edit(self, edit: Edit, scope: Scope, was: str | None = None) -> dict[str, Any]:
         """Plans an edit and carries it out at once. `was` is the caption that somebody saw before typing another one: one that is different now is not lost.
@@ -166,24 +168,24 @@ class OpenFolder:
             planned = self.library.plan(edit, rows)
             if planned.problems and not planned.changes:
                 raise ValueError(str(planned.problems[0]))
-            return self._changed(lambda: self.library.apply(planned))
+            return self._written("apply", lambda: self.library.apply(planned))
 
     def delete(self, scope: Scope) -> dict[str, Any]:
         """Moves pictures and captions to the folder's trash. Raises ValueError, OSError."""
         with self.lock:
-            return self._changed(lambda: self.library.delete(scope.of(self.library)))
+            return self._written("delete", lambda: self.library.delete(scope.of(self.library)))
 
     def undo(self, number: int | None = None) -> dict[str, Any]:
         """Takes the last edit back; `number` is the one that is meant. Raises ValueError, also where that is not the last, OSError."""
         with self.lock:
             self._meant(number, "undo")
-            return self._changed(self.library.undo)
+            return self._written("undo", self.library.undo)
 
     def redo(self, number: int | None = None) -> dict[str, Any]:
         """Does again what was taken back last; `number` as above. Raises ValueError, OSError."""
         with self.lock:
             self._meant(number, "redo")
-            return self._changed(self.library.redo)
+            return self._written("redo", self.library.redo)
 
     def _meant(self, number: int | None, way: str) -> None:
         entry = self._history()[way]
@@ -208,14 +210,27 @@ class OpenFolder:
             return self._work.status()
 
     def work(self) -> dict[str, Any] | None:
-        """The work that is going, or was last."""
-        return self._work and self._work.status()
+        """What is going, or was last: files that are being written, which cannot be stopped, or else long work."""
+        now = self._writing or self._work
+        return now and now.status()
 
     def stop(self, wait: float = 0.0) -> dict[str, Any] | None:
         """Asks the work that is going to end."""
         if self._work:
             self._work.stop(wait)
         return self.work()
+
+    def _written(self, stage: str, work: Callable[[], Entry | None]) -> dict[str, Any]:
+        """As `_changed`, and `work` of this folder tells how far it is."""
+        writing = Progress("write", stoppable=False)
+        writing.stage = stage  # also before the first file
+        if self.library.journal:
+            self.library.journal.told = lambda done, total: writing.told(done, total, stage)
+        self._writing = writing
+        try:
+            return self._changed(work)
+        finally:
+            self._writing = None
 
     def _changed(self, work: Callable[[], Entry | None]) -> dict[str, Any]:
         entry = work()
@@ -225,9 +240,10 @@ class OpenFolder:
 
 
 class Datasets:
-    """The open folders of one program. `taggers` are those that need no file, by the names that a page shows."""
+    """The open folders of one program. `taggers` are those that need no file, `captioners` the host's, by the names that a page shows."""
 
-    def __init__(self, taggers: Mapping[str, Callable[[], Tagger]] = MappingProxyType({})) -> None:
+    def __init__(self, taggers: Mapping[str, Callable[[], Tagger]] = MappingProxyType({}), captioners: Mapping[str, Captioner] = MappingProxyType({})) -> None:
+        self.captioners = captioners
         self.taggers = {name: lru_cache(maxsize=1)(make) for name, make in taggers.items()}
         self._open: OrderedDict[str, OpenFolder] = OrderedDict()
         self._lock = threading.Lock()

@@ -110,3 +110,11 @@ class Host(Protocol):
     def interrupted(self) -> bool: ...
     def forecast(self) -> Forecast: ...  # touches neither model nor lock
     def told(self, event: Event) -> None: ...  # what the run says, for a host that shows a progress of its own
+
+
+class Captioner(Protocol):
+    """A model of the host's own that says in words what is in a picture. A host that has none offers none."""
+
+    @property
+    def name(self) -> str: ...  # with all that its words depend on: they are kept under it
+    def at_work(self) -> AbstractContextManager[Callable[[Image], str]]: ...  # in the host's turn; puts the model away again. Raises ValueError

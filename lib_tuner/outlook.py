@@ -23,6 +23,7 @@ from .optim import parse_betas, parse_lr
 from .progress import duration
 from .sd.tokenizer import Tokenizer
 from .settings import InpaintConfig, TrainConfig
+from .words import number_of
 
 USUAL = {  # learning rates at which a method is usually trained with AdamW on SD1.5 (kohya's, the WebUI's and diffusers' guides)
     "lora": (1e-5, 1e-3), "locon": (1e-5, 1e-3), "loha": (1e-5, 1e-3), "lokr": (1e-5, 1e-3), "adalora": (5e-5, 5e-3), "textual_inversion": (1e-4, 2e-2),
@@ -109,16 +110,16 @@ def _pictures(batches: Batches) -> str:
     captioned = sum(bool(item.caption) for item in own)
     classes = len(batches.items) - len(own)
     repeated = sum(item.repeats for item in own)
-    text = f"{_count(len(own), 'picture')}, {captioned} with a caption"
+    text = f"{number_of(len(own), 'picture')}, {captioned} with a caption"
     text += f", shown {repeated} times per epoch" if repeated != len(own) else ""
-    return text + (f"; {_count(classes, 'class picture')} beside them." if classes else ".")
+    return text + (f"; {number_of(classes, 'class picture')} beside them." if classes else ".")
 
 
 def _buckets(batches: Batches) -> str:
     sizes = batches.summary()["ss_bucket_info"]["buckets"].values()
     shown = [f"{size['resolution'][0]}x{size['resolution'][1]} ({size['count']})" for size in sorted(sizes, key=lambda s: -s["count"])]
     more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
-    return f"{_count(len(shown), 'bucket')}: {', '.join(shown[:5])}{more}."
+    return f"{number_of(len(shown), 'bucket')}: {', '.join(shown[:5])}{more}."
 
 
 def _masks(batches: Batches) -> str:
@@ -158,7 +159,7 @@ def _memory(forecast: Forecast) -> str:
 
 
 def _drawn_first(count: int) -> str:
-    return f"{_count(count, 'class picture')} will be drawn first." if count else ""
+    return f"{number_of(count, 'class picture')} will be drawn first." if count else ""
 
 
 def _disk(cfg: TrainConfig, forecast: Forecast) -> str:
@@ -166,7 +167,7 @@ def _disk(cfg: TrainConfig, forecast: Forecast) -> str:
     if not forecast.state:
         return ""
     saves, states = _kept(cfg)
-    return f"{_count(saves, 'save')} of {_gigabytes(forecast.file)} and {_count(states, 'state')} of {_gigabytes(forecast.state)} to resume from will lie on the disk."
+    return f"{number_of(saves, 'save')} of {_gigabytes(forecast.file)} and {number_of(states, 'state')} of {_gigabytes(forecast.state)} to resume from will lie on the disk."
 
 
 def _kept(cfg: TrainConfig) -> tuple[int, int]:
@@ -182,7 +183,7 @@ def _captions(batches: Batches) -> Warning_ | None:
     without = [item for item in batches.items if not item.is_class and not item.caption]
     if not without or batches.cfg.template:
         return None
-    text = f"{_count(len(without), 'picture')} without a caption: all that is in them is learned as one thing."
+    text = f"{number_of(len(without), 'picture')} without a caption: all that is in them is learned as one thing."
     return Warning_(text, Fix("Use the template “a photo of [name]”", {"data.template": "subject"}))
 
 
@@ -269,10 +270,6 @@ def _no_disk(cfg: TrainConfig, forecast: Forecast) -> Warning_ | None:
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _times(n: float) -> str:

@@ -24,14 +24,36 @@ class Stopped(Exception):
     """Somebody has asked the work to stop."""
 
 
-class Work:
-    """Work in a thread of its own. `state`: running, stopping, done, stopped or failed; `result` is what it returned."""
+class Progress:
+    """How far something is: told by whoever does it, asked for by whoever looks. `state`: running, stopping, done, stopped or failed."""
 
-    def __init__(self, name: str, make: Callable[[Told], Any], **facts: Any):
+    def __init__(self, name: str, **facts: Any):
         self.name, self.facts = name, facts  # facts: what whoever looks at it is told besides
         self.state, self.error, self.result, self.stage = "running", "", None, ""
         self.done = self.total = 0
-        self._make, self._began, self._first = make, time.monotonic(), 0.0
+        self._began, self._first = time.monotonic(), 0.0
+
+    def told(self, done: int, total: int, stage: str = "") -> None:
+        """How far it is; each stage has a clock of its own. Raises Stopped where it shall go no further."""
+        if self.state == "stopping":
+            raise Stopped
+        if not self.total or stage != self.stage:
+            self._began, self._first = time.monotonic(), done
+        self.done, self.total, self.stage = done, total, stage
+
+    def status(self) -> dict[str, Any]:
+        """What is shown of it; `left` in seconds, if what is left takes as long as what was."""
+        made = self.done - self._first
+        left = (time.monotonic() - self._began) / made * (self.total - self.done) if self.state == "running" and made > 0 else None
+        return {"name": self.name, "state": self.state, "stage": self.stage, "done": self.done, "total": self.total, "left": left, "error": self.error, "result": self.result, **self.facts}
+
+
+class Work(Progress):
+    """Work in a thread of its own; `result` is what it returned."""
+
+    def __init__(self, name: str, make: Callable[[Told], Any], **facts: Any):
+        super().__init__(name, **facts)
+        self._make = make
         self._thread = threading.Thread(target=self._run, name=f"tuner-{name}", daemon=True)
 
     @property
@@ -50,20 +72,6 @@ class Work:
             self.state = "stopping"
         if wait:
             self._thread.join(wait)
-
-    def told(self, done: int, total: int, stage: str = "") -> None:
-        """How far it is; each stage has a clock of its own. Raises Stopped where it shall go no further."""
-        if self.state == "stopping":
-            raise Stopped
-        if not self.total or stage != self.stage:
-            self._began, self._first = time.monotonic(), done
-        self.done, self.total, self.stage = done, total, stage
-
-    def status(self) -> dict[str, Any]:
-        """What is shown of it; `left` in seconds, if what is left takes as long as what was."""
-        made = self.done - self._first
-        left = (time.monotonic() - self._began) / made * (self.total - self.done) if self.state == "running" and made > 0 else None
-        return {"name": self.name, "state": self.state, "stage": self.stage, "done": self.done, "total": self.total, "left": left, "error": self.error, "result": self.result, **self.facts}
 
     def _run(self) -> None:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -30,6 +30,16 @@ from lib_tuner.ui.train_tab import Shared
 from lib_tuner.web.routes import make_app
 
 
+class Colours:
+    """In the place of the WebUI's BLIP, which this page is without: names the colour in the middle."""
+
+    name = "BLIP 1"
+
+    @contextmanager
+    def at_work(self):
+        yield lambda picture: "a picture whose middle is {:02x}{:02x}{:02x} all over".format(*picture.getpixel((picture.width // 2, picture.height // 2)))
+
+
 async def with_head(request, call_next):
     answer = await call_next(request)
     if request.url.path != "/":
@@ -43,7 +53,7 @@ def main(home: Path) -> None:
     assert OLD, gr.__version__
     with (
         closing(page.listen(page.Address(port=0))) as listening, page.running(Jobs(home, Standalone)) as jobs, closing(Toolbox(OwnFolders(home), home, jobs.outputs)) as tools,
-        closing(Datasets({"demo": DemoTagger})) as sets, tempfile.TemporaryDirectory() as empty,
+        closing(Datasets({"demo": DemoTagger}, {"BLIP": Colours()})) as sets, tempfile.TemporaryDirectory() as empty,
     ):  # fmt: skip
         os.chdir(empty)
         app = make_app(jobs, page.static_files(), tools, sets)

@@ -18,7 +18,7 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8"), str(path)) for path i
 
 # lowest first; a part may import what is below it, and other files of its own folder
 LEVELS = (
-    ("config", "disk", "events"),
+    ("config", "disk", "events", "words"),
     ("settings", "sd"),
     ("host", "optim", "presets"),
     ("foreign",),
@@ -36,6 +36,7 @@ LEVELS = (
     ("datasets", "jobs", "outlook", "toolbox"),
     ("keeping",),
     ("comparisons", "dataset_audit", "dataset_crops", "dataset_tags"),
+    ("dataset_captions",),
     ("demo",),
     ("bench",),
     ("web",),

@@ -12,6 +12,7 @@ from PIL import Image
 
 from lib_tuner import cli
 from lib_tuner.data.crop import Frame
+from lib_tuner.data.crop_acts import KeptActs
 from lib_tuner.data.crop_file import Crop, change_crops, read_crops
 
 
@@ -90,6 +91,8 @@ def test_crops_are_kept_and_what_a_person_set_stays(folder, tmp_path, capsys):
     assert crop(folder, "--size", "64", "--keep") == 0
     assert capsys.readouterr().out.endswith("crops.json.\n")
     assert sorted(read_crops(folder)) == ["deep/tall.png", "small.png", "wide.png"] and read_crops(folder)["wide.png"].found == "detail"
+
+    assert KeptActs(folder).last().before.keys() == {"deep/tall.png", "small.png", "wide.png"}, "the page can take it back"
 
     def adjust(book):
         record = book["wide.png"]

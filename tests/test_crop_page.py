@@ -6,6 +6,7 @@ import hashlib
 import io
 import re
 import zipfile
+from pathlib import Path
 
 import pytest
 from conftest import until
@@ -13,7 +14,10 @@ from PIL import Image
 from test_dataset_page import Panel
 from test_page import browser, expect, own_script, server  # noqa: F401
 
+from lib_tuner.config import options
 from lib_tuner.data.crop_file import read_crops
+from lib_tuner.data.crop_names import ExportConfig
+from lib_tuner.data.crop_plan import CropConfig
 
 SIZES = {"a.png": (400, 200), "b.png": (200, 300), "c.png": (360, 200), "d.png": (90, 60)}
 W = H = 100
@@ -204,3 +208,136 @@ def test_another_size_draws_other_frames_and_a_wrong_one_is_said(panel):
         panel.page.set_viewport_size({"width": width, "height": 800})
         wide = "[...document.querySelectorAll('#tuner-dataset *')].filter((e) => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('.tuner-d-grid')).map((e) => e.outerHTML.slice(0, 90))"
         assert panel.page.evaluate(wide) == [], width
+
+
+# ---- what is seldom set
+
+
+@own_script
+def test_seldom_settings_are_behind_a_fold_with_the_help_of_the_command_line_and_are_kept(panel, folder):
+    panel.click("#tuner-d-crop-more-crop > summary")
+    page, helps = panel.page, {o.key: o.help for kind in (CropConfig, ExportConfig) for o in options(kind)}
+    expect(page.locator("#tuner-d-crop-overlap")).to_be_hidden()  # nothing is split
+    assert page.locator("#tuner-d-crop-split").get_attribute("title") == helps["split"]
+    page.select_option("#tuner-d-crop-split", "strips")
+    panel.sees("label[for=tuner-d-crop-overlap] ~ small", helps["overlap"])
+    page.fill("#tuner-d-crop-split_below", "0.9")
+    page.fill("#tuner-d-crop-overlap", "2")
+    panel.sees("#tuner-d-crop-wrong", "Overlap of tiles: 2.0 is outside")
+    page.fill("#tuner-d-crop-overlap", "0.5")
+    expect(page.locator("#tuner-d-crop-wrong")).to_be_hidden()
+    panel.click("#tuner-d-crop-find")
+    until(lambda: len(panel.crops("a.png")) > 1, 30)  # tiles
+    panel.sees("#tuner-d-message", "Crops found: 4.")
+    panel.click("#tuner-d-crop-write > summary")
+    panel.click("#tuner-d-crop-more-export > summary")
+    panel.sees("#tuner-d-crop-background")
+    assert {field.get_attribute("id") for field in page.locator("#tuner-d-crop-more-export :is(input, select)").all()} == {f"tuner-d-crop-{key}" for key in ("filter", "background", "existing", "captions", "masks")}
+    page.fill("#tuner-d-crop-captions", "caption")
+    page.uncheck("#tuner-d-crop-masks")
+    page.fill("#tuner-d-crop-background", "no colour")
+    page.select_option("#tuner-d-crop-form", "jpg")
+    panel.click("#tuner-d-crop-more-export > summary")
+    page.fill("#tuner-d-crop-out", "made")
+    panel.click("#tuner-d-crop-save")
+    panel.sees("#tuner-d-message", "Background: 'no colour' is no colour")
+    panel.sees("#tuner-d-crop-background")  # the fold is open again
+    page.fill("#tuner-d-crop-background", "white")
+    panel.click("#tuner-d-crop-save")
+    panel.sees("#tuner-d-crop-written", "Pictures saved: ")
+    assert {path.suffix for path in (folder.parent / "made").iterdir()} == {".jpg"}, "no .txt: captions are .caption here"
+    panel.click("#tuner-d-crop-save")
+    panel.sees("#tuner-d-message", "exists already, so nothing was written")
+    page.reload()
+    panel.show(folder)
+    panel.click("#tuner-d-cropping > summary")
+    panel.click("#tuner-d-crop-more-crop > summary")
+    kept = {"split": "strips", "split_below": "0.9", "overlap": "0.5", "captions": "caption", "background": "white", "form": "jpg", "size": f"{W}x{H}"}
+    expect(page.locator("#tuner-d-crop-overlap")).to_be_visible()
+    assert {key: page.input_value(f"#tuner-d-crop-{key}") for key in kept} == kept and not page.is_checked("#tuner-d-crop-masks")
+
+
+# ---- what is taken back, and what another page has done
+
+
+def undone(panel, states, then):
+    """Takes the last act back; what the crops are then, and what would be taken back next."""
+    panel.click("#tuner-d-crop-undo")
+    until(lambda: {name: record.crops[0].state for name, record in read_crops(panel.folder).items()} == states, 30)
+    expect(panel.page.locator("#tuner-d-crop-undo")).to_have_text(f"Undo crop: {then}")
+
+
+@own_script
+def test_approving_and_finding_many_are_taken_back_in_the_order_in_which_they_were_done(panel):
+    found = dict.fromkeys(SIZES, "auto")
+    start = panel.crops("a.png")
+    panel.drag("[data-row='0'] .tuner-d-frame", -200, 3)
+    expect(panel.page.locator("#tuner-d-crop-undo")).to_have_text("Undo crop: changed (1)")
+    moved = panel.crops("a.png")
+    panel.click("#tuner-d-crop-approve")
+    panel.sees("#tuner-d-crop-count", "4 with crops, 0 to look at")
+    expect(panel.page.locator("[data-row='2'] .tuner-d-frame")).to_have_attribute("data-state", "approved")
+    panel.drag("[data-row='2'] .tuner-d-frame", 12, 0)
+    expect(panel.page.locator("#tuner-d-crop-undo")).to_have_text("Undo crop: changed (1)")
+    undone(panel, dict.fromkeys(SIZES, "approved"), "approved (4)")
+    undone(panel, {**found, "a.png": "adjusted"}, "changed (1)")
+    assert panel.crops("a.png") == moved
+    expect(panel.page.locator("[data-row='0'] .tuner-d-frame")).to_have_attribute("data-state", "adjusted")
+    panel.large(0)
+    panel.click("#tuner-d-view #tuner-d-frame-approve")
+    panel.sees("#tuner-d-view strong", "b.png")
+    panel.click("#tuner-d-frame-undo")  # the picture that was approved comes back
+    panel.sees("#tuner-d-view strong", "a.png")
+    panel.sees("#tuner-d-frame-state", "Crop: moved")
+    panel.keys("Escape")
+    undone(panel, found, "found (4)")
+    assert panel.crops("a.png") == start
+    panel.click("#tuner-d-crop-undo")
+    until(lambda: read_crops(panel.folder) == {}, 30)
+    expect(panel.page.locator("#tuner-d-crop-undo")).to_have_count(0)  # there is nothing left
+    expect(panel.page.locator("#tuner-d-crop-count")).to_have_count(0)
+    expect(panel.page.locator(".tuner-d-cell .tuner-d-frame")).to_have_count(0)
+
+
+OTHER = """async ([path, body]) => { const { tuner } = window; await tuner.data.send(`crops/${path}`, tuner.data.crops.order(body)); }"""
+
+
+def other_page(panel, path, **body):
+    """What another page of the same program does, of which this one knows nothing."""
+    panel.page.evaluate(OTHER, [path, body])
+
+
+@own_script
+def test_what_another_page_has_set_is_not_written_over_and_is_shown(panel):
+    other_page(panel, "change", row=0, crops=[{"x": 0.25, "y": 0.5, "state": "approved"}])
+    panel.drag("[data-row='0'] .tuner-d-frame", 30, 0)
+    panel.sees("#tuner-d-message", "The crops of this picture were changed elsewhere meanwhile, so nothing was changed")
+    expect(panel.page.locator("[data-row='0'] .tuner-d-frame")).to_have_attribute("data-state", "approved")
+    assert panel.crops("a.png")[0].frame.x == 0.25 and abs(panel.seen("[data-row='0'] .tuner-d-frame")[0]) < 0.02
+    panel.drag("[data-row='0'] .tuner-d-frame", 30, 0)  # what is seen now is changed
+    until(lambda: panel.crops("a.png")[0].state == "adjusted", 30)
+    panel.large(1)
+    before = panel.crops("b.png")
+    other_page(panel, "change", row=1, crops=[{"x": 0.5, "y": 0.2}, {"x": 0.5, "y": 0.8}])
+    panel.keys("Enter")
+    panel.sees("#tuner-d-message", "were changed elsewhere meanwhile")
+    panel.sees("#tuner-d-frame-state", "Crop 1 of 2: moved")
+    other_page(panel, "approve")
+    panel.keys("u")
+    panel.sees("#tuner-d-message", "Something else was done meanwhile")
+    panel.sees("#tuner-d-frame-state", "Crop 1 of 2: approved")
+    assert len(panel.crops("b.png")) == 2 and panel.crops("b.png") != before
+
+
+def test_the_zip_is_downloaded(panel, folder):
+    panel.click("#tuner-d-crop-write > summary")
+    panel.page.fill("#tuner-d-crop-out", "图 片.zip")
+    panel.click("#tuner-d-crop-zip")
+    panel.sees("#tuner-d-crop-download", "Download 图 片.zip")
+    with panel.page.expect_download() as download:
+        panel.click("#tuner-d-crop-download")
+    assert download.value.suggested_filename == "图 片.zip" and Path(download.value.path()).read_bytes() == (folder.parent / "图 片.zip").read_bytes()
+    panel.page.fill("#tuner-d-crop-out", "a folder")
+    panel.click("#tuner-d-crop-save")
+    panel.sees("#tuner-d-crop-written", "Pictures saved: 3")
+    expect(panel.page.locator("#tuner-d-crop-download")).to_have_count(0)

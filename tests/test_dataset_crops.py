@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -12,12 +13,16 @@ from conftest import until
 from PIL import Image
 from test_datasets import Client, web  # noqa: F401
 
-from lib_tuner.data.crop_file import Crop, read_crops
+from lib_tuner.config import build
+from lib_tuner.data.crop_file import Crop, change_crops, read_crops
+from lib_tuner.data.crop_names import ExportConfig
 from lib_tuner.data.crop_plan import CropConfig
+from lib_tuner.data.journal import Limits
 from lib_tuner.data.library import Library
 from lib_tuner.dataset_crops import FolderCrops
 from lib_tuner.datasets import OpenFolder, Scope
 
+dumps = json.dumps
 SIZES = {"10_cat/a.png": (400, 200), "10_cat/b.png": (200, 300), "c.png": (100, 100)}
 
 
@@ -79,7 +84,7 @@ def box_of(entry):
 
 
 def test_crops_are_found_where_the_detail_is(client, folder):
-    assert client.row(0) == {"row": 0, "state": "none", "size": None, "found": "", "crops": [], "troubles": [], "told": []}
+    assert client.row(0) == {"row": 0, "state": "none", "mark": "", "size": None, "found": "", "crops": [], "troubles": [], "told": []}
     result = client.work("find")
     assert (result["found"], result["kept"], result["states"]) == (3, 0, {"auto": 3}) and result["troubles"] == {"small": 1, "review": 3}
     entry = client.row(0)
@@ -138,8 +143,6 @@ def test_the_state_is_known_again_after_the_folder_was_closed(web, client, folde
 
 
 def test_another_programs_crops_are_seen(client, folder):
-    from lib_tuner.data.crop_file import change_crops
-
     client.work("find")
     change_crops(folder, lambda kept: {key: type(record)(record.size, record.digest, (Crop(state="approved"),)) for key, record in kept.items()})
     assert client.row(0)["state"] == "approved" and client.row(0)["crops"][0]["x"] == 0.5
@@ -178,6 +181,109 @@ def test_what_cannot_be_is_one_sentence(client, path, body, said):
     assert said in client.crops(path, ok=False, **body)
 
 
+# ---- what is taken back, and what another page has done
+
+
+def last(client):
+    return client.crops("summary")["undo"]
+
+
+def test_approving_many_is_taken_back_as_one_act_also_after_the_folder_was_closed(web, client, folder):  # noqa: F811
+    client.work("find")
+    client.crops("change", row=0, crops=[{"x": 0.3}])
+    before = (folder / ".tuner" / "crops.json").read_bytes()
+    assert client.crops("approve")["undo"] == {"number": 3, "name": "approve", "pictures": 3}
+    client.ok(client.post("close"))
+    again = CropClient(web, folder)
+    answer = again.crops("undo", number=last(again)["number"])
+    assert (answer["rows"], answer["undo"]["name"], answer["states"]) == ([0, 1, 2], "change", {"adjusted": 1, "auto": 2}) and (folder / ".tuner" / "crops.json").read_bytes() == before
+    assert again.crops("undo", number=2)["rows"] == [0] and again.row(0)["state"] == "auto"
+    assert again.crops("undo", number=1)["states"] == {"none": 3} and last(again) is None and read_crops(folder) == {}
+
+
+def test_finding_again_in_several_batches_is_one_act_and_gives_back_what_a_person_had_set(client, folder, monkeypatch):
+    monkeypatch.setattr("lib_tuner.dataset_crops.BATCH", 1)
+    client.crops("change", row=0, crops=[{"x": 0.3, "zoom": 1.5}, {"x": 0.6}])
+    before = read_crops(folder)
+    client.work("find", again=True)
+    assert client.row(0)["state"] == "auto" and last(client) == {"number": 2, "name": "find", "pictures": 3}
+    client.crops("undo", number=2)
+    assert read_crops(folder) == before
+
+
+def test_one_page_does_not_take_back_what_another_has_done(client, folder):
+    client.work("find")
+    mine = client.crops("change", row=0, crops=[{"x": 0.3}])["undo"]
+    client.crops("change", row=1, crops=[{"x": 0.5}])  # the other page
+    assert client.crops("undo", ok=False, number=mine["number"]) == "Something else was done meanwhile; look at what Undo says now."
+    assert client.row(0)["state"] == client.row(1)["state"] == "adjusted"
+
+
+def test_what_another_program_changed_since_is_not_taken_back(client, folder):
+    client.work("find")
+    client.crops("approve", rows=[0, 1])
+    theirs = {key: type(record)(record.size, record.digest, (Crop(state="adjusted"),)) for key, record in read_crops(folder).items() if key == "10_cat/a.png"}
+    change_crops(folder, lambda kept: {**kept, **theirs})
+    assert "changed by another program since, so nothing was taken back" in client.crops("undo", ok=False, number=last(client)["number"])
+    assert read_crops(folder)["10_cat/a.png"] == theirs["10_cat/a.png"] and client.row(1)["state"] == "approved"
+    assert last(client)["name"] == "find", "what can never be taken back does not stand before the rest"
+
+
+def test_an_act_that_could_not_be_written_is_none(client, folder, monkeypatch):
+    client.work("find")
+    monkeypatch.setattr("lib_tuner.data.crop_file.json.dumps", lambda *args, **more: (_ for _ in ()).throw(OSError(28, "No space left on device")) if more.get("indent") else dumps(*args, **more))
+    before, acts = (folder / ".tuner" / "crops.json").read_bytes(), sorted((folder / ".tuner" / "crop-acts").iterdir())
+    assert "No space left" in client.crops("approve", ok=False)
+    assert (folder / ".tuner" / "crops.json").read_bytes() == before and sorted((folder / ".tuner" / "crop-acts").iterdir()) == acts
+
+
+def test_acts_are_kept_up_to_a_limit_and_a_damaged_one_is_passed_over(client, folder, monkeypatch):
+    monkeypatch.setattr("lib_tuner.data.crop_acts.LIMITS", Limits(entries=3))
+    for x in range(30, 36):
+        client.crops("change", row=0, crops=[{"x": x / 100}])
+    files = sorted((folder / ".tuner" / "crop-acts").iterdir())
+    assert [path.name for path in files] == ["000004.json", "000005.json", "000006.json"]
+    files[-1].write_text("{")
+    assert last(client)["number"] == 5 and "by another program" in client.crops("undo", ok=False, number=5)
+
+
+def test_crops_that_another_page_has_changed_are_not_written_over(client, folder):
+    client.work("find")
+    seen = client.row(0)["mark"]
+    mine = client.crops("change", row=0, crops=[{"x": 0.3}], was=seen)
+    assert mine["mark"] not in ("", seen) and client.crops("change", row=0, crops=[{"x": 0.4}], was=mine["mark"])["crops"][0]["x"] == 0.4
+    for path, body in (("change", {"row": 0, "crops": [{"x": 0.7}]}), ("change", {"row": 0, "crops": []}), ("approve", {"rows": [0]})):
+        assert "changed elsewhere meanwhile, so nothing was changed" in client.crops(path, ok=False, was=seen, **body)
+    assert client.row(0)["crops"][0]["x"] == 0.4 and client.crops("change", row=0, crops=[], was=client.row(0)["mark"])["mark"] == ""
+    assert "changed elsewhere" in client.crops("change", ok=False, row=0, crops=[{}], was=seen) and client.crops("change", row=0, crops=[{}], was="")["state"] == "adjusted"
+
+
+# ---- the ZIP
+
+
+def test_the_zip_of_the_last_export_can_be_fetched_and_no_other(client, folder):
+    client.work("find")
+    assert client.get("crops/zip").status_code == 404
+    result = client.work("export", zip=True, out="Bücher.zip")
+    answer = client.get("crops/zip")
+    assert result["zip"] and answer.status_code == 200 and answer.content == (folder.parent / "Bücher.zip").read_bytes() and answer.headers["content-type"] == "application/zip"
+    assert "attachment" in answer.headers["content-disposition"] and "B%C3%BCcher.zip" in answer.headers["content-disposition"]
+    (folder.parent / "Bücher.zip").write_bytes(b"another")
+    assert client.get("crops/zip").status_code == 404 and "save the crops as ZIP again" in client.get("crops/zip").text
+    client.work("export", zip=True)
+    assert client.get("crops/zip").status_code == 200
+    assert client.work("export", out="plain")["zip"] is False and client.get("crops/zip").status_code == 404
+
+
+def test_the_fields_are_those_of_the_command_line(client):
+    fields = {field["key"]: field for field in client.web.get("/tuner/api/data/crops/fields").json()}
+    assert {key for key, field in fields.items() if field["of"] == "crop"} == {field.name for field in dataclasses.fields(CropConfig)}
+    assert {key for key, field in fields.items() if field["of"] == "export"} == {field.name for field in dataclasses.fields(ExportConfig)}
+    assert build(CropConfig, {key: field["value"] for key, field in fields.items() if field["of"] == "crop"}) == CropConfig()
+    assert build(ExportConfig, {key: field["value"] for key, field in fields.items() if field["of"] == "export"}) == ExportConfig()
+    assert fields["overlap"]["kind"] == "number" and fields["masks"]["kind"] == "flag" and fields["split"]["choices"] == ["off", "strips", "pixels"] and fields["background"]["help"]
+
+
 def test_what_cannot_be_written_is_said(client, folder):
     client.work("find")
     assert "name a folder, or save as ZIP" in client.crops("export", ok=False, out="x.zip")
@@ -201,6 +307,8 @@ def test_a_folder_that_cannot_be_written_has_crops_as_long_as_it_is_open(folder)
     crops.find(Scope(), cfg)
     until(lambda: opened.work()["state"] == "done", 30)
     crops.change(0, [Crop(state="adjusted")], cfg)
+    crops.approve(Scope(), cfg)
+    crops.undo(3, cfg)
     assert [opened.library.crop(row) for row in opened.library.pictures] == ["adjusted", "auto", "auto"] and not (folder / ".tuner").exists()
 
 

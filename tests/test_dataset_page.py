@@ -262,3 +262,29 @@ def test_nothing_sticks_out(panel, browser, server):  # noqa: F811
         assert panel.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, width
         wide = "[...document.querySelectorAll('#tuner-dataset *')].filter((e) => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('.tuner-d-grid')).map((e) => e.outerHTML.slice(0, 90))"
         assert panel.page.evaluate(wide) == [], width
+
+
+@own_script
+def test_one_is_not_several(panel, folder, tmp_path):
+    one = tmp_path / "10_dog"
+    one.mkdir()
+    Image.new("RGB", (300, 200), "red").save(one / "a.png")
+    (one / "a.txt").write_text("dog")
+    panel.page.fill("#tuner-d-folder", str(one))
+    panel.click("#tuner-d-open")
+    panel.shown("a.png")
+    expect(panel.page.locator("#tuner-d-count")).to_have_text("1 picture")
+    expect(panel.page.locator("[data-row='0'] small")).to_have_text("1 tag")
+    panel.click("#tuner-d-tags .tuner-d-drop")
+    expect(panel.page.locator("#tuner-d-said")).to_have_text("1 of 1 changes")
+    panel.sees("#tuner-d-plan", "1 caption loses all its words.")
+    panel.click("#tuner-d-audit > summary")
+    panel.click("#tuner-d-a-go")
+    panel.sees("#tuner-d-a-said", "1 picture checked.")
+    panel.click("[data-row='0'] .tuner-d-shown")
+    panel.keys("Delete")
+    panel.sees("#tuner-d-said", "1 picture and its caption go into the trash")
+    panel.page.evaluate("tuner.data.send('close')")
+    panel.page.fill("#tuner-d-folder", str(folder))
+    panel.click("#tuner-d-open")
+    expect(panel.page.locator("#tuner-d-count")).to_have_text("4 pictures")

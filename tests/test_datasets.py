@@ -6,13 +6,16 @@ import io
 import json
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
+from conftest import until
 from PIL import Image
 
 from lib_tuner import datasets
-from lib_tuner.datasets import Datasets
+from lib_tuner.data.edits import Edit
+from lib_tuner.datasets import Datasets, Scope
 from lib_tuner.hosts.standalone import Standalone
 from lib_tuner.jobs import Jobs
 
@@ -64,6 +67,12 @@ class Client:
 def web(tmp_path):
     with closing(Jobs(tmp_path / "out", Standalone)) as jobs, closing(Datasets()) as sets:
         yield testclient.TestClient(make_app(jobs, [], sets=sets), base_url="http://127.0.0.1")
+
+
+@pytest.fixture
+def sets():
+    with closing(Datasets()) as made:
+        yield made
 
 
 @pytest.fixture
@@ -271,3 +280,63 @@ def test_the_routes_are_described(web):
     ours = {path: way for path, way in paths.items() if path.startswith("/tuner/api/data")}
     assert len(ours) >= 14
     assert all(operation.get("summary") and operation["responses"]["200"].get("content") for way in ours.values() for operation in way.values())
+
+
+# ---- how far writing is ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["apply", "undo", "redo", "delete"])
+def test_who_looks_while_files_are_written_reads_how_far_they_are(sets, folder, way):
+    opened = sets.open(str(folder))
+    plan = opened.plan(Edit("add", {"tags": "new"}), Scope())["plan"]
+    steps = {"apply": (), "undo": ("apply",), "redo": ("apply", "undo"), "delete": ()}[way]
+    act = {"apply": lambda: opened.apply(plan), "undo": opened.undo, "redo": opened.redo, "delete": lambda: opened.delete(Scope((0, 1)))}
+    for step in steps:
+        act[step]()
+    seen, real = [], opened.library.journal._step
+
+    def step(*args, **more):
+        with ThreadPoolExecutor(1) as others:  # as another request, which does not wait for this one
+            seen.append(others.submit(opened.work).result(5))
+        real(*args, **more)
+
+    opened.library.journal._step = step
+    act[way]()
+    count = len(seen)
+    assert count > 1 and [(one["name"], one["state"], one["done"], one["stoppable"]) for one in seen] == [("write", "running", i, False) for i in range(count)]
+    assert {one["stage"] for one in seen} == {way} and {one["total"] for one in seen[1:]} == {count}
+    assert opened.work() is None
+
+
+def test_long_work_is_seen_again_after_files_were_written(sets, folder):
+    opened, gate = sets.open(str(folder)), threading.Event()
+    opened.begin("tag", lambda told: gate.wait(30))
+    opened.edit(Edit("add", {"tags": "new"}), Scope())
+    assert opened.work()["name"] == "tag"
+    gate.set()
+    until(lambda: opened.work()["state"] == "done")
+
+
+def test_writing_that_fails_is_over(sets, folder, monkeypatch):
+    opened = sets.open(str(folder))
+    monkeypatch.setattr(opened.library, "apply", lambda planned: (_ for _ in ()).throw(OSError("no room")))
+    with pytest.raises(OSError, match="no room"):
+        opened.edit(Edit("add", {"tags": "new"}), Scope())
+    assert opened.work() is None
+
+
+# ---- edits that go by scores -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("edit", [Edit("above", {"least": 0.5}), Edit("sort", {"by": "confidence"})])
+def test_what_goes_by_scores_says_that_there_are_none(sets, folder, edit):
+    opened = sets.open(str(folder))
+    with pytest.raises(ValueError, match="^No tagger has seen these pictures; tag them first.$"):
+        opened.plan(edit, Scope())
+    opened.plan(Edit("sort", {"by": "alphabet"}), Scope())
+    opened.library.scores = lambda picture, tags=(): {"cat": 0.9} if picture.stem == "a" else {}
+    told = opened.plan(edit, Scope())["told"]
+    assert len(told) == 2 and all("has no scores and stays as it is" in text for text in told)
+    with pytest.raises(ValueError, match="No tagger has seen"):
+        opened.plan(edit, Scope((1, 2)))
+    assert opened.plan(edit, Scope(()))["total"] == 0  # nothing is meant, so nobody is to have seen it

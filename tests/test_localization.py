@@ -21,6 +21,8 @@ from strings_of_code import sentences
 
 from lib_tuner import presets
 from lib_tuner.config import options
+from lib_tuner.data.crop_names import ExportConfig
+from lib_tuner.data.crop_plan import CropConfig
 from lib_tuner.methods import METHODS
 from lib_tuner.methods.hypernetwork_file import ACTIVATIONS, INITS
 from lib_tuner.settings import TrainConfig
@@ -96,6 +98,11 @@ def of_settings() -> Iterator[str]:
         yield from (method.label, *method.refuses.values())
 
 
+def of_crops() -> Iterator[str]:
+    for option in (o for kind in (CropConfig, ExportConfig) for o in options(kind)):
+        yield from (option.label, option.help)
+
+
 def of_presets() -> Iterator[str]:
     for goal in presets.GOALS.values():
         yield from (goal.label, goal.advice)
@@ -119,7 +126,7 @@ def word(name: str) -> str:
 # ---- texts of the scripts --------------------------------------------------------------------------------------------
 
 LITERAL = r'"((?:[^"\\\n]|\\.)*)"'
-PLACES = (rf"\bt\({LITERAL}", rf"\blabel: {LITERAL}", rf'\["\w+", {LITERAL}, \(run\)', rf'\bbutton\("\w*", {LITERAL}', rf"\bjoined\(text, {LITERAL}", rf'"[^"]*[\u4e00-\u9fff][^"]*": {LITERAL}')
+PLACES = (rf"\bt\({LITERAL}", rf'\btuner\.count\([^"\n]*, {LITERAL}, "', rf'\btuner\.count\([^"\n]*, "[^"\n]*", {LITERAL}', rf"\blabel: {LITERAL}", rf'\["\w+", {LITERAL}, \(run\)', rf'\bbutton\("\w*", {LITERAL}', rf"\bjoined\(text, {LITERAL}", rf'"[^"]*[\u4e00-\u9fff][^"]*": {LITERAL}')
 STATES = re.compile(r"const STATES = \{(.*?)\n    \};", re.DOTALL)
 NOT_WORDS = re.compile(r"[A-Z]\w*|Content-Type|X-Tuner|[\w-]+(/[\w-]+)+|.*[<#\[].*|(GET|POST)|[A-Z]\w+(,\s*[A-Z]\w+)*")
 
@@ -138,7 +145,7 @@ def of_scripts() -> Iterator[str]:
 # ---- all of them -----------------------------------------------------------------------------------------------------
 
 COLLECTORS: dict[str, Callable[[], Any]] = {
-    "gradio": of_gradio, "settings": of_settings, "presets": of_presets, "tools": of_tools, "scripts": of_scripts, "sentences": sentences,
+    "gradio": of_gradio, "settings": of_settings, "crops": of_crops, "presets": of_presets, "tools": of_tools, "scripts": of_scripts, "sentences": sentences,
 }  # fmt: skip
 
 
@@ -215,9 +222,10 @@ def test_chinese_marks_beside_chinese_letters():
 @pytest.mark.parametrize(("kind", "texts"), {
     "gradio": ("Show the plan", "Search settings", "How many settings are shown", "What is learned.", "Everything", "none", "Samples as in txt2img", "Loading…", "embedded small model"),
     "settings": ("Learning rate", "Resolution (px)", "Pictures per forward pass. (1 to 256)", "constant", "Steps between saves; 0: only at the end.", "Rank", "Several words", "Memory"),
+    "crops": ("Overlap of tiles", "Of jpg and webp."),
     "presets": ("Character or person", "Careful"),
     "tools": ("Join LoRAs", "Largest rank of a layer.", "as the input has it", "drop", "Vector norms", "Learning rate", "Writing tensor"),
-    "scripts": ("Click to Upload", "Pause", "Queue", "Validation loss", "waiting", "finished", "ended: the loss was no number", "step {0} of {1}", "Send to txt2img", "; "),
+    "scripts": ("Click to Upload", "Pause", "Queue", "Validation loss", "waiting", "finished", "ended: the loss was no number", "step {0} of {1}", "Send to txt2img", "; ", "{0} picture", "{0} pictures"),
     "sentences": (
         "Loading the model", "Encoding {0}", "Drawing {0} samples", "Drawing {0} sample", "Saving",  # events
         "{0} pictures, {1} with a caption.", "{0} buckets: {1} and {2} more.", "Set it to {0}", "Needs about {0} of memory; runs on {1}.",  # plan

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..presets import GOALS, PACES
+from ..words import number_of
 from .captions import CaptionFile
 from .edits import Edit
 from .finding import Finding
@@ -81,17 +82,17 @@ def advise(files: Sequence[CaptionFile], goal: str, trigger: str = "") -> list[F
 
 def _judged(tag: str, paths: list[Path], total: int, rule: Rule) -> Iterator[Finding]:
     kind, share = kind_of(tag), len(paths) / total
-    evidence = f"{tag!r} is in {len(paths)} of {total} captions ({share:.0%})"
+    evidence = f"{tag!r} is in {len(paths)} of {number_of(total, 'caption')} ({share:.0%})"
     removal = Edit("remove", {"tags": [tag]})
     if kind in rule.drop and share >= rule.least:
-        yield Finding("drop", tuple(paths), f"{evidence}: leave it out; {rule.dropped}.", (removal,), share)
+        yield Finding("drop", tuple(paths), f"{evidence}: leave it out; {rule.dropped}.", (removal,), share, tag)
     elif kind in rule.drop and UNEVEN[0] <= share <= UNEVEN[1]:
         text = f"{evidence}: tag it wherever it is seen or nowhere; as it is, it is learned by halves, or there are two looks."
-        yield Finding("uneven", tuple(paths), text, (removal,), share)
+        yield Finding("uneven", tuple(paths), text, (removal,), share, tag)
     elif kind in rule.vary and share > rule.most:
-        yield Finding("vary", tuple(paths), f"{evidence}: {rule.varied}.", amount=share)
+        yield Finding("vary", tuple(paths), f"{evidence}: {rule.varied}.", amount=share, tag=tag)
     elif kind in rule.keep and share >= KEPT:
-        yield Finding("keep", tuple(paths), f"{evidence}: keep it, so that it stays changeable.", amount=share)
+        yield Finding("keep", tuple(paths), f"{evidence}: keep it, so that it stays changeable.", amount=share, tag=tag)
 
 
 # ---- how often, how long ---------------------------------------------------------------------------------------------
@@ -108,8 +109,8 @@ class Share:
 
     def __str__(self) -> str:
         if self.balanced == self.repeats:
-            return f"{self.folder.name}: {self.pictures} pictures, {self.repeats} times each."
-        return f"{self.folder.name}: {self.pictures} pictures, {self.repeats} times each; call it {self.balanced}_{folder_words(self.folder / 'x')} to balance it with the others."
+            return f"{self.folder.name}: {number_of(self.pictures, 'picture')}, {number_of(self.repeats, 'time')} each."
+        return f"{self.folder.name}: {number_of(self.pictures, 'picture')}, {number_of(self.repeats, 'time')} each; call it {self.balanced}_{folder_words(self.folder / 'x')} to balance it with the others."
 
 
 def balance(pictures: Iterable[Path]) -> list[Share]:

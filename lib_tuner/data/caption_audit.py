@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..settings import DataConfig
+from ..words import number_of
 from . import tag_variants, tag_words
 from .captions import CaptionFile
 from .edits import Edit
@@ -161,7 +162,7 @@ def _misspelled(files: Sequence[CaptionFile], rules: CaptionRules, tokens: Calla
     where, names = _where(files, key), _usual(_where(files, lambda tag: tag))
     counts = {words: len(paths) for words, paths in where.items() if words != key(rules.trigger)}
     for rare, meant in tag_variants.typos(counts, tokens):
-        text = f"{where[rare][0].name} has {rare!r}, which no other caption has; {meant!r} ({counts[meant]} captions) may be meant."
+        text = f"{where[rare][0].name} has {rare!r}, which no other caption has; {meant!r} ({number_of(counts[meant], 'caption')}) may be meant."
         yield Finding("typing error", tuple(where[rare]), text, (Edit("rename", {"names": {rare: names[meant]}}),), float(counts[meant]))
 
 

@@ -9,11 +9,12 @@ The digest says for which bytes they were made: a picture that was changed since
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ class PictureCrops:
 
 
 Book = Mapping[str, PictureCrops]  # by the picture's path within the folder
+Noting = Callable[[Book, Book], AbstractContextManager[None]]  # what holds around the writing of a book, which is given before and after
 
 
 def key_of(folder: str | Path, path: Path) -> str:
@@ -88,14 +90,19 @@ def read_crops(folder: str | Path, side: str | Path | None = None) -> dict[str, 
         value = json.loads(data)
         version = value["version"]
         if version == VERSION:
-            return {key: _read(row) for key, row in value["pictures"].items()}
+            return {key: record_of(row) for key, row in value["pictures"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged and was left alone ({type(error).__name__}: {error}); move it away to start with new crops.") from error
     raise ValueError(f"{path} is of version {version}, and this Tuner reads version {VERSION}; update the Tuner, or move the file away.")
 
 
-def change_crops(folder: str | Path, change: Callable[[Book], Book], side: str | Path | None = None) -> dict[str, PictureCrops]:
-    """Reads the crops, changes them and writes them, while no other program can; returns them.
+def unnoted(before: Book, after: Book) -> AbstractContextManager[None]:
+    """A change that nothing keeps."""
+    return nullcontext()
+
+
+def change_crops(folder: str | Path, change: Callable[[Book], Book], side: str | Path | None = None, noting: Noting = unnoted) -> dict[str, PictureCrops]:
+    """Reads the crops, changes them and writes them, while no other program can; returns them. `noting` is what holds around the writing (`Acts.noting`).
 
     Raises ValueError where the file is damaged or another program does not end writing it, OSError where it cannot be written; then it is as before.
     """
@@ -105,8 +112,8 @@ def change_crops(folder: str | Path, change: Callable[[Book], Book], side: str |
         before = read_crops(folder, side)
         after = dict(change(before))
         if after != before:
-            rows = {key: _row(after[key]) for key in sorted(after)}
-            with atomic(path) as temporary:
+            rows = {key: row_of(after[key]) for key in sorted(after)}
+            with noting(before, after), atomic(path) as temporary:
                 temporary.write_text(json.dumps({"version": VERSION, "pictures": rows}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         return after
 
@@ -133,14 +140,21 @@ def _taken(descriptor: int) -> bool:
     return True
 
 
-def _row(record: PictureCrops) -> dict[str, Any]:
-    crops = [{**asdict(crop.frame), "target": crop.target, "state": crop.state} for crop in record.crops]
-    return {"size": record.size, "digest": record.digest, "found": record.found, "subjects": record.subjects, "crops": crops}
+def row_of(record: PictureCrops) -> dict[str, Any]:
+    """A record as JSON has it."""
+    crops = [{**{name: float(value) for name, value in asdict(crop.frame).items()}, "target": crop.target, "state": crop.state} for crop in record.crops]
+    return {"size": list(record.size), "digest": record.digest, "found": record.found, "subjects": [list(map(float, box)) for box in record.subjects], "crops": crops}
 
 
-def _read(row: dict[str, Any]) -> PictureCrops:
+def record_of(row: dict[str, Any]) -> PictureCrops:
+    """The record again. Raises ValueError, KeyError or TypeError for what is none."""
     crops = tuple(Crop(Frame(float(c["x"]), float(c["y"]), float(c["zoom"])), str(c["target"]), str(c["state"])) for c in row["crops"])
     (w, h), subjects = row["size"], tuple(tuple(map(float, box)) for box in row["subjects"])
     if any(len(box) != 4 for box in subjects):
         raise ValueError("a box has four numbers")
     return PictureCrops((int(w), int(h)), str(row["digest"]), crops, subjects, str(row["found"]))
+
+
+def mark(record: PictureCrops | None) -> str:
+    """What tells one picture's crops from others; empty for none."""
+    return hashlib.sha256(json.dumps(row_of(record)).encode()).hexdigest()[:16] if record else ""

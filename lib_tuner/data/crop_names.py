@@ -37,7 +37,7 @@ class ExportConfig:
     existing: str = opt("refuse", "If a name exists", "Say so and write nothing, or take the next free name.", choices=("refuse", "next"))
     captions: str = opt("txt,caption", "Caption extensions", "Endings of caption files that go along; each crop gets its copy.")
     masks: bool = opt(True, "Masks", "Crop mask files in the same way, as name.mask.png.")
-    mirror: str = opt("off", "Mirrored copies", "`safe` makes none where the caption says left, right or text; `swap` exchanges left and right in it.", choices=mirrored.WAYS)
+    mirror: str = opt("off", "Mirrored copies", "Not of pictures whose caption says left or right (safe), or with both exchanged in the caption (swap).", choices=mirrored.WAYS)
 
     def check(self) -> None:
         for place in _PLACE.findall(self.name):

@@ -28,7 +28,7 @@ class CropConfig:
     """How pictures are cropped."""
 
     size: str = opt("512x512", "Size", "What pictures become: 512x768, bucket:512 (the size of the nearest aspect that training has) or area:512 (no crop).", essential=True)
-    focus: str = opt("auto", "Find the subject by", "`auto` looks for a face, then for detail; `face` takes the middle where there is none.", choices=("auto", "face", "detail", "centre"))
+    focus: str = opt("auto", "Find the subject by", "A face, and where there is none detail (auto) or the middle (face); or always detail, or the centre.", choices=("auto", "face", "detail", "centre"))
     enlarge: float = opt(1.0, "Largest enlargement", "Pictures too small for this are reported and left out; 1 enlarges nothing.", min=1.0, max=16.0)
     faces: str = opt("together", "Several faces", "One crop of all that fit, or one crop for each face.", choices=("together", "each"))
     split: str = opt("off", "Split large pictures", "Tiles that cover the picture: as large as fits, or in its own pixels.", choices=("off", "strips", "pixels"))

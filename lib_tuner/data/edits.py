@@ -156,6 +156,11 @@ def plan_each(files: Iterable[CaptionFile], edit: Named, edit_of: Callable[[Path
     return Plan(edit, tuple(changes), len(seen), emptied, tuple(problems))
 
 
+def by_scores(edit: Edit) -> bool:
+    """Whether an edit goes by what a tagger gave the tags."""
+    return edit.name == "above" or edit.args.get("by") == "confidence"
+
+
 def apply(planned: Plan, journal: Journal) -> Entry | None:
     """Carries a plan out, all of it or nothing, and returns its place in the journal. Raises ValueError where a file changed since, OSError."""
     return journal.commit(planned.edit.name, dict(planned.edit.args), planned.changes)
@@ -171,7 +176,7 @@ def _edits(files: list[CaptionFile], edit: Edit, context: Context) -> Callable[[
         args["tokens"] = lru_cache(None)(context.tokens)
     if "counts" in needs:
         args["counts"] = Counter(tag for file in files for tag in file.caption.tags) if args.get("by") == "frequency" else {}
-    if context.scores is None and (edit.name == "above" or args.get("by") == "confidence"):
+    if context.scores is None and by_scores(edit):
         raise ValueError(f"{edit.name}: there are no scores of a tagger; tag the pictures first.")
     placed = [name for name, value in args.items() if isinstance(value, list) and any(place in text for text in value for place in _PLACES)]
     if "scores" not in needs and not placed:

@@ -24,11 +24,12 @@ class Finding:
     text: str
     mends: tuple[Edit, ...] = ()
     amount: float = 0.0
+    tag: str = ""  # which it is about, where it is about one
 
     def to_json(self) -> dict[str, Any]:
         """The finding as JSON takes it; a mend is what `Edit.from_json` reads."""
         mends = [{"name": mend.name, "args": dict(mend.args)} for mend in self.mends]
-        return {"kind": self.kind, "paths": [str(path) for path in self.paths], "text": self.text, "mends": mends, "amount": self.amount}
+        return {"kind": self.kind, "paths": [str(path) for path in self.paths], "text": self.text, "mends": mends, "amount": self.amount, "tag": self.tag}
 
 
 def counted(findings: Iterable[Finding]) -> dict[str, int]:

@@ -18,7 +18,7 @@ import os
 import secrets
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from ..disk import take_lock
+from ..words import number_of
 from .aside import Aside, free
 from .items import Problem
 from .journal_file import Change, Entry, Move, entry_bytes, read_changes, read_entry
@@ -59,6 +60,7 @@ class Journal:
         self.folder = Path(os.path.abspath(Path(folder).expanduser()))
         self.side = Path(os.path.abspath(side)) if side else self.folder / SIDE
         self.limits, self.interrupted = limits, list[Problem]()
+        self.told: Callable[[int, int], None] = lambda done, total: None  # how many files of an edit are written, after each
         self._system, self._busy, self._lock = system, threading.Lock(), -1
         self._entries = self.side / "journal"
         if not self.folder.is_dir():
@@ -165,6 +167,7 @@ class Journal:
                 self._step(change, forward, entry.part, lenient=way != "applying")
             except (OSError, Stale) as error:
                 self._take_back(entry, changes[: number + 1], way, error)
+            self.told(number + 1, len(changes))
         try:
             entry = self._renamed(entry, end, sync=False)
         except OSError as error:
@@ -255,7 +258,7 @@ class Journal:
                 said = f"An interrupted edit of {self.folder} cannot be completed ({error.strerror})"
                 raise OSError(f"{said}; {_advice(error)}, then open it again.") from error
             end = "taken back" if entry.state == "cancelling" else "completed"
-            self.interrupted += [Problem(entry.path, f"was interrupted and is {end} ({entry.name}, {entry.files} files)", "interrupted"), *strays]
+            self.interrupted += [Problem(entry.path, f"was interrupted and is {end} ({entry.name}, {number_of(entry.files, 'file')})", "interrupted"), *strays]
         self._prune()
 
     def _settle(self, entry: Entry, changes: Sequence[Change | Move]) -> list[Problem]:

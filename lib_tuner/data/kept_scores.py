@@ -26,6 +26,12 @@ class KeptScores:
         """What was read is no longer so: read it anew."""
         self._tables: dict[str, ScoreTable] | None = None
         self._digests: dict[Path, str] = {}
+        self._texts: dict[str, dict[str, str]] = {}
+
+    def texts(self) -> Mapping[str, Mapping[str, str]]:
+        """All that each captioner said, by content."""
+        self._read()
+        return self._texts
 
     def tables(self) -> Mapping[str, ScoreTable]:
         """All that each tagger gave."""
@@ -56,6 +62,7 @@ class KeptScores:
         if scores_file(self.folder).is_file():
             with ScoreStore(self.folder) as store:
                 tables = {name: table for name in store.taggers() if (table := store.table(name)) is not None}
+                self._texts = {name: store.captions(name) for name in store.captioners()}
                 self._digests = store.digests(self._pictures())
         self._tables = tables
 

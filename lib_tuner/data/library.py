@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -239,7 +239,12 @@ class Library:
         files = dict.fromkeys(self._file_of[row] for row in chosen if row in self._file_of)
         owners = {file: self.pictures[self._rows_of[file][0]] for file in files}
         context = Context(tokens=self._count, scores=lambda file: self.scores(owners[file], self._files[file].caption.tags) if file in owners else {})
-        return edits.plan([self._files[file] for file in files], edit, context)
+        unseen = [file for file in files if not self.scores(owners[file])] if edits.by_scores(edit) else []
+        if unseen and len(unseen) == len(files):
+            raise ValueError("No tagger has seen these pictures; tag them first.")
+        planned = edits.plan([self._files[file] for file in files], edit, context)
+        problems = [Problem(owners[file], "has no scores and stays as it is", "no tags") for file in unseen]
+        return replace(planned, problems=(*planned.problems, *problems)) if problems else planned
 
     def apply(self, planned: Plan) -> Entry | None:
         """Carries a plan out, all of it or nothing. Raises ValueError where a file changed since or nothing can be written here, OSError."""

@@ -91,6 +91,11 @@ def is_here(name: str, folder: Path) -> bool:
     return all((folder / name / "main" / file).is_file() for file in (TAGS, MODEL))
 
 
+def list_of(name: str, folder: Path) -> Path:
+    """The list of tags of a model of MODELS that was fetched before."""
+    return folder / name / "main" / TAGS
+
+
 def _local(path: Path) -> ModelFiles:
     """A model of one's own, with its list beside it; named as one of MODELS, it has that one's thresholds."""
     model = path / MODEL if path.is_dir() else path

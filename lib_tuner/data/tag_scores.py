@@ -1,7 +1,8 @@
 """What taggers gave the pictures of a folder, kept, so that another threshold needs neither a model nor the pictures.
 
-In the side folder, `<folder>/.tuner/scores/scores.sqlite`: a row of scores by picture content (sha256) and tagger; the list of tags of each tagger; and which
-content a file had at which size and time, so that 10,000 files need not be read to know it. All of it is a cache: deleting it costs time alone.
+In the side folder, `<folder>/.tuner/scores/scores.sqlite`: a row of scores by picture content (sha256) and tagger; the list of tags of each tagger; what
+captioners said of a content; and which content a file had at which size and time, so that 10,000 files need not be read to know it. All of it is a cache:
+deleting it costs time alone.
 Scores are kept as float16, those below `LEAST` not at all but for ratings: with 60 of 10,000 tags some 650 bytes a picture.
 """
 
@@ -29,6 +30,7 @@ Row = tuple[tuple[int, ...], tuple[float, ...]]  # places in the list of tags, a
 _SCHEMA = """
 create table if not exists taggers (tagger text primary key, tags text not null) without rowid;
 create table if not exists scores (tagger text not null, digest text not null, row blob not null, primary key (tagger, digest)) without rowid;
+create table if not exists captions (captioner text not null, digest text not null, text text not null, primary key (captioner, digest)) without rowid;
 create table if not exists files (path text primary key, size integer not null, time integer not null, digest text not null) without rowid;
 """
 
@@ -148,6 +150,20 @@ class ScoreStore:
     def taggers(self) -> list[str]:
         """The taggers that were asked here."""
         return [tagger for (tagger,) in self._read("select tagger from taggers order by tagger")]
+
+    # ---- captions ----------------------------------------------------------------------------------------------------
+
+    def captions(self, captioner: str) -> dict[str, str]:
+        """All that a captioner said, by content."""
+        return dict(self._read("select digest, text from captions where captioner = ?", captioner))
+
+    def captioners(self) -> list[str]:
+        """Those that have said something here."""
+        return [name for (name,) in self._read("select distinct captioner from captions order by captioner")]
+
+    def keep_captions(self, captioner: str, texts: Mapping[str, str]) -> None:
+        """Keeps texts by content. Raises OSError."""
+        self._write("insert or replace into captions values (?, ?, ?)", [(captioner, digest, text) for digest, text in texts.items()])
 
     # ---- files -------------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
 
+from ..words import number_of
 from .tag_list import TagList, read_tags
 from .tag_rules import Thresholds
 
@@ -186,7 +187,7 @@ def _runner(session: Any, errors: tuple[type[Exception], ...]) -> Callable[[Tens
         try:
             return torch.from_numpy(session.run([output], {name: prepared.numpy()})[0])
         except errors as error:
-            raise ValueError(f"The model failed on {len(prepared)} pictures ({_first_line(error)}); close other programs, or compute on the CPU.") from error
+            raise ValueError(f"The model failed on {number_of(len(prepared), 'picture')} ({_first_line(error)}); close other programs, or compute on the CPU.") from error
 
     return run
 

@@ -31,7 +31,7 @@ from .tag_scores import ScoreStore, ScoreTable, rows_of, stamp_of
 from .tagger import Tagger
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from PIL.Image import Image
 
 MODES = ("skip", "merge", "prepend", "append", "replace")
 _READERS = 4  # threads that decode; Pillow lets the others work meanwhile
@@ -78,11 +78,13 @@ class Scoring:
 
 
 @dataclass(frozen=True)
-class _Read:
+class Read:
+    """A picture as a model takes it, with what it is remembered by; or what is wrong with it."""
+
     path: Path
     digest: str = ""
     stamp: tuple[int, int] = (-1, -1)
-    prepared: Tensor | None = None
+    prepared: Any = None
     problem: Problem | None = None
 
 
@@ -115,37 +117,38 @@ def unscored(paths: Sequence[Path], tagger: str, store: ScoreStore) -> list[Path
     return [path for path in paths if digests.get(path) not in known]
 
 
-def _ahead(readers: ThreadPoolExecutor, paths: Sequence[Path], tagger: Tagger) -> Iterator[list[_Read]]:
+def _ahead(readers: ThreadPoolExecutor, paths: Sequence[Path], tagger: Tagger) -> Iterator[list[Read]]:
     """Batches of prepared pictures; the next one is read while the model works on the one before."""
     batches = [paths[at : at + tagger.batch] for at in range(0, len(paths), tagger.batch)]
     coming = None
     for batch in (*batches, []):
-        ready, coming = coming, [readers.submit(_read, path, tagger) for path in batch]
+        ready, coming = coming, [readers.submit(read, path, tagger.prepare) for path in batch]
         if ready is not None:
             yield [future.result() for future in ready]
 
 
-def _read(path: Path, tagger: Tagger) -> _Read:
+def read(path: Path, prepare: Callable[[Image], Any]) -> Read:
+    """A picture from the disk, upright and in RGB, as `prepare` makes it."""
     try:
         stamp = stamp_of(path.stat())
         data = path.read_bytes()
         rgb, _ = pictures.load(Item(path, ""), data)
-        return _Read(path, sources.digest(data), stamp, tagger.prepare(rgb))
+        return Read(path, sources.digest(data), stamp, prepare(rgb))
     except OSError as error:
-        return _Read(path, problem=Problem(path, f"cannot be read ({error.strerror or error}); it gets no tags", "unreadable"))
+        return Read(path, problem=Problem(path, f"cannot be read ({error.strerror or error}); it gets no tags", "unreadable"))
     except ValueError as error:
-        return _Read(path, problem=Problem(path, str(error).removeprefix(f"{path}: ").rstrip("."), "unreadable"))
+        return Read(path, problem=Problem(path, str(error).removeprefix(f"{path}: ").rstrip("."), "unreadable"))
 
 
-def _keep(batch: list[_Read], tagger: Tagger, store: ScoreStore) -> None:
+def _keep(batch: list[Read], tagger: Tagger, store: ScoreStore) -> None:
     import torch
 
-    read = [one for one in batch if one.prepared is not None]
-    if read:
+    whole = [one for one in batch if one.prepared is not None]
+    if whole:
         with torch.inference_mode():
-            scores = tagger.scores(torch.stack([one.prepared for one in read])).float().cpu()
-        store.add(tagger.name, tagger.tags, dict(zip([one.digest for one in read], rows_of(scores, tagger.tags))))
-        store.remember({one.path: (one.stamp, one.digest) for one in read})
+            scores = tagger.scores(torch.stack([one.prepared for one in whole])).float().cpu()
+        store.add(tagger.name, tagger.tags, dict(zip([one.digest for one in whole], rows_of(scores, tagger.tags))))
+        store.remember({one.path: (one.stamp, one.digest) for one in whole})
 
 
 # ---- planning --------------------------------------------------------------------------------------------------------
@@ -192,7 +195,7 @@ def plan_tags(folder: TaggedFolder, scores: Seen, taggers: Sequence[tuple[str, T
     found = tags_found(to_tag(folder, mode), scores, taggers, rules)
     of_file, same = {file.path: found.get(picture) or () for picture, file in folder.pairs()}, lru_cache(None)(key)
     args = {"mode": mode, "taggers": {name: {"general": t.general, "character": t.character} for name, t in taggers}, **_given(rules)}
-    planned = plan_each(folder.captions, Tagging(args), lambda path: _written(of_file[path], mode, same))
+    planned = plan_each(folder.captions, Tagging(args), lambda path: written_beside(of_file[path], mode, same))
     return replace(planned, problems=(*planned.problems, *_untagged(found)))
 
 
@@ -222,7 +225,7 @@ def _untagged(found: Mapping[Path, Tags | None]) -> Iterator[Problem]:
             yield Problem(picture, "has no tag that reaches the threshold and stays as it is", "no tags")
 
 
-def _written(tags: Tags, mode: str, same: Callable[[str], str]) -> CaptionEdit:
+def written_beside(tags: Tags, mode: str, same: Callable[[str], str]) -> CaptionEdit:
     """The edit that writes these tags; `same` is `key`. Sentences are not cut to pieces: only tags that are missing are put before or behind them."""
 
     def without(some: Tags, others: Tags) -> Tags:

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 try:
-    from modules import call_queue, devices, paths, processing, progress, script_callbacks, sd_hijack, sd_models, sd_unet, shared
+    from modules import call_queue, deepbooru, devices, lowvram, paths, processing, progress, script_callbacks, sd_hijack, sd_models, sd_unet, shared
     from modules.hypernetworks import hypernetwork
     from modules.textual_inversion import textual_inversion
 except ImportError as error:  # Forge and other forks have other modules
@@ -27,7 +27,7 @@ except ImportError as error:  # Forge and other forks have other modules
 
 from ..config import flat_values
 from ..events import Event, Preparing, Started, Stepped
-from ..host import Components, Forecast, GenerateRequest, LoadReport
+from ..host import Captioner, Components, Forecast, GenerateRequest, LoadReport
 from ..methods import METHODS
 from ..methods.control_file import FORMATS
 from ..progress import sentence
@@ -35,7 +35,7 @@ from ..sd.inpaint import is_inpainting
 from ..sd.place import in_ram, stays
 from ..settings import TrainConfig
 from ..tools.shelves import Shelf
-from . import ldm, previews
+from . import interrogators, ldm, previews
 from .job import interrupted, job, refuse_decided
 from .kept import attributes, checkpointing, frozen, random_state, without_members
 from .networks import take_out, without_networks
@@ -53,7 +53,7 @@ def webui() -> SimpleNamespace:
     except ImportError:
         networks = None
     return SimpleNamespace(
-        call_queue=call_queue, devices=devices, paths=paths, processing=processing, progress=progress, sd_hijack=sd_hijack, sd_models=sd_models,
+        call_queue=call_queue, deepbooru=deepbooru, devices=devices, lowvram=lowvram, paths=paths, processing=processing, progress=progress, sd_hijack=sd_hijack, sd_models=sd_models,
         sd_unet=sd_unet, shared=shared, textual_inversion=textual_inversion, hypernetwork=hypernetwork,
         networks=networks if hasattr(networks, "loaded_networks") else None,
     )  # fmt: skip
@@ -264,6 +264,11 @@ class Folders:
                     w.call_queue.queue_lock.release()
 
 
+def captioners() -> dict[str, Captioner]:
+    """The WebUI's models that describe pictures."""
+    return interrogators.captioners(webui())
+
+
 def _forget_conditions(w: Any) -> None:
     """What a prompt means may have changed: the host keeps the last conditions of each by their text alone."""
     for cls in (w.processing.StableDiffusionProcessing, w.processing.StableDiffusionProcessingTxt2Img):
@@ -305,4 +310,4 @@ def register() -> None:
 
     w = webui()
     w.script_callbacks, w.scripts, w.picture, w.samplers = script_callbacks, scripts, image_from_url_text, sd_samplers.visible_samplers
-    extension.register(w, WebUI, Folders)
+    extension.register(w, WebUI, Folders, captioners)

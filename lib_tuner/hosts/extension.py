@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ..compare import axes
 from ..comparisons import Comparisons
 from ..datasets import Datasets
 from ..demo.tagger import DemoTagger
-from ..host import Host
+from ..host import Captioner, Host
 from ..jobs import Jobs
 from ..methods import METHODS
 from ..progress import sentence
@@ -35,7 +35,10 @@ KEY = secrets.token_urlsafe(24)  # of this process: whoever has the page has it
 SCRIPT = Path(__file__).resolve().parent.parent.parent / "scripts" / "tuner.py"
 
 
-def register(w: Any, make_host: Callable[[TrainConfig], Host], make_folders: Callable[[], Folders]) -> None:
+Captioners = Callable[[], Mapping[str, Captioner]]
+
+
+def register(w: Any, make_host: Callable[[TrainConfig], Host], make_folders: Callable[[], Folders], make_captioners: Captioners) -> None:
     """Puts the callbacks of all parts into the host's lists."""
     components: dict[str, Any] = {}
     ours = {
@@ -43,7 +46,7 @@ def register(w: Any, make_host: Callable[[TrainConfig], Host], make_folders: Cal
         "ui_settings": lambda: add_settings(w),
         "before_ui": lambda: add_axes(w),
         "ui_tabs": lambda: tabs(w, make_host, components),
-        "app_started": lambda demo, app: add_routes(w, make_host, make_folders, app),
+        "app_started": lambda demo, app: add_routes(w, make_host, make_folders, make_captioners, app),
         "on_reload": lambda: _go_on(w.shared.state),
     }
     for event, callback in ours.items():
@@ -80,9 +83,9 @@ def tools_of(jobs: Jobs, make_folders: Callable[[], Folders]) -> Toolbox:
 
 
 @lru_cache(maxsize=None)
-def sets_of(jobs: Jobs) -> Datasets:
+def sets_of(jobs: Jobs, make_captioners: Captioners) -> Datasets:
     """The data folders that are open beside a queue."""
-    return Datasets({"demo": DemoTagger})
+    return Datasets({"demo": DemoTagger}, make_captioners())
 
 
 def home_of(w: Any) -> Path:
@@ -228,7 +231,7 @@ def logins(options: Any) -> bool:
     return bool(options.gradio_auth or getattr(options, "gradio_auth_path", None))
 
 
-def add_routes(w: Any, make_host: Callable[[TrainConfig], Host], make_folders: Callable[[], Folders], app: Any) -> None:
+def add_routes(w: Any, make_host: Callable[[TrainConfig], Host], make_folders: Callable[[], Folders], make_captioners: Captioners, app: Any) -> None:
     """Our routes in the host's application. Its login does not cover them, so they look for it themselves."""
     options = w.shared.cmd_opts
     guard = Guard(KEY, [tuple(pair.split(":", 1)) for pair in (options.api_auth or "").split(",") if ":" in pair], logins(options), app, OPEN if is_open(w) else "")
@@ -236,6 +239,6 @@ def add_routes(w: Any, make_host: Callable[[TrainConfig], Host], make_folders: C
         jobs = jobs_of(home_of(w), make_host)
         comparisons = comparisons_of(jobs, make_folders)
         comparisons.samplers = lambda: [*SAMPLERS, *(sampler.name for sampler in w.samplers())]
-        app.include_router(make_router(jobs, guard.admit, tools_of(jobs, make_folders), sets_of(jobs), comparisons))
+        app.include_router(make_router(jobs, guard.admit, tools_of(jobs, make_folders), sets_of(jobs, make_captioners), comparisons))
     except ValueError as error:  # the tab says it
         LOG.warning("%s", error)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
-from fastapi.responses import Response
+from typing import List
+
+from fastapi import APIRouter, HTTPException
+from fastapi.responses import FileResponse, Response
 
 from ..config import build
 from ..data.crop_file import Crop
 from ..data.crop_names import ExportConfig
 from ..data.crop_plan import CropConfig
-from ..dataset_crops import FolderCrops, frame_of
+from ..data.crop_view import frame_of
+from ..dataset_crops import FolderCrops, crop_fields
 from ..datasets import Datasets, Scope
 from .answers import answer
-from .dataset_bodies import ApproveOrder, Approved, CropExport, CropOrder, CropRows, CropsOfRow, CropsOfRows, CropSummary, FindCrops, Job, RowCrops
+from .dataset_bodies import Approved, ApproveOrder, ChangedCrops, CropExport, CropField, CropOrder, CropRows, CropsOfRows, CropSummary, CropUndo, FindCrops, Job, RowCrops, ScopedCrops, TakenBack
 
 ROWS = 500  # whose crops are given at once
 
@@ -29,11 +32,15 @@ def _config(order: CropOrder) -> CropConfig:
     return build(CropConfig, order.crop)
 
 
-def _scope(order: ApproveOrder) -> Scope:
+def _scope(order: ScopedCrops) -> Scope:
     return Scope(None if order.rows is None else tuple(order.rows), order.filter)
 
 
 def _add_reading(router: APIRouter, sets: Datasets) -> None:
+    @router.get("/data/crops/fields", response_model=List[CropField], summary="The settings of cropping and of saving crops")
+    def fields() -> Response:
+        return answer(crop_fields)
+
     @router.post("/data/{folder}/crops/read", response_model=CropsOfRows, summary="The crops of pictures, with what is needed to draw and drag them")
     def read(folder: str, order: CropRows) -> Response:
         return answer(lambda: FolderCrops.of(sets[folder]).read(order.rows[:ROWS], _config(order)))
@@ -44,13 +51,17 @@ def _add_reading(router: APIRouter, sets: Datasets) -> None:
 
 
 def _add_changing(router: APIRouter, sets: Datasets) -> None:
-    @router.post("/data/{folder}/crops/change", response_model=CropsOfRow, summary="Set the crops of one picture")
+    @router.post("/data/{folder}/crops/change", response_model=ChangedCrops, summary="Set the crops of one picture")
     def change(folder: str, order: RowCrops) -> Response:
-        return answer(lambda: FolderCrops.of(sets[folder]).change(order.row, [Crop(frame_of(c.x, c.y, c.zoom), c.target, c.state) for c in order.crops], _config(order)))
+        return answer(lambda: FolderCrops.of(sets[folder]).change(order.row, [Crop(frame_of(c.x, c.y, c.zoom), c.target, c.state) for c in order.crops], _config(order), order.was))
 
     @router.post("/data/{folder}/crops/approve", response_model=Approved, summary="Approve the crops of pictures")
     def approve(folder: str, order: ApproveOrder) -> Response:
-        return answer(lambda: FolderCrops.of(sets[folder]).approve(_scope(order), _config(order)))
+        return answer(lambda: FolderCrops.of(sets[folder]).approve(_scope(order), _config(order), order.was))
+
+    @router.post("/data/{folder}/crops/undo", response_model=TakenBack, summary="Take back what was last done to crops")
+    def undo(folder: str, order: CropUndo) -> Response:
+        return answer(lambda: FolderCrops.of(sets[folder]).undo(order.number, _config(order)))
 
 
 def _add_work(router: APIRouter, sets: Datasets) -> None:
@@ -61,3 +72,11 @@ def _add_work(router: APIRouter, sets: Datasets) -> None:
     @router.post("/data/{folder}/crops/export", response_model=Job, summary="Write crops to a folder or a ZIP; long work")
     def export(folder: str, order: CropExport) -> Response:
         return answer(lambda: FolderCrops.of(sets[folder]).export(_scope(order), _config(order), build(ExportConfig, order.export), order.out, order.zip))
+
+    @router.get("/data/{folder}/crops/zip", response_class=FileResponse, summary="Download the ZIP that the last export of this folder has made")
+    def made(folder: str) -> Response:
+        try:
+            path = FolderCrops.of(sets[folder]).made_zip()
+        except (ValueError, OSError) as error:
+            raise HTTPException(404, str(error)) from error
+        return FileResponse(path, media_type="application/zip", filename=path.name)

@@ -100,7 +100,7 @@ class WorkStatus(BaseModel):
 
 
 class TaggerList(BaseModel):
-    taggers: List[Any] = Field(description="{name, general, character, source, here, embedded, kept}: thresholds; whether it is on this machine, needs no file, has seen pictures of this folder")
+    taggers: List[Any] = Field(description="{name, general, character, source, here, embedded, kept}: thresholds; whether it is on this machine, needs no file, has seen pictures of this folder; {name, words, kept}: a model that describes pictures")
     error: str = Field(description="Why WD14 models cannot run here, or nothing")
 
 
@@ -137,12 +137,27 @@ class TagPreview(Preview):
     went: List[Any] = Field(description="[tag, in how many pictures] that it had")
 
 
+class CaptionOrder(ScopeOrder):
+    """Pictures for a model that describes them; in the mode skip those alone that have no caption."""
+
+    captioner: str = Field(description="One of the list of taggers that has `words`")
+    mode: str = Field(default="skip", description="skip, merge, prepend, append or replace")
+
+
+class CaptionPreview(Preview):
+    unscored: int = Field(description="Pictures that the model has not described")
+
+
 class LackingOrder(TagPlanOrder):
     row: int
 
 
 class LackingTags(BaseModel):
     tags: List[Any] = Field(description="[tag, score], the highest first")
+
+
+class SuggestedTags(BaseModel):
+    tags: List[Any] = Field(description="[tag, in how many captions]: the folder's own, then with null those of the taggers' lists")
 
 
 class CheckOrder(ScopeOrder):
@@ -161,28 +176,36 @@ class AuditFound(BaseModel):
 
 
 class CropOrder(BaseModel):
-    crop: Dict[str, Any] = Field({}, description="How pictures are cropped: size (512x768, bucket:512, area:512), focus (auto, face, detail, centre), enlarge, faces, split")
+    crop: Dict[str, Any] = Field({}, description="How pictures are cropped: size, focus, enlarge, faces, split, split_below, overlap; `data/crops/fields` explains them")
 
 
 class CropRows(CropOrder):
     rows: List[int] = Field(description="Numbers of pictures")
 
 
-class ApproveOrder(CropOrder):
+class ScopedCrops(CropOrder):
     """For these rows, or those that `filter` names, or all."""
 
     rows: Optional[List[int]] = None
     filter: str = ""
 
 
-class FindCrops(ApproveOrder):
+class ApproveOrder(ScopedCrops):
+    was: Optional[str] = Field(None, description="The mark of the crops that somebody saw, for an order of one picture: refused where they are others now")
+
+
+class FindCrops(ScopedCrops):
     again: bool = Field(False, description="Also where a person has set crops")
 
 
-class CropExport(ApproveOrder):
+class CropExport(ScopedCrops):
     export: Dict[str, Any] = Field({}, description="How crops are written: form, quality, filter, background, name, flat, existing, captions, masks, mirror")
     out: str = Field("", description="A path on the machine of the program; nothing: beside the folder, under a name that is free")
     zip: bool = False
+
+
+class CropUndo(CropOrder):
+    number: int = Field(description="What is meant, as `undo` names it; refused where it is not the last")
 
 
 class CropFrame(BaseModel):
@@ -198,6 +221,7 @@ class CropFrame(BaseModel):
 class RowCrops(CropOrder):
     row: int
     crops: List[CropFrame] = Field(description="All crops of the picture; none takes them away")
+    was: Optional[str] = Field(None, description="The mark of the crops that somebody saw before: refused where they are others now")
 
 
 class CropsOfRow(BaseModel):
@@ -205,11 +229,17 @@ class CropsOfRow(BaseModel):
 
     row: int
     state: str = Field(description="none, auto, adjusted, approved or stale")
+    mark: str = Field(description="Of these crops, for `was`; empty for none")
     size: Optional[List[int]] = Field(description="Of the picture, upright")
     found: str
     crops: List[Any] = Field(description="{x, y, zoom, target, state, fixed, frame: sides of the largest frame in fractions, size: px of the result, times: by how much the largest frame is enlarged}")
     troubles: List[str]
     told: List[str]
+
+
+class ChangedCrops(CropsOfRow):
+    undo: Optional[Dict[str, Any]] = Field(description="As in `crops/summary`")
+    version: int
 
 
 class CropsOfRows(BaseModel):
@@ -221,7 +251,24 @@ class CropSummary(BaseModel):
     pictures: int
     states: Dict[str, int]
     troubles: Dict[str, int]
+    undo: Optional[Dict[str, Any]] = Field(description="What would be taken back: number, name (find, change, approve), pictures")
     version: int
+
+
+class TakenBack(CropSummary):
+    rows: List[int] = Field(description="Pictures whose crops are as before")
+
+
+class CropField(BaseModel):
+    """One setting, as the page has it."""
+
+    key: str
+    of: str = Field(description="crop or export")
+    kind: str = Field(description="text, number, flag or choice")
+    label: str
+    help: str
+    choices: List[str]
+    value: Any = Field(description="The default, as a field shows it")
 
 
 class Approved(CropSummary):

@@ -20,7 +20,7 @@ from .core.clean import HOST, clean_process
 from .core.weights import put, put_small
 
 IMPORTED = (
-    "call_queue devices errors extra_networks hashes images infotext_utils initialize paths paths_internal patches processing progress prompt_parser safe "
+    "call_queue deepbooru devices errors extra_networks hashes images infotext_utils initialize interrogate lowvram modelloader paths paths_internal patches processing progress prompt_parser safe "
     "script_callbacks scripts sd_hijack sd_hijack_checkpoint sd_hijack_optimizations sd_models sd_samplers "
     "sd_schedulers sd_unet sd_vae shared shared_items shared_state ui"
 ).split()

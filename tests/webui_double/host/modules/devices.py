@@ -10,7 +10,8 @@ from .shared_cmd_options import cmd_opts
 
 HALF = torch.float16
 
-device = torch.device("cpu")
+cpu = torch.device("cpu")
+device = device_interrogate = torch.device("cpu")
 dtype = dtype_unet = torch.float32 if cmd_opts.no_half else HALF
 dtype_vae = torch.float32 if cmd_opts.no_half_vae else dtype
 dtype_inference = torch.float32 if cmd_opts.precision == "full" else dtype
@@ -22,3 +23,7 @@ def autocast(disable: bool = False) -> AbstractContextManager:
     if disable or dtype_inference == torch.float32:
         return nullcontext()
     return torch.autocast(device.type, dtype=HALF)
+
+
+def torch_gc() -> None:
+    """Gives memory back that a GPU's cache holds; the double has none."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 
-from . import call_queue, extensions, extra_networks, scripts, sd_hijack, sd_models, sd_unet, sd_vae, shared
+from . import call_queue, extensions, extra_networks, interrogate, scripts, sd_hijack, sd_models, sd_unet, sd_vae, shared
 
 
 def initialize() -> None:
     """Once per process. Choosing a checkpoint or VAE changes the setting at once, and the model in its turn."""
     if os.path.exists(shared.config_filename):
         shared.opts.load(shared.config_filename)
+    shared.interrogator = interrogate.InterrogateModels("interrogate")
     follow = {"sd_model_checkpoint": lambda: sd_models.reload_model_weights(), "sd_vae": lambda: sd_vae.reload_vae_weights()}
     for key, change in follow.items():
         shared.opts.onchange(key, call_queue.wrap_queued_call(change), call=False)

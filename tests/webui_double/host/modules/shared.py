@@ -24,6 +24,7 @@ opts = Options(options_templates)
 state = State()
 prompt_styles = StyleDatabase()
 demo: Any = None
+interrogator: Any = None  # from the start on
 hypernetworks: dict[str, str] = {}
 loaded_hypernetworks: list[Any] = []
 sd_upscalers = [SimpleNamespace(name=name) for name in ("None", "Lanczos", "Nearest")]

@@ -17,6 +17,11 @@ DEFAULTS = {
         "unload_models_when_training": False, "pin_memory": False, "save_optimizer_state": False, "save_training_settings_to_txt": True,
         "training_write_csv_every": 500, "training_enable_tensorboard": False,
     },
+    ("interrogate", "Interrogate"): {
+        "interrogate_keep_models_in_memory": False, "interrogate_return_ranks": False, "interrogate_clip_num_beams": 1, "interrogate_clip_min_length": 24,
+        "interrogate_clip_max_length": 48, "interrogate_deepbooru_score_threshold": 0.5, "deepbooru_sort_alpha": True, "deepbooru_use_spaces": True,
+        "deepbooru_escape": True, "deepbooru_filter_tags": "",
+    },
     ("hidden", "Hidden"): {"sd_checkpoint_hash": ""},
 }  # fmt: skip
 
