@@ -164,7 +164,7 @@
         }, wait);
     }
 
-    compare.pictures = (n) => (n === 1 ? tuner.t("1 picture") : tuner.t("{0} pictures", n.toLocaleString("en")));
+    compare.pictures = (n) => tuner.count(n, "{0} picture", "{0} pictures");
 
     function planned(found, error) {
         plan = found;

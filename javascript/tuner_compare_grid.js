@@ -76,7 +76,7 @@
                 }) }, "↻");
                 body.push(h("tr", {}, h("th", { scope: "row" }, h("span", {}, grid.labels.y[y]), again), cells));
             }
-            parts.push(h("div", { class: "tuner-c-scroll", tabindex: 0, role: "region", "aria-label": tuner.t("Grid") }, h("table", {}, head, h("tbody", {}, body))));
+            parts.push(h("div", { class: "tuner-c-scroll", tabindex: 0, role: "region", "aria-label": tuner.t("Grid") }, h("table", { style: `--columns: ${columns}` }, head, h("tbody", {}, body))));
         }
         const save = h("a", { class: "tuner-button", id: "tuner-c-save", href: tuner.url("compare/grid"), download: "" }, tuner.t("Save the grid as one picture"));
         box.replaceChildren(h("div", { id: "tuner-c-large" }), ...parts, h("div", { class: "tuner-buttons" }, save), h("p", { class: "tuner-small" }, tuner.t("Every picture is also a file of its own in {0}.", grid.folder)));

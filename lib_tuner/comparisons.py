@@ -125,10 +125,10 @@ class Comparisons:
         cfg = runs.settings_of(folder)
         lines = [line.strip() for line in cfg.sample.prompts.splitlines() if line.strip()]
         prompt = (lines or ["a picture of [name]"])[0].replace("[name]", runs.known_record(folder).words)
-        side = cfg.data.resolution
-        axes = {"x": {"kind": "step", "text": ", ".join([NONE, *(choice.label for choice in saves_of(folder))])}, "y": {"kind": "seed", "text": "1-3"}}
-        return {"prompt": prompt, "negative": cfg.sample.negative, "width": cfg.sample.width or side, "height": cfg.sample.height or side, "steps": cfg.sample.steps,
-                "cfg": cfg.sample.cfg, "sampler": cfg.webui.sampler if cfg.webui.sampler in self.samplers() else cfg.sample.sampler, "run": run, "axes": axes}  # fmt: skip
+        s, side = cfg.sample, cfg.data.resolution
+        sampler = cfg.webui.sampler if cfg.webui.sampler in self.samplers() else s.sampler
+        axes = {"x": Axis("step", ", ".join([NONE, *(choice.label for choice in saves_of(folder))])), "y": Axis("seed", "1-3")}
+        return as_json(GridOrder(prompt, s.negative, s.width or side, s.height or side, s.steps, s.cfg, sampler, run=run, axes=axes))
 
     # ---- planning ----------------------------------------------------------------------------------------------------
 

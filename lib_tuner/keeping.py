@@ -18,9 +18,8 @@ from .methods.metadata import write_card
 
 TRASH = "trash"
 OTHERS = ("leave", "trash")
-PREVIEW = 512  # px, the longer side of a card's picture
-SHOWN = ".preview.png"
-_BESIDE = (".json", ".yaml", SHOWN, ".png", ".pt", ".safetensors", ".pt.optim", ".safetensors.optim")  # what may belong to a save
+LARGEST = 512  # px, the longer side of a card's picture
+_BESIDE = (".json", ".yaml", runs.PREVIEW, ".png", ".pt", ".safetensors", ".pt.optim", ".safetensors.optim")  # what may belong to a save
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def keep(folder: Path, best: Best) -> dict[str, Any]:
         raise ValueError(f"{taken[0].name} exists already; choose another name, or let the other saves go to the trash.")
     trashed = [moved for other in others for moved in _trash(folder, other)] if best.others == "trash" else []
     if path.stem != target.stem:
-        for one in [one for one in _family(path) if one.suffix in runs.FILES and not one.name.endswith(SHOWN)]:
+        for one in [one for one in _family(path) if one.suffix in runs.FILES and not one.name.endswith(runs.PREVIEW)]:
             runs.rename_file(folder, one.name, target.stem)
     _describe(folder, target, best)
     return {"file": target.name, "trashed": len(trashed)}
@@ -65,9 +64,9 @@ def _describe(folder: Path, path: Path, best: Best) -> None:
     path.with_suffix(".json").unlink(missing_ok=True)  # that of the save in between; what a person has written now takes its place
     write_card(path, best.words, weight=best.weight, notes=best.notes)
     if best.shown is not None:
-        with Image.open(best.shown) as picture, atomic(path.with_suffix(SHOWN)) as temporary:
+        with Image.open(best.shown) as picture, atomic(path.with_suffix(runs.PREVIEW)) as temporary:
             small = picture.convert("RGB")
-            small.thumbnail((PREVIEW, PREVIEW), Image.Resampling.LANCZOS)
+            small.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
             small.save(temporary, "PNG")
 
 

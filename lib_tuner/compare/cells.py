@@ -295,7 +295,7 @@ KINDS: Mapping[str, Kind] = {
                  lambda offer: [NONE, *_labels(c for c in (*offer.saves, *offer.files) if c.kind != "checkpoint")]),
     "checkpoint": Kind("Checkpoint", "Models by their names.", _checkpoint, _put_file, 0, lambda offer: _labels(c for c in (*offer.saves, *offer.files) if c.kind == "checkpoint")),
     "weight": Kind("Weight", "How strong the files are: 0.4, 0.6, 0.8, or 0-1 [5].", _numbers(-16, 16, False), _weights, 2),
-    "blocks": Kind("Block weights", "A row of 17, 25 or 26 numbers, or names as M00=0.5, OUT03=0, or one of " + ", ".join(_ROWS) + "; one value a line.", _blocks, _put_blocks, 2,
+    "blocks": Kind("Block weights", "A row of 17, 25 or 26 numbers, names as M00=0.5, OUT03=0, or a preset from the list; one value a line.", _blocks, _put_blocks, 2,
                    lambda offer: list(_ROWS), lines=True),
     "prompt": Kind("Prompt S/R", "Words of the prompt, and what takes their place: wavy hair, straight hair.", lambda text, offer: [Value(text, text)], _put_words, finish=_replacements),
     "seed": Kind("Seed", "1-4, or 7, 8, 9.", _numbers(0, 2**32 - 1), _of_request(seed=int)),
