@@ -223,6 +223,7 @@ window.tuner = window.tuner || {};
         tuner.views.mount();
         tuner.tools.mount();
         tuner.data.mount();
+        tuner.compare.mount();
         tuner.refresh();
     }
 
@@ -236,12 +237,12 @@ window.tuner = window.tuner || {};
         if (open) tuner.open(open.name);
     }
 
-    const NEEDED = ["tuner-form", "tuner-tools", "tuner-plan", "tuner-everything", "tuner-order-button", "tuner-check-button", "tuner-switch", "tuner-tools-root", "tuner-data-root"];
+    const NEEDED = ["tuner-form", "tuner-tools", "tuner-plan", "tuner-everything", "tuner-order-button", "tuner-check-button", "tuner-switch", "tuner-tools-root", "tuner-data-root", "tuner-compare-root"];
 
     // gradio draws the page bit by bit, when it likes, and the WebUI draws it anew on Reload UI
     function look() {
         const root = document.getElementById("tuner-live");
-        if (!root || root === tuner.root || !tuner.form || !tuner.language || !tuner.language.ready || !tuner.tools || !tuner.tools.ready || !tuner.data || !tuner.data.ready || !tuner.views || !tuner.views.ready || tuner.parts.length !== 3) return;
+        if (!root || root === tuner.root || !tuner.form || !tuner.language || !tuner.language.ready || !tuner.tools || !tuner.tools.ready || !tuner.data || !tuner.data.ready || !tuner.compare || !tuner.compare.ready || !tuner.views || !tuner.views.ready || tuner.parts.length !== 3) return;
         if (NEEDED.every((id) => document.getElementById(id))) mount(root);
     }
 

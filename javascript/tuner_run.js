@@ -205,7 +205,9 @@
 
     tuner.filesOf = function (folder, files, again) {
         if (!files.length) return [];
-        return [h("h4", {}, tuner.t("Files")), h("ul", { class: "tuner-file-list" }, files.map((file) => fileRow(folder, file, again)))];
+        const several = files.filter((file) => file.use).length > 1;
+        const compared = several ? [h("div", { class: "tuner-buttons" }, h("button", { type: "button", class: "tuner-button tuner-compare-run", onclick: tuner.doing(() => tuner.compare.openRun(folder)) }, tuner.t("Compare its saves")))] : [];
+        return [h("h4", {}, tuner.t("Files")), ...compared, h("ul", { class: "tuner-file-list" }, files.map((file) => fileRow(folder, file, again)))];
     };
 
     function fileRow(folder, file, again) {

@@ -1,4 +1,4 @@
-// What the page shows: training, a data folder, or the tools. Each is there all the time; the others are out of sight.
+// What the page shows: training, a data folder, a comparison, or the tools. Each is there all the time; the others are out of sight.
 "use strict";
 
 (function (tuner) {
@@ -6,12 +6,12 @@
     const byId = (id) => document.getElementById(id);
     const views = tuner.views = Object.assign(tuner.views || { all: [] }, { open: "train", ready: true }); // all: {name, label(), box: its element's id, opened()}
     const find = (name) => views.all.find((view) => view.name === name);
-    const ORDER = ["train", "data", "tools"];
+    const ORDER = ["train", "data", "compare", "tools"];
 
     views.all.push({ name: "train", label: () => tuner.t("Training"), box: "tuner-train", opened: () => window.dispatchEvent(new Event("resize")) }); // a chart drawn while it was hidden has no width
 
     function draw() {
-        const list = h("div", { role: "tablist", class: "tuner-tabs", "aria-label": tuner.t("Training, pictures or tools") });
+        const list = h("div", { role: "tablist", class: "tuner-tabs", "aria-label": tuner.t("Training, pictures, comparison or tools") });
         list.append(...ORDER.map(find).map((view) => h("button", { type: "button", role: "tab", id: `tuner-view-${view.name}`, "aria-controls": view.box, onclick: () => views.show(view.name) }, view.label())));
         list.addEventListener("keydown", (event) => {
             const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];

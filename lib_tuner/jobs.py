@@ -11,7 +11,7 @@ import threading
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class Jobs:
         self._file = QueueFile(self.home)
         self.entries: list[Entry] = []
         self.held = False  # nothing new is started
+        self._lent = False  # nor while somebody has the model
         self.live: Live | None = None
         self.current: Entry | None = None  # running, or the last that ran
         self.trouble = ""  # why the queue cannot be written down at the moment
@@ -137,6 +138,23 @@ class Jobs:
         with self._changed:
             self.held = True
             self._save()
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """The model, for something else than a run: what waits begins afterwards. Raises ValueError where a run is going or something else has it."""
+        with self._changed:
+            if self.current and self.current.state in GOING:
+                raise ValueError(f"{self.current.name} is being trained; wait until it has ended, or pause it.")
+            if self._lent:
+                raise ValueError("Something else is using the model; wait until it has ended.")
+            self._lent = True
+        try:
+            yield
+        finally:
+            _give_back()
+            with self._changed:
+                self._lent = False
+                self._changed.notify_all()
 
     def order(self, save: bool = False, sample: bool = False, prompts: str | None = None) -> None:
         """A save or samples after the step that is being computed, other sample prompts from now on. Raises ValueError where nothing runs."""
@@ -253,7 +271,7 @@ class Jobs:
         with self._changed:
             while not self._closing:
                 waiting = next((e for e in self.entries if e.state == "waiting"), None)
-                if waiting and not self.held:
+                if waiting and not self.held and not self._lent:
                     self.current, self.live, self._wanted, self._device = waiting, Live(), _Wanted(), ""
                     waiting.state = "running"
                     self._save()

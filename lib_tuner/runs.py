@@ -34,6 +34,7 @@ from .settings import TrainConfig
 RECORD, SETTINGS, LOSSES = "record.tuner", "settings.toml", "losses.csv"  # JSON, but no .json: `run.json` is the card of a LoRA named run
 FILES = (".safetensors", ".pt", ".png", ".ckpt")  # endings of what a person keeps
 MEASURED = 20  # steps from which on their mean says something
+PREVIEW = ".preview.png"  # the picture of a LoRA's card
 _SAMPLE = re.compile(r"(\d+)-(\d+)\.png")
 SAVE = re.compile(r"(.+)-(\d{6,})")  # the stem of a save in between: name and step
 
@@ -221,7 +222,7 @@ def saved_files(folder: Path) -> list[dict[str, Any]]:
     Each with name, bytes, step (None: the final one), how to use it, how the host reads it, and the ranks of its blocks where they differ.
     """
     run = known_record(folder)
-    files = [path for path in folder.iterdir() if path.suffix in FILES and path.is_file() and not path.name.startswith(".")]
+    files = [path for path in folder.iterdir() if path.suffix in FILES and path.is_file() and not path.name.startswith(".") and not path.name.endswith(PREVIEW)]
     rows = []
     for path in files:
         step, now = step_of(path), path.stat()
@@ -280,15 +281,20 @@ def note(folder: Path, text: str) -> None:
 def rename_file(folder: Path, name: str, new: str) -> Path:
     """Gives a saved file (with its card) another name. Raises ValueError where that is none or taken."""
     path = inside(folder, name)
-    target = path.with_name(build(TrainConfig, {"name": new}).name + path.suffix)  # the rule for a run's name is the rule for a file's
+    target = renamed(path, new)
     if target != path and target.exists():
         raise ValueError(f"{target.name} exists already; choose another name.")
     for old in (path, *_beside(path)):
-        old.rename(old.with_name(target.stem + old.suffix))
+        old.rename(old.with_name(target.stem + old.name[len(path.stem) :]))
     with _WRITING:
         run = known_record(folder)
         _write(folder, replace(run, reports={(target.name if key == path.name else key): value for key, value in run.reports.items()}))
     return target
+
+
+def renamed(path: Path, new: str) -> Path:
+    """A saved file under another name. Raises ValueError where that is none: the rule for a run's name is the rule for a file's."""
+    return path.with_name(build(TrainConfig, {"name": new}).name + path.suffix)
 
 
 def delete_file(folder: Path, name: str) -> None:
@@ -300,8 +306,8 @@ def delete_file(folder: Path, name: str) -> None:
 
 
 def _beside(path: Path) -> list[Path]:
-    """A LoRA's card, a checkpoint's description."""
-    return [p for p in map(path.with_suffix, (".json", ".yaml")) if p.is_file()] if path.suffix == ".safetensors" else []
+    """A LoRA's card and its picture, a checkpoint's description."""
+    return [p for p in map(path.with_suffix, (".json", ".yaml", PREVIEW)) if p.is_file()] if path.suffix == ".safetensors" else []
 
 
 def delete_run(folder: Path) -> None:

@@ -19,6 +19,7 @@ import uvicorn
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import Response
 
+from lib_tuner.comparisons import Comparisons
 from lib_tuner.datasets import Datasets
 from lib_tuner.demo.tagger import DemoTagger
 from lib_tuner.hosts.standalone import Standalone
@@ -53,10 +54,11 @@ def main(home: Path) -> None:
     assert OLD, gr.__version__
     with (
         closing(page.listen(page.Address(port=0))) as listening, page.running(Jobs(home, Standalone)) as jobs, closing(Toolbox(OwnFolders(home), home, jobs.outputs)) as tools,
-        closing(Datasets({"demo": DemoTagger}, {"BLIP": Colours()})) as sets, tempfile.TemporaryDirectory() as empty,
+        closing(Datasets({"demo": DemoTagger}, {"BLIP": Colours()})) as sets, closing(Comparisons(jobs, tools)) as comparisons,
+        tempfile.TemporaryDirectory() as empty,
     ):  # fmt: skip
         os.chdir(empty)
-        app = make_app(jobs, page.static_files(), tools, sets)
+        app = make_app(jobs, page.static_files(), tools, sets, comparisons)
         app.add_middleware(BaseHTTPMiddleware, dispatch=with_head)
         shared = Shared(jobs, Standalone, home, page.own_values(home, ""), page.checkpoints([]), hidden=page.HIDDEN, tools=tools)
         app = gr.mount_gradio_app(app, page.blocks(shared).queue(), path="/")

@@ -20,7 +20,7 @@ DEPTH = 4  # functions that call functions
 # not on the page: the command line, the benchmarks, the making of the demo, the host's own comparison grid, the API's description
 ELSEWHERE = (
     "cli.py", "cli_train.py", "lib_tuner/edit.py", "lib_tuner/crop.py", "lib_tuner/tag.py", "lib_tuner/audit.py", "__main__.py", "environment.py", "bench.py", "bench_methods.py", "bench_peers.py", "bench_worker.py", "bench_data.py", "bench_memory.py", "webui_suite.py", "demo", "command_line.py",
-    "make_random.py", "export_tiny.py", "compare", "ui", "bodies.py",
+    "make_random.py", "export_tiny.py", "lib_tuner/compare/axes.py", "ui", "bodies.py",
 )  # fmt: skip
 NOT_TOLD = frozenset(("TypeError", "AssertionError", "KeyError", "NotImplementedError", "SystemExit", "StopIteration"))  # a programmer's mistakes
 TEXTS = {"Warned": 0, "Preparing": 2, "Warning_": 0, "Fix": 0, "Problem": 1, "Finding": 2, "complain": 1, "ValueError": 0, "Kind": 1, "AxisOption": 0, "LoadReport": 4}  # call -> which argument is told

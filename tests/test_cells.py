@@ -79,7 +79,7 @@ def test_a_save_takes_the_place_of_its_runs_other_saves_and_keeps_the_weight():
     assert only("step", "20", base)[0].uses == (Use(Path("/lora/old.safetensors")), Use(SAVES[1].path, 0.7))
     assert only("step", "dog-001 50", base)[0].uses == (*base.uses, Use(SAVES[4].path))
     assert only("file", "old", Cell(BASE.request, (Use(SAVES[0].path, 0.7),)))[0].uses == (Use(Path("/lora/old.safetensors"), 0.7),)
-    assert only("file", "None", base)[0].uses == base.uses[1:]
+    assert only("step", "None", base)[0].uses == base.uses[:1] and only("file", "None", base)[0].uses == ()
 
 
 def test_three_axes_are_planes_of_rows_of_columns_and_a_weight_acts_on_the_files_of_another_axis():
@@ -105,6 +105,7 @@ def test_what_cannot_be_read_is_said_and_the_rest_is_made(kind, text, left, said
 @pytest.mark.parametrize(("axes", "said"), [
     ({"x": Axis("seed", " , ")}, "Axis X (Seed) has no value"), ({"x": Axis("seed", "x")}, "has no value"), ({"x": Axis("nose", "1")}, "There is no axis 'nose'"),
     ({"x": Axis("seed", "1"), "z": Axis("seed", "2")}, "Two axes change the same thing (Seed)"), ({"y": Axis("prompt", "hat, cap")}, "'hat' is not in the prompt"),
+    ({"x": Axis("seed", "1-1000"), "y": Axis("cfg", "1-11 [11]")}, "would have 11,000 pictures"),
 ])  # fmt: skip
 def test_a_grid_that_cannot_be_is_one_sentence(axes, said):
     with pytest.raises(ValueError, match=said.replace("(", r"\(").replace(")", r"\)")):

@@ -20,6 +20,7 @@ import pytest
 from strings_of_code import sentences
 
 from lib_tuner import presets
+from lib_tuner.compare.cells import KINDS
 from lib_tuner.config import options
 from lib_tuner.data.crop_names import ExportConfig
 from lib_tuner.data.crop_plan import CropConfig
@@ -103,6 +104,11 @@ def of_crops() -> Iterator[str]:
         yield from (option.label, option.help)
 
 
+def of_axes() -> Iterator[str]:
+    for kind in KINDS.values():
+        yield from (kind.label, kind.help)
+
+
 def of_presets() -> Iterator[str]:
     for goal in presets.GOALS.values():
         yield from (goal.label, goal.advice)
@@ -145,7 +151,7 @@ def of_scripts() -> Iterator[str]:
 # ---- all of them -----------------------------------------------------------------------------------------------------
 
 COLLECTORS: dict[str, Callable[[], Any]] = {
-    "gradio": of_gradio, "settings": of_settings, "crops": of_crops, "presets": of_presets, "tools": of_tools, "scripts": of_scripts, "sentences": sentences,
+    "gradio": of_gradio, "settings": of_settings, "crops": of_crops, "axes": of_axes, "presets": of_presets, "tools": of_tools, "scripts": of_scripts, "sentences": sentences,
 }  # fmt: skip
 
 

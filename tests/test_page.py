@@ -108,6 +108,7 @@ class Page:
     def __init__(self, browser: Any, server: Server, width: int = 1280, height: int = 720):
         self.context = browser.new_context(viewport={"width": width, "height": height})
         self.page = self.context.new_page()
+        self.page.set_default_timeout(LONG)  # where two processes share a slow machine, gradio alone takes half a minute to draw the form
         self.errors: list[str] = []
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.said: list[str] = []  # what tells why a page does not come up

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -115,10 +116,10 @@ class Plan:
         return [value.label for value in self.axes[name][1]]
 
 
-def plan_grid(base: Cell, axes: Mapping[str, Axis], offer: Offer) -> Plan:
+def plan_grid(base: Cell, axes: Mapping[str, Axis], offer: Offer, most: int = 10000) -> Plan:
     """The grid of `base` along up to three axes. What cannot be read of an axis is a problem, and the rest is still made.
 
-    Raises ValueError, one sentence, for an axis of no kind or of which nothing is left, and for two of the same kind.
+    Raises ValueError, one sentence, for an axis of no kind or of which nothing is left, for two of the same kind, and for more than `most` cells.
     """
     problems: list[str] = []
     found: dict[str, tuple[str, tuple[Value, ...]]] = {name: ("", (Value("", None),)) for name in NAMES}
@@ -128,6 +129,9 @@ def plan_grid(base: Cell, axes: Mapping[str, Axis], offer: Offer) -> Plan:
         raise ValueError(f"Two axes change the same thing ({KINDS[twice[0]].label}); choose another one for one of them.")
     for name, axis in chosen.items():
         found[name] = (axis.kind, tuple(_values(name, axis, base, offer, problems)))
+    count = math.prod(len(found[name][1]) for name in NAMES)
+    if count > most:
+        raise ValueError(f"This grid would have {count:,} pictures, and at most {most:,} are drawn at once; take values away.")
     order = sorted(chosen, key=lambda name: KINDS[chosen[name].kind].rank)
     cells = []
     for z in found["z"][1]:
@@ -201,26 +205,26 @@ def _named(text: str, choices: Sequence[Choice], what: str) -> list[Value]:
 
 
 def _step(text: str, offer: Offer) -> list[Value]:
-    return [Value(NONE, None)] if text == NONE else _named(text, offer.saves, "save of a run")
+    return [Value(NONE, frozenset(choice.path for choice in offer.saves))] if text == NONE else _named(text, offer.saves, "save of a run")
 
 
 def _file(text: str, offer: Offer) -> list[Value]:
     usable = [choice for choice in (*offer.saves, *offer.files) if choice.kind != "checkpoint"]
-    return [Value(NONE, None)] if text == NONE else _named(text, usable, "LoRA, embedding or hypernetwork")
+    return [Value(NONE, frozenset(choice.path for choice in usable))] if text == NONE else _named(text, usable, "LoRA, embedding or hypernetwork")
 
 
 def _checkpoint(text: str, offer: Offer) -> list[Value]:
     return _named(text, [choice for choice in (*offer.saves, *offer.files) if choice.kind == "checkpoint"], "checkpoint")
 
 
-def _put_file(cell: Cell, choice: Choice | None) -> Cell:
-    """The file in the place of the first that the cell has of its run or, for a file of no run, of all; else behind them. None takes that one away."""
-    if choice is not None and choice.kind == "checkpoint":
+def _put_file(cell: Cell, choice: Choice | frozenset[Path]) -> Cell:
+    """The file in the place of the first that the cell has of its run or, for a file of no run, of all; else behind them. A set takes all its files away."""
+    if isinstance(choice, frozenset):
+        return replace(cell, uses=tuple(use for use in cell.uses if use.path not in choice))
+    if choice.kind == "checkpoint":
         return replace(cell, checkpoint=str(choice.path))
     uses = list(cell.uses)
-    same = [i for i, use in enumerate(uses) if choice is None or not choice.run or use.path.parent == choice.path.parent]
-    if choice is None:
-        return replace(cell, uses=tuple(use for i, use in enumerate(uses) if i not in same[:1]))
+    same = [i for i, use in enumerate(uses) if not choice.run or use.path.parent == choice.path.parent]
     if same:
         uses[same[0]] = replace(uses[same[0]], path=choice.path)
     else:
@@ -291,7 +295,7 @@ KINDS: Mapping[str, Kind] = {
                  lambda offer: [NONE, *_labels(c for c in (*offer.saves, *offer.files) if c.kind != "checkpoint")]),
     "checkpoint": Kind("Checkpoint", "Models by their names.", _checkpoint, _put_file, 0, lambda offer: _labels(c for c in (*offer.saves, *offer.files) if c.kind == "checkpoint")),
     "weight": Kind("Weight", "How strong the files are: 0.4, 0.6, 0.8, or 0-1 [5].", _numbers(-16, 16, False), _weights, 2),
-    "blocks": Kind("Block weights", "A row of 17, 25 or 26 numbers, or names as M00=0.5, OUT03=0, or one of " + ", ".join(_ROWS) + "; one value a line.", _blocks, _put_blocks, 2,
+    "blocks": Kind("Block weights", "A row of 17, 25 or 26 numbers, names as M00=0.5, OUT03=0, or a preset from the list; one value a line.", _blocks, _put_blocks, 2,
                    lambda offer: list(_ROWS), lines=True),
     "prompt": Kind("Prompt S/R", "Words of the prompt, and what takes their place: wavy hair, straight hair.", lambda text, offer: [Value(text, text)], _put_words, finish=_replacements),
     "seed": Kind("Seed", "1-4, or 7, 8, 9.", _numbers(0, 2**32 - 1), _of_request(seed=int)),

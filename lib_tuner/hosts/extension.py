@@ -14,6 +14,7 @@ from typing import Any
 
 from .. import runs
 from ..compare import axes
+from ..comparisons import Comparisons
 from ..datasets import Datasets
 from ..demo.tagger import DemoTagger
 from ..host import Captioner, Host
@@ -26,6 +27,7 @@ from ..ui import webui_page
 from ..web.auth import Guard
 from ..web.routes import PREFIX, make_router
 from .job import DECIDED, JOB
+from .previews import SAMPLERS
 from .published import published_as, sweep
 
 LOG = logging.getLogger("lib_tuner")
@@ -89,6 +91,12 @@ def sets_of(jobs: Jobs, make_captioners: Captioners) -> Datasets:
 def home_of(w: Any) -> Path:
     """The output folder that the settings name."""
     return Path(w.shared.opts.data.get("tuner_output") or Path(w.paths.data_path) / "outputs" / "tuner").expanduser().resolve()
+
+
+@lru_cache(maxsize=None)
+def comparisons_of(jobs: Jobs, make_folders: Callable[[], Folders]) -> Comparisons:
+    """The comparisons beside a queue; a save that is kept is published as a run's own files are."""
+    return Comparisons(jobs, tools_of(jobs, make_folders), published=lambda cfg, path: jobs.hosts(cfg).reload(path), decided=DECIDED)
 
 
 # ---- the tab ---------------------------------------------------------------------------------------------------------
@@ -229,6 +237,8 @@ def add_routes(w: Any, make_host: Callable[[TrainConfig], Host], make_folders: C
     guard = Guard(KEY, [tuple(pair.split(":", 1)) for pair in (options.api_auth or "").split(",") if ":" in pair], logins(options), app, OPEN if is_open(w) else "")
     try:
         jobs = jobs_of(home_of(w), make_host)
-        app.include_router(make_router(jobs, guard.admit, tools_of(jobs, make_folders), sets_of(jobs, make_captioners)))
+        comparisons = comparisons_of(jobs, make_folders)
+        comparisons.samplers = lambda: [*SAMPLERS, *(sampler.name for sampler in w.samplers())]
+        app.include_router(make_router(jobs, guard.admit, tools_of(jobs, make_folders), sets_of(jobs, make_captioners), comparisons))
     except ValueError as error:  # the tab says it
         LOG.warning("%s", error)

@@ -35,9 +35,9 @@ def publish(source: Path, folder: Path, home: Path) -> Path:
     _write(home, {**_alive(ledger), str(target): str(source)})
     if yaml.is_file():
         shutil.copyfile(yaml, target.with_suffix(".yaml"))
-    card, shown = source.with_suffix(".json"), target.with_suffix(".json")
-    if card.is_file() and not shown.exists():  # the host writes into it when its user edits it, so it is a copy and is never replaced
-        shutil.copyfile(card, shown)
+    for ending in (".json", ".preview.png"):  # the host writes into them when its user edits the card, so they are copies and are never replaced
+        if source.with_suffix(ending).is_file() and not target.with_suffix(ending).exists():
+            shutil.copyfile(source.with_suffix(ending), target.with_suffix(ending))
     return target
 
 
@@ -56,7 +56,7 @@ def sweep(home: Path) -> list[Path]:
     for target, source in ledger.items():
         if not Path(source).is_file() and Path(target).is_file() and step_of(Path(target)) is not None:
             Path(target).unlink()
-            for ending in (".json", ".yaml"):
+            for ending in (".json", ".yaml", ".preview.png"):
                 Path(target).with_suffix(ending).unlink(missing_ok=True)
             gone.append(Path(target))
     if ledger != _alive(ledger):

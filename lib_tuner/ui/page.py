@@ -13,6 +13,7 @@ from typing import Any
 
 import gradio as gr
 
+from ..comparisons import Comparisons
 from ..datasets import Datasets
 from ..demo.run import lora_settings, write_data
 from ..demo.tagger import DemoTagger
@@ -22,6 +23,7 @@ from ..settings import TrainConfig
 from ..toolbox import OwnFolders, Toolbox
 from ..web.auth import Door
 from ..web.routes import make_app
+from .compare_tab import CompareTab
 from .compat import OLD, private
 from .dataset_tab import DatasetTab
 from .tools_tab import ToolsTab, switch
@@ -55,6 +57,7 @@ def blocks(shared: Shared) -> gr.Blocks:
         switch()
         tab = TrainTab(shared)
         DatasetTab()
+        CompareTab()
         ToolsTab()
         page.load(tab.refresh, inputs=None, outputs=tab.refreshed, **private())
     return page
@@ -78,7 +81,7 @@ def static_files() -> list[Path]:
 
 def application(shared: Shared, login: tuple[str, str] | None = None) -> Any:
     """The whole as an ASGI application: routes, static files, page, and the door in front of it all."""
-    app = make_app(shared.jobs, static_files(), shared.tools, shared.sets)
+    app = make_app(shared.jobs, static_files(), shared.tools, shared.sets, shared.comparisons)
     return Door(gr.mount_gradio_app(app, blocks(shared), path="/", **mount_options()), login)
 
 
@@ -128,8 +131,8 @@ def serve(hosts: Callable[[TrainConfig], Host], home: Path, address: Address, ch
     if checkpoint and checkpoint not in [path for _, path in models]:
         models.append((Path(checkpoint).name, checkpoint))
     own = OwnFolders(home, (Path(checkpoint),) if checkpoint else ())
-    with closing(listen(address)) as listening, running(Jobs(home, hosts)) as jobs, closing(Toolbox(own, home, jobs.outputs)) as tools, closing(Datasets({"demo": DemoTagger})) as sets:
-        app = application(Shared(jobs, hosts, home, own_values(home, checkpoint), models, hidden=HIDDEN, tools=tools, sets=sets), address.login)
+    with closing(listen(address)) as listening, running(Jobs(home, hosts)) as jobs, closing(Toolbox(own, home, jobs.outputs)) as tools, closing(Datasets({"demo": DemoTagger})) as sets, closing(Comparisons(jobs, tools)) as comparisons:
+        app = application(Shared(jobs, hosts, home, own_values(home, checkpoint), models, hidden=HIDDEN, tools=tools, sets=sets, comparisons=comparisons), address.login)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
         url = f"http://{'127.0.0.1' if address.host == '0.0.0.0' else address.host}:{listening.getsockname()[1]}/"
         opened(url)

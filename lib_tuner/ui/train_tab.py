@@ -16,6 +16,7 @@ import gradio as gr
 
 from .. import foreign, presets, runs
 from ..config import flat_values
+from ..comparisons import Comparisons
 from ..datasets import Datasets
 from ..host import Host
 from ..jobs import Jobs
@@ -44,6 +45,7 @@ class Shared:
     key: str = ""  # what the routes know the page by
     tools: Toolbox | None = None
     sets: Datasets | None = None
+    comparisons: Comparisons | None = None
 
     @property
     def presets(self) -> Path:

@@ -16,6 +16,7 @@ from ..data.incoming import save_with_caption
 from ..progress import sentence
 from ..settings import TrainConfig
 from .compat import js, plain_html, private, quiet
+from .compare_tab import CompareTab
 from .dataset_tab import DatasetTab
 from .form import help_of, label_of
 from .tools_tab import ToolsTab, switch
@@ -53,6 +54,7 @@ def tab(shared: WebUIShared) -> gr.Blocks:
         switch()
         WebUITab(shared)
         DatasetTab()
+        CompareTab()
         ToolsTab()
     return page
 

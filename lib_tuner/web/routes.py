@@ -15,6 +15,7 @@ from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Query, Req
 from fastapi.responses import FileResponse, JSONResponse, Response
 
 from .. import runs
+from ..comparisons import Comparisons
 from ..config import flatten
 from ..data import pictures
 from ..datasets import Datasets
@@ -24,6 +25,7 @@ from ..outlook import refuse
 from ..toolbox import Toolbox
 from .answers import answer
 from .bodies import REFUSALS, Added, Change, Done, Order, QueueAction, RunAction, RunDetails, RunRow, Status, Wanted
+from .compare_routes import add_compare
 from .dataset_routes import add_datasets
 from .limits import Limited
 from .tool_routes import add_tools
@@ -42,8 +44,9 @@ def own_page(request: Request) -> None:
         raise HTTPException(403, "The header X-Tuner is missing: send it with any text.")
 
 
-def make_router(jobs: Jobs, guard: Callable[[Request], None] = nobody, tools: Toolbox | None = None, sets: Datasets | None = None) -> APIRouter:
-    """All routes, those of the tools and of data folders where there are some; `guard` raises HTTPException for whoever may not use them."""
+def make_router(jobs: Jobs, guard: Callable[[Request], None] = nobody, tools: Toolbox | None = None, sets: Datasets | None = None,
+                comparisons: Comparisons | None = None) -> APIRouter:  # fmt: skip
+    """All routes, those of the tools, of data folders and of comparisons where there are some; `guard` raises HTTPException for whoever may not use them."""
     router = APIRouter(prefix=PREFIX, route_class=Limited, dependencies=[Depends(guard), Depends(own_page)], tags=["Tuner"], responses=REFUSALS)
     _add_queue(router, jobs)
     _add_runs(router, jobs)
@@ -52,13 +55,15 @@ def make_router(jobs: Jobs, guard: Callable[[Request], None] = nobody, tools: To
         add_tools(router, tools)
     if sets is not None:
         add_datasets(router, sets)
+    if comparisons is not None:
+        add_compare(router, comparisons)
     return router
 
 
-def make_app(jobs: Jobs, static: list[Path], tools: Toolbox | None = None, sets: Datasets | None = None) -> FastAPI:
+def make_app(jobs: Jobs, static: list[Path], tools: Toolbox | None = None, sets: Datasets | None = None, comparisons: Comparisons | None = None) -> FastAPI:
     """An application of the routes, with the page's scripts and style under `/tuner/static/`."""
     app = FastAPI(title="The Tuner", docs_url="/tuner/docs", redoc_url=None, openapi_url="/tuner/openapi.json")
-    app.include_router(make_router(jobs, tools=tools, sets=sets))
+    app.include_router(make_router(jobs, tools=tools, sets=sets, comparisons=comparisons))
     files = {path.name: path for path in static}
 
     @app.get("/tuner/static/{name}", include_in_schema=False)

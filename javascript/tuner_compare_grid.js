@@ -1,0 +1,153 @@
+// The grid of a comparison: cells that appear as they are drawn, one of them large with its settings, a row once more, and the save that is kept.
+"use strict";
+
+(function (tuner) {
+    const { h } = tuner;
+    const BUSY = 500, IDLE = 4000; // ms between two looks
+    const compare = tuner.compare = tuner.compare || {};
+    let timer = null, known = -1, grid = null, open = null; // grid: as the server last told it whole; open: the cell that is shown large
+    const byId = (id) => document.getElementById(id);
+    const going = () => compare.status && compare.status.work && ["running", "stopping"].includes(compare.status.work.state);
+
+    // How far the grid is; asks again as long as the view is open.
+    compare.look = async function () {
+        clearTimeout(timer);
+        if (tuner.views.open !== "compare" || !byId("tuner-c-grid")) return;
+        try {
+            const status = await tuner.get(`compare/status?known=${known}`);
+            compare.status = status;
+            if (!status.grid) grid = null;
+            else if (status.grid.states) {
+                const other = !grid || grid.name !== status.grid.name;
+                grid = status.grid;
+                known = grid.version;
+                if (other) { open = null; compare.drawGrid(); } else fill();
+            }
+            drawWork();
+        } catch (error) {
+            compare.say(error.message, true);
+        }
+        clearTimeout(timer);
+        timer = setTimeout(compare.look, going() ? BUSY : IDLE);
+    };
+
+    // ---- what goes on ----
+
+    function drawWork() {
+        const box = byId("tuner-c-work"), work = compare.status && compare.status.work;
+        if (!box) return;
+        for (const button of document.querySelectorAll("#tuner-compare .tuner-c-again")) tuner.show(button, !going());
+        if (!work || (work.state === "done" && !work.error)) return box.replaceChildren();
+        if (work.state === "failed") return box.replaceChildren(h("p", { class: "tuner-failed", role: "alert" }, tuner.said(work.error)));
+        if (work.state === "stopped") return box.replaceChildren(h("p", { class: "tuner-small" }, tuner.t("Stopped; what was drawn stays.")));
+        const left = work.left === null ? "" : ` · ${tuner.t("{0} left", tuner.duration(work.left))}`;
+        const bar = h("div", { class: "tuner-bar", role: "progressbar", "aria-valuemin": 0, "aria-valuemax": work.total, "aria-valuenow": work.done, "aria-label": tuner.t("Pictures drawn") }, h("div", { style: `width: ${work.total ? (100 * work.done) / work.total : 0}%` }));
+        if (box.querySelector("#tuner-c-stop")) {
+            box.querySelector(".tuner-bar").replaceWith(bar);
+            tuner.text(box.querySelector(".tuner-numbers"), `${work.done} / ${work.total}${left}`);
+            return;
+        }
+        box.replaceChildren(h("div", { class: "tuner-run-head" }, h("span", { class: "tuner-numbers" }, `${work.done} / ${work.total}${left}`),
+            h("button", { type: "button", id: "tuner-c-stop", class: "tuner-button", onclick: compare.doing(async () => { await tuner.send("compare/stop"); await compare.look(); }) }, tuner.t("Stop"))), bar);
+    }
+
+    // ---- the grid ----
+
+    const at = (x, y, z) => (z * grid.shape[1] + y) * grid.shape[0] + x;
+    const url = (index) => tuner.url(`compare/cells/${index}?v=${grid.name}-${grid.version}`);
+
+    compare.drawGrid = function () {
+        const box = byId("tuner-c-grid");
+        if (!box) return;
+        if (!grid) {
+            box.replaceChildren(h("p", { class: "tuner-c-empty" }, tuner.t("Choose what changes along the columns and rows, and press Draw: each cell is one picture, and everything else stays the same.")));
+            return;
+        }
+        const [columns, rows, planes] = grid.shape, parts = [];
+        for (let z = 0; z < planes; z++) {
+            if (grid.labels.z[z]) parts.push(h("h4", {}, `${tuner.t(grid.kinds.z)}: ${grid.labels.z[z]}`));
+            const head = grid.kinds.x ? h("thead", {}, h("tr", {}, h("td", {}), grid.labels.x.map((label) => h("th", { scope: "col" }, label)))) : null;
+            const body = [];
+            for (let y = 0; y < rows; y++) {
+                const cells = Array.from({ length: columns }, (_, x) => h("td", {}, h("button", { type: "button", class: "tuner-c-cell", "data-cell": at(x, y, z), onclick: compare.doing(() => show(at(x, y, z))) })));
+                const again = h("button", { type: "button", class: "tuner-button tuner-c-again", title: tuner.t("Draw this row again"), "aria-label": tuner.t("Draw row {0} again", z * rows + y + 1), onclick: compare.doing(async () => {
+                    await tuner.send("compare/again", { cells: Array.from({ length: columns }, (_, x) => at(x, y, z)) });
+                    await compare.look();
+                }) }, "↻");
+                body.push(h("tr", {}, h("th", { scope: "row" }, h("span", {}, grid.labels.y[y]), again), cells));
+            }
+            parts.push(h("div", { class: "tuner-c-scroll", tabindex: 0, role: "region", "aria-label": tuner.t("Grid") }, h("table", { style: `--columns: ${columns}` }, head, h("tbody", {}, body))));
+        }
+        const save = h("a", { class: "tuner-button", id: "tuner-c-save", href: tuner.url("compare/grid"), download: "" }, tuner.t("Save the grid as one picture"));
+        box.replaceChildren(h("div", { id: "tuner-c-large" }), ...parts, h("div", { class: "tuner-buttons" }, save), h("p", { class: "tuner-small" }, tuner.t("Every picture is also a file of its own in {0}.", grid.folder)));
+        fill();
+        drawLarge();
+        drawWork();
+    };
+
+    // What has changed in the cells.
+    function fill() {
+        for (const cell of document.querySelectorAll("#tuner-c-grid [data-cell]")) {
+            const index = Number(cell.dataset.cell), state = grid.states[index], stamp = `${state}${grid.errors[index] || ""}${state === "drawn" ? cell.dataset.was || "" : ""}`;
+            if (cell.dataset.stamp === stamp) continue;
+            const names = ["y", "x", "z"].filter((name) => grid.kinds[name]).map((name) => labelOf(index, name)).join(", ");
+            cell.disabled = state !== "drawn";
+            if (state === "drawn") cell.replaceChildren(h("img", { src: url(index), alt: names || tuner.t("Picture"), loading: "lazy" }));
+            else if (state === "failed") cell.replaceChildren(h("span", { class: "tuner-bad-text" }, tuner.said(grid.errors[index])));
+            else cell.replaceChildren(h("span", { class: "tuner-c-wait", "aria-label": tuner.t("not drawn yet") }, "…"));
+            cell.dataset.stamp = stamp;
+        }
+        tuner.show(byId("tuner-c-save"), grid.states.includes("drawn"));
+    }
+
+    function labelOf(index, name) {
+        const [columns, rows] = grid.shape, place = { x: index % columns, y: Math.floor(index / columns) % rows, z: Math.floor(index / columns / rows) };
+        return grid.labels[name][place[name]];
+    }
+
+    // ---- one of them large ----
+
+    async function show(index) {
+        open = { index, about: await tuner.get(`compare/cells/${index}/about`), keep: null };
+        drawLarge();
+        byId("tuner-c-large").scrollIntoView({ block: "nearest" });
+        byId("tuner-c-close").focus();
+    }
+
+    function close() {
+        const index = open && open.index;
+        open = null;
+        drawLarge();
+        const cell = document.querySelector(`#tuner-c-grid [data-cell="${index}"]`);
+        if (cell) cell.focus();
+    }
+
+    function drawLarge() {
+        const box = byId("tuner-c-large");
+        if (!box) return;
+        if (!open) return box.replaceChildren();
+        const { index, about } = open, mine = about.files.filter((file) => file.run);
+        const copy = h("button", { type: "button", class: "tuner-button", onclick: compare.doing(async () => { await navigator.clipboard.writeText(about.prompt); compare.say(tuner.t("The prompt is copied.")); }) }, tuner.t("Copy the prompt"));
+        const keeps = mine.map((file) => h("button", { type: "button", class: "tuner-button tuner-strong", onclick: () => { open.keep = file; drawLarge(); byId("tuner-c-k-name").focus(); } }, tuner.t("Keep this one ({0})", file.name)));
+        box.replaceChildren(h("section", { class: "tuner-c-large", onkeydown: (event) => { if (event.key === "Escape") close(); } }, h("img", { src: url(index), alt: about.prompt }), h("div", {},
+            h("pre", {}, about.text), h("div", { class: "tuner-buttons" }, copy, h("a", { class: "tuner-button", href: url(index), download: `cell-${index}.png` }, tuner.t("Download")), keeps,
+                h("button", { type: "button", id: "tuner-c-close", class: "tuner-button", onclick: close }, tuner.t("Close"))), open.keep ? keeping(open.keep, index) : null)));
+    }
+
+    function keeping(file, index) {
+        const run = compare.about.runs.find((one) => one.id === file.run), stem = file.name.replace(/\.[^.]+$/, "");
+        const field = (id, label, control) => h("div", { class: "tuner-c-field" }, h("label", { for: id }, label), control);
+        const name = h("input", { type: "text", id: "tuner-c-k-name", value: stem.replace(/-\d{6,}$/, "") }), words = h("input", { type: "text", id: "tuner-c-k-words", value: run ? run.words : "" });
+        const weight = h("input", { type: "number", id: "tuner-c-k-weight", min: 0, max: 16, step: 0.05, value: file.weight }), notes = h("textarea", { id: "tuner-c-k-notes", rows: 2 });
+        const others = h("input", { type: "checkbox", id: "tuner-c-k-others" });
+        const go = h("button", { type: "button", id: "tuner-c-k-go", class: "tuner-button tuner-strong", onclick: compare.doing(async () => {
+            const kept = await tuner.send("compare/keep", { run: file.run, file: file.name, name: name.value.trim(), words: words.value.trim(), weight: Number(weight.value), notes: notes.value, cell: index, others: others.checked ? "trash" : "leave" });
+            close();
+            compare.about = await tuner.get("compare");
+            compare.say(kept.trashed ? tuner.t("Kept as {0}; the other saves are in the folder trash of the run.", kept.file) : tuner.t("Kept as {0}.", kept.file));
+        }) }, tuner.t("Keep"));
+        return h("fieldset", { class: "tuner-c-set" }, h("legend", {}, tuner.t("Keep {0}", file.name)), field("tuner-c-k-name", tuner.t("Name"), name), field("tuner-c-k-words", tuner.t("Words that its card puts into the prompt"), words),
+            field("tuner-c-k-weight", tuner.t("Weight on its card"), weight), field("tuner-c-k-notes", tuner.t("Notes"), notes),
+            h("div", { class: "tuner-c-tick" }, others, h("label", { for: "tuner-c-k-others" }, tuner.t("Move the run's other saves to its trash"))), h("p", { class: "tuner-small" }, tuner.t("This picture becomes the picture of the card.")), h("div", { class: "tuner-buttons" }, go));
+    }
+})(window.tuner);

@@ -1,0 +1,160 @@
+"""The comparison in a real browser: a run's saves beside each other, a cell large, a row again, bad values, the grid as a file, the save that is kept; two runs."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from conftest import until
+from PIL import Image
+from test_page import Page, browser, expect, own_script, server, train  # noqa: F401 (fixtures)
+
+GRID = "#tuner-c-grid td img"
+
+
+@pytest.fixture(scope="module")
+def trained(browser, server) -> list[str]:  # noqa: F811
+    """Two short runs with saves in between."""
+    page = Page(browser, server)
+    for name, steps in (("robot-a", 4), ("robot-b", 2)):
+        page.fill_hidden(save_every=2)
+        train(page, name, steps=steps, sample__prompts="a green robot on a white background")
+        until(lambda: [e["state"] for e in page.status()["queue"]][-1:] == ["done"], 120)
+    page.context.close()
+    return ["robot-a-001", "robot-b-001"]
+
+
+@pytest.fixture
+def page(browser, server, trained):  # noqa: F811
+    made = Page(browser, server)
+    made.click("#tuner-view-compare")
+    made.sees("#tuner-c-draw")
+    yield made
+    made.context.close()
+    assert made.errors == []
+
+
+def choose(page: Page, run: str) -> None:
+    value = page.page.locator("#tuner-c-run option", has_text=run).get_attribute("value")
+    page.page.select_option("#tuner-c-run", value)
+    expect(page.page.locator("#tuner-c-axis-x-text")).to_have_value(f"None, {run} 2, {run} end" if run.startswith("robot-a") else f"None, {run} end")
+    page.page.fill("#tuner-c-steps", "2")
+
+
+def drawn(page: Page, count: int) -> None:
+    page.click("#tuner-c-draw")
+    page.page.wait_for_function(f"document.querySelectorAll('{GRID}').length === {count} && [...document.querySelectorAll('{GRID}')].every((i) => i.complete && i.naturalWidth)")
+    expect(page.page.locator("#tuner-c-stop")).to_have_count(0)
+
+
+def test_the_saves_of_a_run_are_beside_each_other(page, server, trained):  # noqa: F811
+    choose(page, "robot-a-001")
+    expect(page.page.locator("#tuner-c-prompt")).to_have_value("a green robot on a white background")
+    page.sees("#tuner-c-plan", "9 pictures (3 × 3)")
+    drawn(page, 9)
+    assert page.page.locator("#tuner-c-grid thead th").all_inner_texts() == ["None", "robot-a-001 2", "robot-a-001 end"]
+    assert page.page.locator("#tuner-c-grid tbody th span").all_inner_texts() == ["1", "2", "3"]
+    sources = page.page.evaluate(f"[...document.querySelectorAll('{GRID}')].map((i) => i.src)")
+    assert len({page.page.evaluate("(url) => fetch(url).then((r) => r.arrayBuffer()).then((b) => [...new Uint8Array(b)].join())", url) for url in sources}) == 9
+    with page.page.expect_download() as download:
+        page.click("#tuner-c-save")
+    with Image.open(io.BytesIO(Path(download.value.path()).read_bytes())) as sheet:
+        assert sheet.width > 3 * 64 and "X Type: Saved step" in sheet.text["parameters"]
+
+
+@own_script
+def test_a_cell_is_shown_large_and_a_row_is_drawn_again(page, trained):
+    choose(page, "robot-a-001")
+    page.page.fill("#tuner-c-axis-y-text", "5, 6,")
+    page.sees("#tuner-c-plan", "6 pictures (3 × 2)")
+    drawn(page, 6)
+    page.page.locator(GRID).nth(1).click()
+    page.sees(".tuner-c-large pre", "Seed: 5")
+    page.sees(".tuner-c-large pre", "robot-a-000002 (")
+    page.page.keyboard.press("Escape")
+    expect(page.page.locator(".tuner-c-large")).to_have_count(0)
+    assert page.page.evaluate("document.activeElement.dataset.cell") == "1"
+    before = page.page.locator(GRID).nth(3).get_attribute("src")
+    page.page.get_by_role("button", name="Draw row 2 again").click()
+    page.page.wait_for_function("(before) => { const now = document.querySelectorAll('#tuner-c-grid td img')[3]; return now && now.src !== before; }", arg=before)
+
+
+@own_script
+def test_what_is_wrong_is_said_before_anything_is_drawn(page, trained):
+    choose(page, "robot-a-001")
+    page.page.fill("#tuner-c-axis-y-text", "1, nose")
+    page.sees("#tuner-c-problems", "'nose' is no number")
+    page.sees("#tuner-c-plan", "3 pictures (3 × 1)")
+    page.page.fill("#tuner-c-axis-y-text", " , ")
+    page.sees("#tuner-c-plan", "Axis Y (Seed) has no value")
+    expect(page.page.locator("#tuner-c-draw")).to_be_disabled()
+    page.page.fill("#tuner-c-axis-y-text", "1-200")
+    page.sees("#tuner-c-plan", "600 pictures")
+    asked = []
+    page.page.once("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
+    with page.page.expect_event("dialog"):
+        page.click("#tuner-c-draw")
+    assert "600 pictures" in asked[0] and "Draw them all?" in asked[0]
+    page.page.fill("#tuner-c-axis-y-text", "1")
+    page.page.select_option("#tuner-c-axis-z", "seed")
+    page.page.fill("#tuner-c-axis-z-text", "2")
+    page.sees("#tuner-c-plan", "Two axes change the same thing (Seed)")
+
+
+@own_script
+def test_a_drawing_is_stopped_and_what_was_drawn_stays(page, trained):
+    choose(page, "robot-a-001")
+    page.page.fill("#tuner-c-steps", "60")
+    page.page.fill("#tuner-c-axis-y-text", "1-30")
+    page.click("#tuner-c-draw")
+    page.page.wait_for_selector(GRID)
+    page.click("#tuner-c-stop")
+    page.sees("#tuner-c-work", "Stopped; what was drawn stays.")
+    assert 0 < page.page.locator(GRID).count() < 90
+
+
+@own_script
+def test_the_files_of_a_run_lead_to_its_comparison(page, trained):
+    page.click("#tuner-view-train")
+    page.click("#tuner-tab-history")
+    page.page.get_by_role("button", name="robot-a", exact=True).click()
+    page.click("#tuner-panel-history .tuner-compare-run")
+    expect(page.page.locator("#tuner-c-axis-x-text")).to_have_value("None, robot-a-001 2, robot-a-001 end")
+    expect(page.page.locator("#tuner-c-run option:checked")).to_have_text("robot-a-001 (lora)")
+
+
+@own_script
+def test_two_runs_beside_each_other(page, trained):
+    page.click(".tuner-c-runs summary")
+    page.page.select_option("#tuner-c-run-a", label="robot-a-001")
+    page.page.select_option("#tuner-c-run-b", label="robot-b-001")
+    page.sees("#tuner-c-two .tuner-c-legend", "robot-b: loss")
+    row = page.page.locator("#tuner-c-two tbody tr", has=page.page.locator("th", has_text="steps").first)
+    expect(row.first.locator("td")).to_have_text(["4", "2"])
+
+
+@own_script
+def test_the_best_one_is_kept_with_its_card_and_the_others_go_to_the_trash(page, server, trained):  # noqa: F811
+    """The last of this file: it renames what the others look at."""
+    choose(page, "robot-a-001")
+    page.page.fill("#tuner-c-axis-y-text", "1")
+    page.sees("#tuner-c-plan", "3 pictures (3 × 1)")
+    drawn(page, 3)
+    page.page.locator(GRID).nth(1).click()
+    page.page.get_by_role("button", name="Keep this one (robot-a-000002.safetensors)").click()
+    expect(page.page.locator("#tuner-c-k-name")).to_have_value("robot-a")
+    expect(page.page.locator("#tuner-c-k-words")).to_have_value("robot")
+    page.click("#tuner-c-k-go")
+    page.sees("#tuner-c-message", "robot-a.safetensors exists already")
+    page.page.check("#tuner-c-k-others")
+    page.page.fill("#tuner-c-k-weight", "0.9")
+    page.click("#tuner-c-k-go")
+    page.sees("#tuner-c-message", "Kept as robot-a.safetensors; the other saves are in the folder trash of the run.")
+    folder = server.home / "robot-a-001"
+    assert sorted(path.name for path in folder.glob("*.safetensors")) == ["robot-a.safetensors"] and (folder / "trash" / "robot-a.safetensors").is_file()
+    assert '"preferred weight": 0.9' in (folder / "robot-a.json").read_text() and (folder / "robot-a.preview.png").is_file()
+    page.click("#tuner-view-train")
+    page.click("#tuner-tab-history")
+    page.page.get_by_role("button", name="robot-a", exact=True).click()
+    page.sees("#tuner-panel-history .tuner-file-list code", "<lora:robot-a:0.8> robot")

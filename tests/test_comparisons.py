@@ -1,0 +1,185 @@
+"""Grids as the page and scripts see them: offered, planned, drawn one picture after the other, stopped, drawn again, saved; the queue waits meanwhile."""
+
+from __future__ import annotations
+
+import json
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from conftest import until
+from PIL import Image
+from tool_files import lora
+
+from lib_tuner.compare.cells import Axis
+from lib_tuner.comparisons import Comparisons, GridOrder, as_json
+from lib_tuner.config import to_toml
+from lib_tuner.hosts.standalone import Standalone
+from lib_tuner.jobs import Jobs, run_id
+from lib_tuner.methods import settings
+from lib_tuner.toolbox import OwnFolders, Toolbox
+from lib_tuner.tools.shelves import Shelf
+
+
+class Folders(OwnFolders):
+    def shelves(self):
+        return [Shelf(self.home.parent / "models", "lora")]
+
+
+class Gated(Standalone):
+    """Draws a picture for each turn that a test gives."""
+
+    turns: threading.Semaphore | None = None
+
+    def generate(self, requests):
+        if self.turns is not None:
+            assert self.turns.acquire(timeout=60)
+        return super().generate(requests)
+
+
+@pytest.fixture
+def run(tmp_path, checkpoint_file) -> Path:
+    """A finished run with three saves, as files alone."""
+    folder = tmp_path / "out" / "cat-001"
+    folder.mkdir(parents=True)
+    values = {"name": "cat", "trigger": "cat", "checkpoint": str(checkpoint_file), "memory.precision": "fp32", "data.resolution": 64, "sample.prompts": "a [name] outside\nmore", "sample.steps": 2}
+    (folder / "settings.toml").write_text(to_toml(settings(values)))
+    for i, name in enumerate(("cat-000010", "cat-000020", "cat")):
+        lora(folder / f"{name}.safetensors", seed=i)
+    return folder
+
+
+@pytest.fixture
+def made(tmp_path, run, monkeypatch):
+    (tmp_path / "models").mkdir()
+    lora(tmp_path / "models" / "other.safetensors", seed=7)
+    monkeypatch.setattr(Gated, "turns", None)
+    with closing(Jobs(tmp_path / "out", Gated)) as jobs, closing(Toolbox(Folders(tmp_path / "out"), tmp_path / "out", jobs.outputs)) as tools:
+        with closing(Comparisons(jobs, tools)) as comparisons:
+            yield comparisons
+
+
+def order(of: Path, **more) -> GridOrder:
+    axes = {"x": Axis("step", "all"), "y": Axis("seed", "1, 2")}
+    return GridOrder(**{"prompt": "a cat", "width": 64, "height": 64, "steps": 2, "run": run_id(of), "axes": axes, **more})
+
+
+def done(comparisons: Comparisons, state: str = "done") -> dict:
+    until(lambda: not comparisons.work.going)
+    assert comparisons.work.state == state, comparisons.work.error
+    return comparisons.status()["grid"]
+
+
+def test_saves_of_runs_and_the_hosts_files_are_offered(made, run):
+    about = made.about()
+    assert [(f["name"], f["kind"], bool(f["run"])) for f in about["files"]] == [
+        ("cat-001 10", "lora", True), ("cat-001 20", "lora", True), ("cat-001 end", "lora", True), ("other", "lora", False)]
+    assert about["runs"] == [{"id": run_id(run), "name": "cat-001", "method": "lora", "words": "cat"}]
+    assert next(a for a in about["axes"] if a["name"] == "step")["offered"] == ["all", "None", "cat-001 10", "cat-001 20", "cat-001 end"]
+    first = made.suggested(run_id(run))
+    assert (first["prompt"], first["width"], first["axes"]["x"]["text"]) == ("a cat outside", 64, "None, cat-001 10, cat-001 20, cat-001 end")
+
+
+def test_a_grid_is_drawn_and_lies_on_the_disk_with_its_settings(made, run):
+    plan = made.plan(order(run))
+    assert (plan["count"], plan["shape"], plan["labels"]["x"], plan["seconds"], plan["much"]) == (6, [3, 2, 1], ["cat-001 10", "cat-001 20", "cat-001 end"], None, False)
+    made.start(order(run))
+    grid = done(made)
+    assert grid["states"] == ["drawn"] * 6 and grid["kinds"] == {"x": "Saved step", "y": "Seed"}
+    folder = Path(grid["folder"])
+    assert json.loads((folder / "grid.json").read_text())["axes"]["x"] == {"kind": "step", "text": "all"}
+    with Image.open(made.cell(4)) as picture:
+        assert "Seed: 2" in picture.text["parameters"] and "cat-000020 (" in picture.text["parameters"]
+    pictures = [Image.open(made.cell(i)).tobytes() for i in range(6)]
+    assert len(set(pictures)) == 6
+    with Image.open(made.sheet()) as sheet:
+        assert sheet.width > 3 * 64 and sheet.height > 2 * 64 and "X Type: Saved step" in sheet.text["parameters"]
+    details = made.cell_details(1)
+    assert details["prompt"] == "a cat" and details["files"] == [{"name": "cat-000020.safetensors", "weight": 1.0, "run": run_id(run)}]
+    assert made.plan(order(run))["seconds"] > 0  # now it is known how long a picture takes
+
+
+def test_cells_appear_as_they_are_made_and_a_stop_keeps_them(made, run, monkeypatch):
+    monkeypatch.setattr(Gated, "turns", threading.Semaphore(0))
+    monkeypatch.setattr("lib_tuner.compare.draw.TOGETHER", 1)  # one picture at a time, as at SD1.5's size
+    made.start(order(run))
+    seen = made.status()["grid"]["version"]
+    Gated.turns.release()
+    until(lambda: made.status()["grid"]["version"] > seen)
+    status = made.status(seen)
+    assert status["grid"]["states"].count("drawn") == 1 and status["work"]["state"] == "running" and "states" not in made.status(status["grid"]["version"])["grid"]
+    made.stop()
+    Gated.turns.release()
+    grid = done(made, "stopped")
+    assert grid["states"].count("drawn") == 2 and (Path(grid["folder"]) / "grid.png").is_file()
+
+
+def test_a_row_is_drawn_again(made, run):
+    made.start(order(run))
+    done(made)
+    was = [made.cell(i).stat().st_mtime_ns for i in range(6)]
+    made.again([3, 4, 5])
+    done(made)
+    now = [made.cell(i).stat().st_mtime_ns for i in range(6)]
+    assert [a == b for a, b in zip(was, now)] == [True] * 3 + [False] * 3
+    with pytest.raises(ValueError, match="not in this grid"):
+        made.again([6])
+
+
+def test_a_save_that_is_gone_is_said_and_the_rest_is_drawn(made, run):
+    made.start(order(run, axes={"x": Axis("step", "cat-001 10, cat-001 20")}))
+    done(made)
+    (run / "cat-000020.safetensors").unlink()
+    made.again([0, 1])
+    grid = done(made)
+    assert grid["states"] == ["drawn", "failed"] and "is not there any more" in grid["errors"][1]
+
+
+def test_much_is_asked_first(made, run):
+    many = order(run, axes={"x": Axis("seed", "1-200")})
+    assert made.plan(many)["much"]
+    with pytest.raises(ValueError, match="This grid has 200 pictures; say that you are sure"):
+        made.start(many)
+    assert made.grid is None and not made.home.exists()
+
+
+def test_a_run_and_a_grid_take_turns(made, run, small_run, monkeypatch):
+    monkeypatch.setattr(Gated, "turns", threading.Semaphore(0))
+    made.start(order(run))
+    with pytest.raises(ValueError, match="A grid is being drawn"):
+        made.start(order(run))
+    with pytest.raises(ValueError, match="A grid is being drawn"):
+        made.again([0])
+    until(lambda: made.jobs._lent)
+    added = made.jobs.add(small_run | {"output": str(made.jobs.home)})
+    Gated.turns.release(100)
+    done(made)
+    until(lambda: added.state == "done", 120)
+
+
+def test_while_a_run_goes_the_grid_says_so(made, run, small_run):
+    added = made.jobs.add(small_run | {"output": str(made.jobs.home), "steps": 5000, "save_every": 0})
+    until(lambda: added.state == "running")
+    made.start(order(run))
+    assert "is being trained; wait" in (done(made, "failed") and made.work.error)
+    made.jobs.stop()
+    until(lambda: added.state == "stopped", 60)
+
+
+@pytest.mark.parametrize(("more", "said"), [
+    ({"files": (("nothing", 1.0, ""),)}, "nothing is no LoRA, embedding or hypernetwork here"), ({"axes": {"w": Axis("seed", "1")}}, "w is no axis"),
+    ({"run": "0" * 12}, "That run's folder is gone"), ({"axes": {"x": Axis("seed", ",")}}, "has no value"),
+])  # fmt: skip
+def test_an_order_that_cannot_be_is_a_sentence(made, run, more, said):
+    with pytest.raises(ValueError, match=said):
+        made.start(order(run, **more))
+    assert made.grid is None
+
+
+def test_files_with_weights_are_on_every_cell(made, run):
+    one = order(run, files=(("other", 0.5, "M00=0"), ("cat-001 20", 1.0, "")), axes={"x": Axis("step", "cat-001 10, None")})
+    made.start(one)
+    done(made)
+    assert [[(f["name"], f["weight"]) for f in made.cell_details(i)["files"]] for i in range(2)] == [[("other.safetensors", 0.5), ("cat-000010.safetensors", 1.0)], [("other.safetensors", 0.5)]]
+    assert as_json(one)["files"][0] == {"name": "other", "weight": 0.5, "blocks": "M00=0"}
