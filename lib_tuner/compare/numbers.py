@@ -160,6 +160,15 @@ class Asked:
         own = getattr(self.cfg.settings, "words", self.cfg.settings)  # pivotal tuning has them in a section
         return {word.name: word.init for word in wanted_words(own, self.cfg.name)}
 
+    def uses(self, save: Saved) -> list[Use]:
+        """A save's files as they are put on a model."""
+        return [Use(file, word=self._word(file)) for file in save.files]
+
+    def _word(self, file: Path) -> str:
+        """An embedding's word: its file's name without the step, or the run's one word where a person has renamed the file."""
+        stem = match[1] if (match := _SAVE.fullmatch(file.stem)) else file.stem
+        return stem if stem in self._words or len(self._words) != 1 else next(iter(self._words))
+
     @property
     def key(self) -> str:
         """Names all that the numbers depend on beside the saves themselves. The model file is told by its size and time: to hash it takes longer than to measure."""
@@ -231,7 +240,7 @@ class Measure:
         moves = any(kind_of_file(file) != "embedding" for file in save.files)  # a word changes nothing where it is not written
         if moves:
             _ = self.frozen
-        with applied(self.sd, [Use(file, word=self._word(file)) for file in save.files]):
+        with applied(self.sd, self.asked.uses(save)):
             loss = self._loss(self.known)
             gain = loss - self._loss(self.unnamed) if self.unnamed else None
             drift = moved(self._answers(self.foreign), self.frozen) if moves and self.asked.prompts else 0.0
@@ -249,12 +258,6 @@ class Measure:
     def _answers(self, questions: Questions) -> Tensor:
         with self.sd.autocast():  # anew for each save: it keeps converted weights until its end
             return questions.answers(self.sd.unet, self.sd.text)
-
-    def _word(self, file: Path) -> str:
-        """An embedding's word: its file's name without the step, or the run's one word where a person has renamed the file."""
-        save, words = _SAVE.fullmatch(file.stem), self.asked._words
-        stem = save[1] if save else file.stem
-        return stem if stem in words or len(words) != 1 else next(iter(words))
 
 
 # ---- keeping ---------------------------------------------------------------------------------------------------------
