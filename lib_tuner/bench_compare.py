@@ -27,7 +27,7 @@ from .compare.numbers import Asked, Saved, numbers, row_of, saves_of
 from .compare.suggest import Suggestion, suggest
 from .demo import learned
 from .demo.judge import Judge, interval
-from .demo.run import MOON, HostClass, Rest, caption, judged, random_scenes, rest, write_data, write_pictures
+from .demo.run import MOON, HostClass, caption, judged, random_scenes, rest, write_data, write_pictures
 from .disk import atomic
 from .events import Finished, Saved as SavedEvent
 from .host import Host
@@ -38,8 +38,8 @@ from .settings import TrainConfig
 from .train import train
 
 NEAR = 0.95  # of the best save's score
-SAVES = 8
-SEEDS = (0, 50)  # of the judged prompts: 48 pictures each
+SAVES = 6
+SEEDS = (0, 50)  # of the prompts for the subject, 48 pictures each; of the ordinary ones the first
 PART = 0.05  # of the training time, that ten saves' numbers may cost
 
 
@@ -119,13 +119,13 @@ def measure(number: int, case: Case, folder: Path, host_class: HostClass, told: 
     began = time.process_time()
     rows = list(numbers(made, cfg, saves, host))
     measured = time.process_time() - began
-    before = _rest(host, judge, seed)
+    before = rest(host, judge, seed)
     scores = {}
     for save in saves:
         told(f"judging step {save.step}")
         with host.exclusive() as sd, applied(sd, Asked(cfg).uses(save)):
             seen = sum(judged(host, judge, task.subject, seed + s)[0] for s in SEEDS) / len(SEEDS)
-            kept = 1.0 if task.method == "textual_inversion" else _rest(host, judge, seed).kept(before)  # a word leaves everything else as it is
+            kept = 1.0 if task.method == "textual_inversion" else rest(host, judge, seed).kept(before)  # a word leaves everything else as it is
         scores[save.step] = {"seen": round(seen, 4), "kept": round(kept, 4), "score": round(seen * kept, 4)}
     return {
         "run": number, "task": case.task, "method": task.method, "seed": seed, "values": dict(case.values), "steps": cfg.steps, "training": round(trained, 2), "numbers": round(measured, 2),
@@ -160,11 +160,6 @@ def _trained(cfg: TrainConfig, host: Host) -> tuple[Path, list[Saved]]:
     if not isinstance(last, Finished) or last.reason != "done":
         raise RuntimeError(f"The run {cfg.name} of `bench compare` ended early.")
     return next(iter(files)).parent, saves_of(files, files)
-
-
-def _rest(host: Host, judge: Judge, seed: int) -> Rest:
-    found = [rest(host, judge, seed + s) for s in SEEDS]
-    return Rest(*(sum(getattr(r, name) for r in found) / len(found) for name in ("right", "kinds", "saturation")))
 
 
 # ---- what comes of it ------------------------------------------------------------------------------------------------

@@ -263,15 +263,15 @@ def tool(rest: list[str], enter: Enter) -> int | None:
     return getattr(import_module(module), function)(rest)
 
 
-def of_folder(name: str, text: str) -> Callable[[list[str], Enter], int]:
-    """A command on a data folder, whose module has its name."""
+def of_folder(name: str, text: str, file: str = "") -> Callable[[list[str], Enter], int]:
+    """A command on a data folder or on runs, whose module has its name or is `file`."""
 
     def command(rest: list[str], enter: Enter) -> int:
         helps = bool({"-h", "--help"} & set(rest))
         if not helps or environment.is_ready(environment.folder(), (RUN,)):  # asking for help alone installs nothing
             enter(RUN)
         try:
-            module = import_module(f".{name}", __package__)
+            module = import_module(f".{file or name}", __package__)
         except ModuleNotFoundError:
             if not helps:  # what was to be done was not done
                 raise
@@ -294,6 +294,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str], Enter], int | None], str]] = {
         "tag": "tag the pictures of a data folder",
         "audit": "check the pictures and captions of a data folder, and advise on tags",
     }.items()},
+    "compare": (of_folder("compare", "Compare the saved steps of runs", "compare_command"), "what numbers say of a run's saved steps"),
 }
 
 

@@ -107,14 +107,13 @@ class Questions:
     extra: Tensor | None = None  # (N, 5, h, w), of an inpainting model
 
     @classmethod
-    def of(cls, latents: Tensor, captions: Sequence[str], indices: Iterable[Any], schedule: Schedule, seed: int, stream: str = "validation", extra: Tensor | None = None,
-           timesteps: Sequence[int] = TIMESTEPS) -> Questions:  # fmt: skip
+    def of(cls, latents: Tensor, captions: Sequence[str], indices: Iterable[Any], schedule: Schedule, seed: int, stream: str = "validation", extra: Tensor | None = None) -> Questions:
         """Pictures (B, c, h, w) with their captions; the noise of each is that of `validation_loss` (or, as `stream` says, of `prior_drift`)."""
-        schedule, x0, indices = _reaching(schedule, timesteps).to(latents.device), latents.float(), list(indices)
-        noise = torch.cat([_noise(x0, seed, indices, f"{stream} {t}") for t in timesteps])  # (T * B, c, h, w)
-        x0, t = x0.repeat(len(timesteps), 1, 1, 1), torch.tensor(timesteps, device=x0.device).repeat_interleave(len(x0))
-        extra = None if extra is None else extra.repeat(len(timesteps), 1, 1, 1)
-        return cls(list(captions) * len(timesteps), schedule.add_noise(x0, noise, t), t, schedule.target(x0, noise, t), extra)
+        schedule, x0, indices = _reaching(schedule, TIMESTEPS).to(latents.device), latents.float(), list(indices)
+        noise = torch.cat([_noise(x0, seed, indices, f"{stream} {t}") for t in TIMESTEPS])  # (T * B, c, h, w)
+        x0, t = x0.repeat(len(TIMESTEPS), 1, 1, 1), torch.tensor(TIMESTEPS, device=x0.device).repeat_interleave(len(x0))
+        extra = None if extra is None else extra.repeat(len(TIMESTEPS), 1, 1, 1)
+        return cls(list(captions) * len(TIMESTEPS), schedule.add_noise(x0, noise, t), t, schedule.target(x0, noise, t), extra)
 
     def asked(self, captions: Sequence[str]) -> Questions:
         """The same at the same noise with other captions of the B pictures."""

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from test_applied import embedding, everything, hypernetwork
+from test_clip_numbers import picture, tiny
 from tool_files import lora
 
 from lib_tuner.compare.applied import Use, applied
+from lib_tuner.compare.clip import Clip, similarities
 from lib_tuner.compare.numbers import FILE, Asked, Saved, numbers, saves_of, spread, without
 from lib_tuner.data.batches import validation
 from lib_tuner.methods import settings
@@ -179,6 +183,28 @@ def test_a_hypernetwork_drifts(sd, values, folder):
 def test_what_is_not_measured_yet_says_so(values, folder, method):
     with pytest.raises(ValueError, match="are not measured yet: only LoRAs of any kind, embeddings and hypernetworks are"):
         next(numbers(folder, settings({**values, "method": method, "trigger": "x"}), [], None))
+
+
+def test_a_clip_adds_columns_where_the_run_drew_samples_and_is_asked_once(sd, values, folder, tmp_path, monkeypatch):
+    cfg, saves, host = settings({**values, "sample.prompts": "[name] on a wall\na dog"}), two_saves(folder), Place(sd)
+    plain = list(numbers(folder, cfg, saves, host))
+    assert all(row.more == {} for row in plain)
+    (folder / "samples").mkdir()
+    for i in range(2):
+        picture(i).save(folder / "samples" / f"000005-{i}.png")
+    asked, clip = Asked(cfg), tiny(tmp_path / "clip")[1]
+    assert asked.sampled == ["zork on a wall", "a dog"] and len(asked.trained_on) == 4
+    rows = list(numbers(folder, cfg, saves, host, clip))
+    model = Clip.load(clip)
+    expected = similarities(model, model.pictures([picture(0), picture(1)]), asked.sampled, model.pictures(Image.open(item.path) for item in asked.trained_on))
+    assert [row.more for row in rows] == [{}, pytest.approx(expected), {}] and set(expected) == {"image", "text", "nearest", "diversity"}
+    assert [replace(row, more={}) for row in rows] == plain and host.taken == 1  # the model itself was not needed again
+    with monkeypatch.context() as patch:
+        patch.setattr(Clip, "load", None)
+        assert list(numbers(folder, cfg, saves, host, clip)) == rows
+    assert list(numbers(folder, cfg, saves, host)) == plain
+    picture(9).save(folder / "samples" / "000005-1.png")
+    assert list(numbers(folder, cfg, saves, host, clip))[1].more != rows[1].more
 
 
 # ---- what is asked

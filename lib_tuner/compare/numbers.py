@@ -31,10 +31,12 @@ from ..sd.inpaint import is_inpainting
 from ..settings import TrainConfig
 from ..step import schedule_for
 from .applied import KINDS, Use, applied, kind_of_file
+from .clip import Looks
 
 FILE, FORMAT = "numbers.json", 1
 FEWEST, MOST = 2, 8  # pictures: more say more and cost more
 PER_PICTURE = 800  # examples of training that pay for a picture: ten saves then cost less than a twentieth of it (README, "Numbers of a run's saves")
+LOOKED_AT = 64  # training pictures that samples are compared with
 PROMPTS = 4  # for the drift, at most one per picture
 ENDINGS = (".safetensors", ".pt", ".png")  # the same word may lie in all of them
 _SAVE = re.compile(r"(.+)-\d{6,}")
@@ -50,7 +52,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Row:
-    """The numbers of a step; step 0 without files is the model before the run. `more`: those for which a CLIP is needed."""
+    """The numbers of a step; step 0 without files is the model before the run."""
 
     step: int
     files: tuple[str, ...]
@@ -58,7 +60,7 @@ class Row:
     gain: float | None  # loss with the trigger minus without it, negative where the trigger helps; None where the run has none
     drift: float  # Σ (a - f)² / Σ f² over predictions for prompts without the trigger
     held_out: bool  # whether the pictures are held out, or else some of those that were trained on
-    more: dict[str, float] = field(default_factory=dict)
+    more: dict[str, float] = field(default_factory=dict)  # `clip.similarities`, empty without a CLIP or without samples
 
 
 def saves_of(files: Iterable[Path], steps: dict[Path, int]) -> list[Saved]:
@@ -84,14 +86,14 @@ def check(cfg: TrainConfig) -> None:
         raise ValueError(f"Saves of {METHODS[cfg.method].label} are not measured yet: only LoRAs of any kind, embeddings and hypernetworks are.")
 
 
-def numbers(folder: Path, cfg: TrainConfig, saves: Sequence[Saved], host: Host) -> Iterator[Row]:
+def numbers(folder: Path, cfg: TrainConfig, saves: Sequence[Saved], host: Host, clip: Path | None = None) -> Iterator[Row]:
     """The row of the model before the run, then one for each save in order; only what is missing is measured, and the model loaded only for that.
 
-    Raises ValueError, one sentence, where something cannot be measured; what was measured before is kept.
+    `clip`: weights of an open_clip, by which the samples that the run drew at a save are looked at. Raises ValueError, one sentence, where something cannot be measured; what was measured before is kept.
     """
     check(cfg)
     asked = Asked(cfg)
-    kept = Kept(folder / FILE, asked.key)
+    kept, looks = Kept(folder / FILE, asked.key), Looks(clip, folder, asked.sampled, asked.trained_on) if clip else None
     with ExitStack() as stack:
         measure: Measure | None = None
         for save in (Saved(0, ()), *saves):
@@ -102,7 +104,7 @@ def numbers(folder: Path, cfg: TrainConfig, saves: Sequence[Saved], host: Host) 
                     measure = Measure(cfg, asked, sd)
                 row = measure.row(save)
                 kept.put(save, row)
-            yield row
+            yield replace(row, more=kept.more(save, looks) if looks else {})
 
 
 # ---- what is asked ---------------------------------------------------------------------------------------------------
@@ -130,6 +132,16 @@ class Asked:
         data, examples = self.cfg.data, self.cfg.steps * self.cfg.data.batch * self.cfg.optim.accumulate
         found = [item for item in scan(data, data.validation_folder or data.folder)[0] if not item.is_class]
         return spread(found, max(FEWEST, min(MOST, examples // PER_PICTURE)))
+
+    @property
+    def trained_on(self) -> list[Item]:
+        """Training pictures that samples are compared with."""
+        return spread([item for item in scan(self.cfg.data, self.cfg.data.folder)[0] if not item.is_class], LOOKED_AT)
+
+    @property
+    def sampled(self) -> list[str]:
+        """The prompts of the run's samples, in the order in which they are drawn."""
+        return [line.strip().replace("[name]", self.trigger) for line in self.cfg.sample.prompts.splitlines() if line.strip()]
 
     @cached_property
     def captions(self) -> list[str]:
@@ -285,6 +297,17 @@ class Kept:
     def put(self, save: Saved, row: Row) -> None:
         """Keeps a row at once. Raises OSError."""
         self.rows[_name(save)] = {"files": _stamps(save), "row": asdict(row)}
+        self._write()
+
+    def more(self, save: Saved, looks: Looks) -> dict[str, float]:
+        """What a CLIP says of a step whose row is kept, asked for where it is not known."""
+        entry, stamps = self.rows[_name(save)], looks.stamps(save.step)
+        if entry.get("looked at") != stamps:
+            entry |= {"looked at": stamps, "more": looks.numbers(save.step)}
+            self._write()
+        return entry["more"]
+
+    def _write(self) -> None:
         with atomic(self.path, durable=False) as part:
             part.write_text(json.dumps({"key": self.key, "rows": self.rows}, indent=1) + "\n", encoding="utf-8")
 
