@@ -39,7 +39,7 @@ def test_a_run_is_trained_measured_and_judged_at_every_save(task, tmp_path, monk
     monkeypatch.setattr(bench_compare, "SAVES", 2)
     more = {"steps": 2, "pivotal.inversion_steps": 1} if task == "pivotal" else {"steps": 2}
     row = measure(4, Case(task, {}, True), tmp_path, Standalone, more=more)
-    assert (row["run"], row["seed"], row["steps"], [r["step"] for r in row["rows"]], list(row["scores"])) == (4, 5, 2, [0, 1, 2], [1, 2])
+    assert (row["run"], row["seed"], row["steps"], [r["step"] for r in row["rows"]], list(row["scores"])) == (4, bench_compare.FIRST + 4, 2, [0, 1, 2], [1, 2])
     assert all(r["held_out"] for r in row["rows"]) and row["scores"][2] == {"seen": 0, "kept": 1, "score": 0}  # drawings came, and the same ones each time
     assert row["training"] > 0 and row["numbers"] > 0 and len(drawn.asked) == 1 + 2 * (len(SEEDS) + 1)
 
@@ -77,7 +77,7 @@ def test_the_command_goes_on_where_it_was_stopped_and_counts(tmp_path, monkeypat
         bench_compare.main(args, None)
     assert bench_compare.main(args, None) == 0 and done == [0, 1, 1, 2, 3]
     text = capsys.readouterr().out
-    assert "Within 5% of the best save in 3 of 4 runs (75%, 95% interval 30% to 95%)." in text and "of a LoRA cost 4.0% of its training" in text
+    assert "Within 5% of the best save in 3 of 4 runs (75%, 95% interval 30% to 95%)." in text and "The last save is that good in 1, the one with the least loss in 3." in text and "of a LoRA cost 4.0% of its training" in text
     assert "| 2 | lora | as in the demo | 5 | 0.90 | 9 | 1.00 | no | 4.0% |" in text
     assert bench_compare.main(Namespace(**{**vars(args), "json": True}), None) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "r.json").read_text()) and len(done) == 5
