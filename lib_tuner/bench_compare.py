@@ -59,7 +59,7 @@ def _case(task: str, lr: str = "", held_out: bool = True, **values: Any) -> Case
 
 
 CASES = (  # rates at which a run of this length learns well, too little or too much
-    _case("lora"), _case("textual_inversion"), _case("loha", "1e-2"), _case("lora", "1.5e-2", **learned.ALONE), _case("hypernetwork"), _case("lora", "1e-3", False),
+    _case("lora"), _case("textual_inversion"), _case("loha", "1e-2"), _case("lora", "8e-3", **learned.ALONE), _case("hypernetwork"), _case("lora", "1e-3", False),
     _case("textual_inversion", "3e-1", False), _case("lokr", "8e-3", **learned.ALONE), _case("locon"), _case("lora, DoRA", "4e-3", False), _case("pivotal"), _case("loha", "", False, **learned.ALONE),
 )  # fmt: skip
 

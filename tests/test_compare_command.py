@@ -55,7 +55,7 @@ def test_what_cannot_be_measured_is_one_sentence(run, tmp_path, capsys):
         assert command(*argv) == 2
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1, error
-    (empty / "settings.toml").write_text((run / "settings.toml").read_text().replace('method = "lora"', 'method = "controlnet"'))
+    (empty / "settings.toml").write_text(f'method = "controlnet"\n[data]\nfolder = "{tmp_path}"\n')
     assert command("numbers", empty) == 2 and "ControlNet are not measured yet" in capsys.readouterr().err
 
 

@@ -35,7 +35,7 @@ from .clip import Looks
 
 FILE, FORMAT = "numbers.json", 1
 FEWEST, MOST = 2, 8  # pictures: more say more and cost more
-PER_PICTURE = 800  # examples of training that pay for a picture: ten saves then cost less than a twentieth of it (README, "Numbers of a run's saves")
+PER_PICTURE = 1000  # examples of training that pay for a picture: ten saves then cost less than a twentieth of it (`bench compare`)
 LOOKED_AT = 64  # training pictures that samples are compared with
 PROMPTS = 4  # for the drift, at most one per picture
 ENDINGS = (".safetensors", ".pt", ".png")  # the same word may lie in all of them
