@@ -41,6 +41,7 @@ NEAR = 0.95  # of the best save's score
 SAVES = 6
 SEEDS = (0, 50, 100)  # of the prompts for the subject, 48 pictures each; of the ordinary ones the first
 FIRST = 101  # seed of the first run: the rule was made up on runs with smaller ones
+LEAST = 0.2  # of a save that has learned anything: where none has, no step is a good one
 PART = 0.05  # of the training time, that ten saves' numbers may cost
 
 
@@ -196,11 +197,21 @@ def table(rows: list[dict[str, Any]]) -> str:
         score, verdict = {int(step): s["score"] for step, s in row["scores"].items()}, f" ({row['verdict']})" if row["verdict"] else ""
         lines.append(f"| {row['run'] + 1} | {row['task']} | {row['values'].get('optim.lr', 'as in the demo')} | {row['suggested']}{verdict} | {score[row['suggested']]:.2f} "
                      f"| {row['best']} | {score[row['best']]:.2f} | {'yes' if row['near'] else 'no'} | {row['cost']:.1%} |")  # fmt: skip
-    if rows:
-        good, loras = sum(row["near"] for row in rows), [row["cost"] for row in rows if row["method"] not in ("textual_inversion", "hypernetwork")]
-        low, high = interval(good / len(rows), len(rows))
-        last, least = (sum(_near(row, choice(row)) for row in rows) for choice in (lambda row: row["rows"][-1]["step"], lambda row: min(row["rows"][1:], key=lambda r: r["loss"])["step"]))
-        lines += ["", f"Within 5% of the best save in {good} of {len(rows)} runs ({good / len(rows):.0%}, 95% interval {low:.0%} to {high:.0%})."]
+    return "\n".join([*lines, *_summary(rows)]) + "\n"
+
+
+def _summary(rows: list[dict[str, Any]]) -> list[str]:
+    """How often the suggestion was good, beside what two simpler rules would have taken; and the cost."""
+    learned_any = [row for row in rows if max(s["score"] for s in row["scores"].values()) >= LEAST]
+    lines = []
+    if count := len(learned_any):
+        good, (low, high) = sum(row["near"] for row in learned_any), interval(sum(row["near"] for row in learned_any) / count, count)
+        last = sum(_near(row, row["rows"][-1]["step"]) for row in learned_any)
+        least = sum(_near(row, min(row["rows"][1:], key=lambda r: r["loss"])["step"]) for row in learned_any)
+        lines += ["", f"Within 5% of the best save in {good} of {count} runs ({good / count:.0%}, 95% interval {low:.0%} to {high:.0%})."]
         lines += [f"The last save is that good in {last}, the one with the least loss in {least}."]
-        lines += [f"Numbers of ten saves of a LoRA cost {sum(loras) / len(loras):.1%} of its training (at most {max(loras):.1%}; the aim is {PART:.0%})."] if loras else []
-    return "\n".join(lines) + "\n"
+    if nothing := len(rows) - len(learned_any):
+        lines += [f"{nothing} run{'s' * (nothing > 1)} learned nothing and {'are' if nothing > 1 else 'is'} not counted (no score of {LEAST} or more)."]
+    if costs := [row["cost"] for row in rows if row["method"] not in ("textual_inversion", "hypernetwork")]:
+        lines += [f"Numbers of ten saves of a LoRA cost {sum(costs) / len(costs):.1%} of its training (at most {max(costs):.1%}; the aim is {PART:.0%})."]
+    return lines

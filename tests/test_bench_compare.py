@@ -91,5 +91,21 @@ def test_a_wrong_report_is_one_sentence(tmp_path):
         Report(tmp_path / "r.json")
 
 
+def test_a_run_that_learned_nothing_is_shown_and_not_counted(rule):
+    rows = [judgement(made(0, {5: 0.1, 9: 0.1})), judgement(made(1, {5: 0.9, 9: 0.8}))]
+    assert "in 1 of 1 runs (100%" in table(rows) and "1 run learned nothing and is not counted" in table(rows) and "| 1 | lora |" in table(rows)
+    assert "Within" not in table(rows[:1])
+
+
 def test_no_runs_are_an_empty_table():
     assert table([]).count("\n") == 2
+
+
+def test_one_run_in_full(tmp_path, monkeypatch):
+    """A short one, judged on few pictures: the first saves know too little, and the numbers see that."""
+    monkeypatch.setattr(run, "JUDGED", 16)
+    for name, value in (("SEEDS", (0,)), ("SAVES", 4), ("FIRST", 1)):
+        monkeypatch.setattr(bench_compare, name, value)
+    row = judgement(measure(1, CASES[1], tmp_path, Standalone, more={"steps": 160, "optim.schedule": "constant"}))
+    scores = {int(step): found["score"] for step, found in row["scores"].items()}
+    assert max(scores[40], scores[80]) < 0.6 < scores[160] and row["near"] and row["suggested"] == 160

@@ -121,7 +121,9 @@ def test_what_was_measured_is_kept_and_only_what_changed_is_measured_again(sd, v
 def test_other_questions_are_measured_anew(sd, values, folder, data_folder, tmp_path):
     saves, host = two_saves(folder)[:1], Place(sd)
     kept = list(numbers(folder, settings(values), saves, host))
+    written = (folder / FILE).read_bytes()
     for change in ({"seed": 4}, {"trigger": "zwx"}, {"data.validation_folder": ""}, {"prior.prompt": ""}, {"data.resolution": 72}, {"clip_skip": 2}):
+        (folder / FILE).write_bytes(written)
         host.predicted = 0
         assert list(numbers(folder, settings({**values, **change}), saves, host)) and host.predicted, change
     (tmp_path / "held" / "4.txt").write_text("another caption")
