@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import pytest
@@ -20,6 +20,7 @@ from lib_tuner.compare.numbers import FILE, Asked, Saved, numbers, saves_of, spr
 from lib_tuner.data.batches import validation
 from lib_tuner.methods import settings
 from lib_tuner.metrics import TIMESTEPS
+from lib_tuner.sd.files import read_tensors, write_tensors
 from lib_tuner.sd.loss import generator_for
 
 
@@ -151,6 +152,15 @@ def test_a_file_that_does_not_fit_is_one_sentence_and_what_came_before_is_kept(s
     with pytest.raises(ValueError, match="width"):
         list(rows)
     assert sorted(json.loads((folder / FILE).read_text())["rows"]) == ["0", "5"]
+
+
+def test_a_file_of_another_model_is_one_sentence(sd, values, folder):
+    save = two_saves(folder)[0]
+    for trained_on, said in (("f" * 64, "it-000005.safetensors was trained on another model .ffffffffff, this one is 0123456789.; load that one first"), (sd.model_hash, ""), ("None", "")):
+        tensors, _ = read_tensors(save.files[0])
+        write_tensors(save.files[0], tensors, {"ss_new_sd_model_hash": trained_on})
+        with pytest.raises(ValueError, match=said) if said else nullcontext():
+            assert len(list(numbers(folder, settings(values), [save], Place(sd)))) == 2
 
 
 def test_without_held_out_pictures_some_of_the_training_ones_are_taken_and_that_is_said(sd, values, folder):

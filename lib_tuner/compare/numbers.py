@@ -27,6 +27,7 @@ from ..host import Components, Host
 from ..methods import METHODS
 from ..methods.textual_inversion import wanted_words
 from ..metrics import Questions, drift_prompts, moved
+from ..sd.files import is_safetensors, read_header
 from ..sd.inpaint import is_inpainting
 from ..settings import TrainConfig
 from ..step import schedule_for
@@ -40,6 +41,7 @@ LOOKED_AT = 64  # training pictures that samples are compared with
 PROMPTS = 4  # for the drift, at most one per picture
 ENDINGS = (".safetensors", ".pt", ".png")  # the same word may lie in all of them
 _SAVE = re.compile(r"(.+)-\d{6,}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,18 @@ def numbers(folder: Path, cfg: TrainConfig, saves: Sequence[Saved], host: Host, 
                 if measure is None:
                     sd = stack.enter_context(host.exclusive())
                     measure = Measure(cfg, asked, sd)
+                same_model(save, sd)
                 row = measure.row(save)
                 kept.put(save, row)
             yield replace(row, more=kept.more(save, looks) if looks else {})
+
+
+def same_model(save: Saved, sd: Components) -> None:
+    """Raises ValueError where a file says that it was trained on another model: beside that one its numbers would say nothing."""
+    for file in save.files:
+        trained_on = read_header(file)[1].get("ss_new_sd_model_hash", "") if is_safetensors(file) else ""
+        if _SHA256.fullmatch(trained_on) and trained_on != sd.model_hash:
+            raise ValueError(f"{file.name} was trained on another model ({trained_on[:10]}, this one is {sd.model_hash[:10]}); load that one first.")
 
 
 # ---- what is asked ---------------------------------------------------------------------------------------------------
