@@ -24,6 +24,9 @@ def rows(base: float, *saves: tuple[int, float, float]) -> list[Row]:
     # a little less learned, and hardly moved
     ([(1, 0.106, 0.01), (2, 0.1, 0.05)], 1, "", {}, "moved other prompts much less than the later ones (drift 0.01)"),
     ([(1, 0.12, 0.01), (2, 0.1, 0.05)], 2, UNDER, {}, "still falling"),
+    # runs of `bench compare`: at a rate that is too high the first save is the best; a calm one gets better for long
+    ([(80, 0.1428, 0.1184), (160, 0.157, 0.1632), (240, 0.176, 0.1756), (320, 0.153, 0.158)], 80, OVER, {160: OVER, 240: OVER, 320: OVER}, "other saves are overfitting"),
+    ([(120, 0.1535, 0.077), (240, 0.1448, 0.0741), (360, 0.1546, 0.0693), (480, 0.1633, 0.0836)], 480, "", {}, "trained longer without moving other prompts further"),
     # broken at first, and calm later
     ([(1, 0.45, 0.5), (2, 0.2, 0.1), (3, 0.195, 0.1)], 3, OVER, {1: OVER}, "other saves are overfitting"),
     # words do not drift

@@ -14,7 +14,7 @@ from .numbers import Row
 UNDER, OVER = "underfitting", "overfitting"
 NEARLY = 0.85  # of what the best save has learned: as good, where it is a later one
 WHOLLY = 0.95  # of it: as good, where it is an earlier one that has drifted less
-FURTHER, LESS = 1.5, 0.5  # times the drift: further, much less
+FURTHER, LESS = 1.2, 0.5  # times the drift: further, much less
 NOTHING = 0.02  # of the base model's loss: nothing was learned
 RISING = 0.05  # of what was learned, since the save before: more is to come
 
@@ -47,7 +47,7 @@ def suggest(rows: Sequence[Row]) -> Suggestion | None:
 
 
 def _flag(row: Row, best: Row, learned: float) -> str:
-    """A save before the best that lacks much is underfitted; one after it that is worse, or has drifted far further, overfitted."""
+    """A save before the best that lacks much is underfitted; one after it that is worse, or has drifted further, overfitted."""
     if row.step < best.step:
         return OVER if learned < 0 and row.drift > FURTHER * best.drift else UNDER if learned < NEARLY else ""
     return OVER if learned < NEARLY or row.drift > FURTHER * best.drift else ""
@@ -75,7 +75,7 @@ def _why(base: Row, chosen: Row, best: Row, calm: Sequence[Row], verdict: str) -
     if verdict == UNDER:
         return f"It is the last save and its loss was still falling, from {fall}: underfitting, so train longer for more."
     if verdict == OVER:
-        return f"Its loss fell from {fall}; other saves are overfitting: they predict the pictures worse or have moved other prompts much further."
+        return f"Its loss fell from {fall}; other saves are overfitting: they predict the pictures worse or have moved other prompts further."
     if chosen is best:
         return f"It has learned the most of all saves: its loss fell from {fall}."
-    return f"Its loss fell from {fall}, nearly as far as that of any save, and it was trained longer without moving other prompts much further (drift {chosen.drift:.3g})."
+    return f"Its loss fell from {fall}, nearly as far as that of any save, and it was trained longer without moving other prompts further (drift {chosen.drift:.3g})."
