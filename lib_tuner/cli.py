@@ -137,7 +137,7 @@ def _opener(browser: bool) -> Callable[[str], None]:
 def bench(rest: list[str], enter: Enter) -> int | None:
     if rest and rest[0] in BENCHES:
         return BENCHES[rest[0]](rest[1:], enter)
-    parser = _parser("bench", "Measure a training step of ours beside the same step of diffusers + peft, on random full-size weights; `bench methods`: all methods; `bench data`: many captions.")
+    parser = _parser("bench", "Measure a training step of ours beside the same step of diffusers + peft, on random full-size weights; `bench methods`: all methods; `bench data`: many captions; `bench compare`: the suggested step.")
     parser.add_argument("--quick", action="store_true", help="256 px only, in about two minutes")
     parser.add_argument("--json", action="store_true", help="print a list of rows as JSON")
     args = parser.parse_args(rest)
@@ -174,7 +174,20 @@ def bench_data(rest: list[str], enter: Enter) -> int:
     return main(args)
 
 
-BENCHES = {"methods": bench_methods, "data": bench_data}
+def bench_compare(rest: list[str], enter: Enter) -> int | None:
+    parser = _parser("bench compare", "How often the step that the numbers suggest is about the best one: short runs on the embedded model, whose saves are judged.")
+    parser.add_argument("--runs", type=int, default=12, help="how many runs (default 12, of some minutes each): methods, rates and seeds take turns")
+    parser.add_argument("--report", metavar="FILE", default="", help="the JSON file (default benchmarks/DATE-compare.json); runs that are in it already are not made again")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    args = parser.parse_args(rest)
+    enter(RUN)
+    from .bench_compare import main
+    from .hosts.standalone import Standalone
+
+    return main(args, Standalone)
+
+
+BENCHES = {"methods": bench_methods, "data": bench_data, "compare": bench_compare}
 
 
 def train(rest: list[str], enter: Enter) -> int:
@@ -250,15 +263,15 @@ def tool(rest: list[str], enter: Enter) -> int | None:
     return getattr(import_module(module), function)(rest)
 
 
-def of_folder(name: str, text: str) -> Callable[[list[str], Enter], int]:
-    """A command on a data folder, whose module has its name."""
+def of_folder(name: str, text: str, file: str = "") -> Callable[[list[str], Enter], int]:
+    """A command on a data folder or on runs, whose module has its name or is `file`."""
 
     def command(rest: list[str], enter: Enter) -> int:
         helps = bool({"-h", "--help"} & set(rest))
         if not helps or environment.is_ready(environment.folder(), (RUN,)):  # asking for help alone installs nothing
             enter(RUN)
         try:
-            module = import_module(f".{name}", __package__)
+            module = import_module(f".{file or name}", __package__)
         except ModuleNotFoundError:
             if not helps:  # what was to be done was not done
                 raise
@@ -281,6 +294,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str], Enter], int | None], str]] = {
         "tag": "tag the pictures of a data folder",
         "audit": "check the pictures and captions of a data folder, and advise on tags",
     }.items()},
+    "compare": (of_folder("compare", "Compare the saved steps of runs", "compare_command"), "what numbers say of a run's saved steps"),
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from .sd.schedule import Schedule
 
 ORDINARY = ("a photo of a dog", "a house beside a lake", "a portrait of a woman", "a red car on a road")  # what hardly any run is about
 TOGETHER = 4  # predictions at once: the training step has found room for few
+ROOM = TOGETHER * 64 * 64  # latent pixels of so many at 512 px: small pictures go together in larger numbers
 TIMESTEPS = (200, 400, 600, 800)  # kohya's linspace(0, 1000, 6)[1:-1] (train_network.py, validation)
 
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]  # xt, t, ctx -> prediction
@@ -77,7 +79,7 @@ def prior_drift(unet: Denoiser, disabled: Callable[[], AbstractContextManager], 
         adapted = _predictions(unet, encode(prompts), x0, schedule, seed)
         with disabled():
             frozen = _predictions(unet, encode(prompts), x0, schedule, seed)
-    return ((adapted - frozen).square().sum() / frozen.square().sum()).item()
+    return moved(adapted, frozen)
 
 
 def _predictions(unet: Denoiser, ctx: Tensor, x0: Tensor, schedule: Schedule, seed: int) -> Tensor:
@@ -89,6 +91,56 @@ def _predictions(unet: Denoiser, ctx: Tensor, x0: Tensor, schedule: Schedule, se
         parts = [unet(xt[i : i + TOGETHER], ts[i : i + TOGETHER], ctx[i : i + TOGETHER]) for i in range(0, len(x0), TOGETHER)]
         result.append(torch.cat(parts).cpu().double())
     return torch.stack(result)
+
+
+# ---- one set of questions for many saves -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Questions:
+    """What every save of a run is asked: pictures of one size at fixed noise, at every timestep, N in all. `target` is what a perfect model would answer."""
+
+    captions: list[str]  # N
+    xt: Tensor  # (N, c, h, w)
+    t: Tensor  # (N,)
+    target: Tensor  # (N, c, h, w)
+    extra: Tensor | None = None  # (N, 5, h, w), of an inpainting model
+
+    @classmethod
+    def of(cls, latents: Tensor, captions: Sequence[str], indices: Iterable[Any], schedule: Schedule, seed: int, stream: str = "validation", extra: Tensor | None = None) -> Questions:
+        """Pictures (B, c, h, w) with their captions; the noise of each is that of `validation_loss` (or, as `stream` says, of `prior_drift`)."""
+        schedule, x0, indices = _reaching(schedule, TIMESTEPS).to(latents.device), latents.float(), list(indices)
+        noise = torch.cat([_noise(x0, seed, indices, f"{stream} {t}") for t in TIMESTEPS])  # (T * B, c, h, w)
+        x0, t = x0.repeat(len(TIMESTEPS), 1, 1, 1), torch.tensor(TIMESTEPS, device=x0.device).repeat_interleave(len(x0))
+        extra = None if extra is None else extra.repeat(len(TIMESTEPS), 1, 1, 1)
+        return cls(list(captions) * len(TIMESTEPS), schedule.add_noise(x0, noise, t), t, schedule.target(x0, noise, t), extra)
+
+    def asked(self, captions: Sequence[str]) -> Questions:
+        """The same at the same noise with other captions of the B pictures."""
+        return replace(self, captions=list(captions) * (len(self.captions) // len(captions)))
+
+    @torch.no_grad()
+    def answers(self, unet: Denoiser, encode: Encode) -> Tensor:
+        """(N, c, h, w), on the model's device. Each caption is encoded once."""
+        each = list(dict.fromkeys(self.captions))
+        ctx = encode(each)[[each.index(caption) for caption in self.captions]]
+        many = max(1, ROOM // (self.xt.shape[2] * self.xt.shape[3]))
+        parts = [slice(at, at + many) for at in range(0, len(self.t), many)]
+        with _eval(unet), _rng_kept(self.xt.device):
+            return torch.cat([joined(unet, None if self.extra is None else self.extra[i])(self.xt[i], self.t[i], ctx[i]).float() for i in parts])
+
+    def errors(self, answers: Tensor) -> Tensor:
+        """(N,): each answer's mean squared error, in double precision on the CPU."""
+        return (answers - self.target).square().mean((1, 2, 3)).cpu().double()
+
+
+def moved(answers: Tensor, frozen: Tensor) -> float:
+    """How far answers are from those of the frozen model: Σ (a - f)² / Σ f², as `prior_drift` has it."""
+    a, f = answers.cpu().double(), frozen.cpu().double()
+    return ((a - f).square().sum() / f.square().sum()).item()
+
+
+# ---- their parts -----------------------------------------------------------------------------------------------------
 
 
 def drift_prompts(class_prompts: Sequence[str], trigger: str) -> list[str]:

@@ -19,7 +19,7 @@ MOST = 12  # texts of one expression; a part that would make more becomes a hole
 DEPTH = 4  # functions that call functions
 # not on the page: the command line, the benchmarks, the making of the demo, the host's own comparison grid, the API's description
 ELSEWHERE = (
-    "cli.py", "cli_train.py", "lib_tuner/edit.py", "lib_tuner/crop.py", "lib_tuner/tag.py", "lib_tuner/audit.py", "__main__.py", "environment.py", "bench.py", "bench_methods.py", "bench_peers.py", "bench_worker.py", "bench_data.py", "bench_memory.py", "webui_suite.py", "demo", "command_line.py",
+    "cli.py", "cli_train.py", "lib_tuner/edit.py", "lib_tuner/crop.py", "lib_tuner/tag.py", "lib_tuner/audit.py", "__main__.py", "environment.py", "bench.py", "bench_methods.py", "bench_peers.py", "bench_worker.py", "bench_data.py", "bench_memory.py", "bench_compare.py", "compare_command.py", "webui_suite.py", "demo", "command_line.py",
     "make_random.py", "export_tiny.py", "lib_tuner/compare/axes.py", "ui", "bodies.py",
 )  # fmt: skip
 NOT_TOLD = frozenset(("TypeError", "AssertionError", "KeyError", "NotImplementedError", "SystemExit", "StopIteration"))  # a programmer's mistakes

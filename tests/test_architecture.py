@@ -44,7 +44,7 @@ LEVELS = (
     ("hosts",),
     ("program",),
 )
-PROGRAM = ("__main__", "audit", "cli", "cli_train", "crop", "edit", "environment", "tag", "webui_suite")  # one part, the highest: what `python3 -m lib_tuner` is made of
+PROGRAM = ("__main__", "audit", "cli", "cli_train", "compare_command", "crop", "edit", "environment", "tag", "webui_suite")  # one part, the highest: what `python3 -m lib_tuner` is made of
 BASE = ("methods.base", "methods.metadata")  # what a method is, and what it hands its file; they know no single method
 EVERYWHERE = {"torch", "safetensors", "einops", "PIL"} | set(sys.stdlib_module_names)  # may be imported at the top of a file
 ONLY_IN = {  # package -> the only places that may import it, at all

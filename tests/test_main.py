@@ -277,7 +277,7 @@ def run(*argv: str) -> int:
 
 def test_help_lists_the_commands_that_exist(capsys):
     assert run("--help") == 0
-    assert re.findall(r"^  (\w+) ", capsys.readouterr().out, re.M) == ["ui", "demo", "train", "test", "bench", "tool", "edit", "crop", "tag", "audit"]
+    assert re.findall(r"^  (\w+) ", capsys.readouterr().out, re.M) == ["ui", "demo", "train", "test", "bench", "tool", "edit", "crop", "tag", "audit", "compare"]
     assert run("--version") == 0 and capsys.readouterr().out == f"lib_tuner {lib_tuner.__version__}\n"
 
 

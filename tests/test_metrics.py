@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib_tuner.metrics import TIMESTEPS, prior_drift, validation_loss
+from lib_tuner.metrics import TIMESTEPS, Questions, moved, prior_drift, validation_loss
 from lib_tuner.sd.loss import generator_for
 from lib_tuner.sd.schedule import Schedule
 
@@ -203,3 +203,42 @@ def test_drift_sums_before_it_divides_and_is_the_same_each_time():
 def test_drift_wants_a_latent_per_prompt():
     with pytest.raises(ValueError, match="1 prompts need 1 latents, not 2"):
         prior_drift(Linear(), lambda: torch.no_grad(), encode, batch(1, 2).latents, ["a"], SD, 0)
+
+
+# ---- one set of questions for many saves
+
+
+def asked(indices=(1, 2, 5), captions=None, stream="validation", schedule=SD):
+    b = batch(*indices)
+    return Questions.of(b.latents, captions or b.captions, b.indices, schedule, 3, stream)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_the_errors_of_answers_are_the_validation_loss(prediction):
+    questions = asked(schedule=Schedule.sd15(prediction))
+    errors = questions.errors(questions.answers(Linear(0.5, 0.25), encode))
+    assert errors.shape == (12,) and errors.mean().item() == pytest.approx(by_hand([1, 2, 5], 0.5, 0.25, 3, prediction=prediction), rel=1e-6)
+
+
+def test_other_captions_are_asked_at_the_same_noise_and_each_is_encoded_once():
+    read, questions = [], asked(captions=["x", "xx", "x"])
+    other = questions.asked(["yyy", "yyy", "y"])
+    assert torch.equal(other.xt, questions.xt) and other.captions == ["yyy", "yyy", "y"] * 4
+    got = other.answers(Linear(0.0, 1.0), lambda captions: (read.append(captions), encode(captions))[1])
+    assert read == [["yyy", "y"]] and got.mean((1, 2, 3)).tolist() == [3.0, 3.0, 1.0] * 4
+
+
+def test_answers_have_moved_as_far_as_prior_drift_says():
+    latents = batch(0, 1).latents
+    questions = Questions.of(latents, ["a", "bb"], range(2), SD, 0, "drift")
+    assert moved(questions.answers(Linear(0.7, 1.3), encode), questions.answers(Linear(0.5, 1.0), encode)) == pytest.approx(drift(0.7, 1.3), rel=1e-5)
+    assert moved(torch.tensor([3.0, 1.0]), torch.tensor([1.0, 2.0])) == pytest.approx(1.0)  # (4 + 1) / (1 + 4)
+
+
+def test_small_pictures_go_together_and_large_ones_in_parts():
+    unet, large = Linear(), Questions.of(torch.zeros(3, 4, 64, 64), ["a"] * 3, range(3), SD, 0)
+    asked().answers(unet, encode)
+    assert [len(call) for call in unet.calls] == [12]
+    unet.calls.clear()
+    large.answers(unet, encode)
+    assert [len(call) for call in unet.calls] == [4, 4, 4]

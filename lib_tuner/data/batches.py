@@ -234,9 +234,14 @@ def validation(cfg: DataConfig, sd: Any, trigger: str = "", hints: Hints | None 
     """The held-out pictures in batches of one bucket: centre crops, latent means, captions without anything random. Empty without a folder for them."""
     if not cfg.validation_folder:
         return []
-    plain = replace(cfg, shuffle_tags=False, tag_dropout=0.0, caption_dropout=0.0, token_warmup=0, repeats=1, class_folder="")
-    items, _ = with_hints(scan(plain, cfg.validation_folder), hints)
-    prompts, cache = Prompts(plain, trigger), LatentCache(sd.vae, "disk" if cfg.cache == "disk" else "off", cache_folder(cfg), cfg.masks)
+    items, _ = with_hints(scan(plain(cfg), cfg.validation_folder), hints)
+    return fixed(cfg, sd, items, trigger, hints, holes)
+
+
+def fixed(cfg: DataConfig, sd: Any, items: list[Item], trigger: str = "", hints: Hints | None = None, holes: Holes | None = None) -> list[Batch]:
+    """Pictures as `validation` has them: nothing is random, so that they are the same in every run."""
+    captions = dict(zip(items, fixed_captions(cfg, items, trigger)))
+    cache = LatentCache(sd.vae, "disk" if cfg.cache == "disk" else "off", cache_folder(cfg), cfg.masks)
     groups: dict[tuple[int, int], list[Item]] = defaultdict(list)
     for item in items:
         groups[bucket_for(item.size, cfg)].append(item)
@@ -245,13 +250,23 @@ def validation(cfg: DataConfig, sd: Any, trigger: str = "", hints: Hints | None 
     for size, part in parts:
         views = [View(size)] * len(part)
         entries = [cache.get(item, view) for item, view in zip(part, views)]
-        captions = [prompts.caption(item, rng("validation", item.digest)) for item in part]  # template line and wildcard: always the same ones
         latents, mask = torch.stack([entry.mean for entry in entries]), stack_masks(entries, cfg.mask_floor)
         extra = torch.stack([_held_extra(cache, item, view, holes) for item, view in zip(part, views)]) if holes else None
         indices = tuple(range(first, first + len(part)))
-        batches.append(Batch(indices, latents, captions, torch.ones(len(part)), mask, part, views, stack_hints(hints, part, views), extra))
+        batches.append(Batch(indices, latents, [captions[item] for item in part], torch.ones(len(part)), mask, part, views, stack_hints(hints, part, views), extra))
         first += len(part)
     return batches
+
+
+def fixed_captions(cfg: DataConfig, items: list[Item], trigger: str = "") -> list[str]:
+    """The captions of `fixed`; of a template and of wildcards always the same choice."""
+    prompts = Prompts(plain(cfg), trigger)
+    return [prompts.caption(item, rng("validation", item.digest)) for item in items]
+
+
+def plain(cfg: DataConfig) -> DataConfig:
+    """The settings without what makes examples differ from each other."""
+    return replace(cfg, shuffle_tags=False, tag_dropout=0.0, caption_dropout=0.0, token_warmup=0, repeats=1, class_folder="")
 
 
 def _held_extra(cache: LatentCache, item: Item, view: View, holes: Holes) -> Tensor:

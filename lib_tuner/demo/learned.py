@@ -79,7 +79,12 @@ def settings(task: Task, folder: Path, seed: int, more: Mapping[str, Any] = Mapp
 def rename_robot(folder: Path) -> None:
     """The robot's pictures once more, with a word of its own in the captions."""
     shutil.copytree(folder / "data" / "robot", folder / "data" / WORD)
-    for file in (folder / "data" / WORD).glob("*.txt"):
+    named(folder / "data" / WORD)
+
+
+def named(folder: Path) -> None:
+    """Puts the word of its own into the captions of robots."""
+    for file in folder.glob("*.txt"):
         file.write_text(file.read_text(encoding="utf-8").replace("robot", WORD), encoding="utf-8")
 
 

@@ -1,0 +1,81 @@
+"""Which saved step to take, by its numbers alone: how much of the subject was learned against how far the model drifted. Pure functions of rows.
+
+Learned is how far the loss has fallen from the base model's. Held-out loss begins to rise before pictures get worse, so that of saves which have learned nearly the
+same the latest is taken, as long as it has drifted no further; one that has drifted much less wins over one that has learned a little more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .numbers import Row
+
+UNDER, OVER = "underfitting", "overfitting"
+NEARLY = 0.85  # of what the best save has learned: as good, where it is a later one
+WHOLLY = 0.95  # of it: as good, where it is an earlier one that has drifted less
+FURTHER, LESS = 1.2, 0.5  # times the drift: further, much less
+NOTHING = 0.02  # of the base model's loss: nothing was learned
+RISING = 0.05  # of what was learned, since the save before: more is to come
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A step with one sentence why. `verdict`: what is wrong with the run, "" where nothing is; `flags`: what is wrong with its other steps, by step."""
+
+    step: int
+    why: str
+    verdict: str = ""
+    flags: dict[int, str] = field(default_factory=dict)
+
+
+def suggest(rows: Sequence[Row]) -> Suggestion | None:
+    """The step to take of rows in the order of steps, the first that of the model before the run; None where there is no save."""
+    base, saves = next((row for row in rows if not row.files), None), [row for row in rows if row.files]
+    if base is None or not saves:
+        return None
+    best = min(saves, key=lambda row: row.loss)
+    learned = {row.step: (base.loss - row.loss) / max(base.loss - best.loss, 1e-12) for row in saves}
+    if base.loss - best.loss < NOTHING * base.loss:
+        return _nothing(base, best, saves)
+    flags = {row.step: flag for row in saves if (flag := _flag(row, best, learned[row.step]))}
+    latest = [row for row in saves if row.step >= best.step and row.step not in flags][-1]
+    calm = [row for row in saves if row.step < latest.step and learned[row.step] >= WHOLLY and row.drift < LESS * latest.drift]
+    chosen = min(calm, key=lambda row: row.drift) if calm else latest
+    verdict = UNDER if _still_falling(saves, learned) and chosen is saves[-1] else OVER if OVER in flags.values() else ""
+    return Suggestion(chosen.step, _why(base, chosen, best, calm, verdict), verdict, {step: flag for step, flag in flags.items() if step != chosen.step})
+
+
+def _flag(row: Row, best: Row, learned: float) -> str:
+    """A save before the best that lacks much is underfitted; one after it that is worse, or has drifted further, overfitted."""
+    if row.step < best.step:
+        return OVER if learned < 0 and row.drift > FURTHER * best.drift else UNDER if learned < NEARLY else ""
+    return OVER if learned < NEARLY or row.drift > FURTHER * best.drift else ""
+
+
+def _still_falling(saves: Sequence[Row], learned: dict[int, float]) -> bool:
+    steps = [row.step for row in saves]
+    return len(steps) > 1 and learned[steps[-1]] - max(learned[step] for step in steps[:-1]) > RISING
+
+
+def _nothing(base: Row, best: Row, saves: Sequence[Row]) -> Suggestion:
+    """No save knows the pictures better than the base model: it was trained too little, or so fast that it broke."""
+    broken = {row.step: OVER for row in saves if row.loss > base.loss * (1 + NOTHING)}
+    if best.loss > base.loss or broken:
+        why = f"Every save predicts the pictures no better than the model before the run (loss {best.loss:.4g}, before {base.loss:.4g}), and training made it worse: lower the learning rate."
+        return Suggestion(best.step, why, OVER, {step: flag for step, flag in broken.items() if step != best.step})
+    why = f"No save predicts the pictures clearly better than the model before the run (loss {best.loss:.4g}, before {base.loss:.4g}): underfitting, so train longer or at a higher rate."
+    return Suggestion(best.step, why, UNDER, {row.step: UNDER for row in saves if row.step != best.step})
+
+
+def _why(base: Row, chosen: Row, best: Row, calm: Sequence[Row], verdict: str) -> str:
+    fall = f"{base.loss:.4g} before the run to {chosen.loss:.4g}"
+    if calm:
+        return f"Its loss fell from {fall}, nearly as far as that of any save, and it has moved other prompts much less than the later ones (drift {chosen.drift:.3g})."
+    if verdict == UNDER:
+        return f"It is the last save and its loss was still falling, from {fall}: underfitting, so train longer for more."
+    if verdict == OVER:
+        return f"Its loss fell from {fall}; other saves are overfitting: they predict the pictures worse or have moved other prompts further."
+    if chosen is best:
+        return f"It has learned the most of all saves: its loss fell from {fall}."
+    return f"Its loss fell from {fall}, nearly as far as that of any save, and it was trained longer without moving other prompts further (drift {chosen.drift:.3g})."
