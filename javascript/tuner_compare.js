@@ -71,7 +71,7 @@
         if (!compare.about) return;
         root.replaceChildren(h("p", { class: "tuner-c-message", id: "tuner-c-message", role: "alert", hidden: true }), h("div", { class: "tuner-c-page" },
             h("form", { class: "tuner-c-form", onsubmit: (event) => event.preventDefault() }, runs(), base(), files(), axes(), going()),
-            h("div", { class: "tuner-c-main" }, h("div", { id: "tuner-c-work", class: "tuner-c-work", "aria-live": "polite" }), h("div", { id: "tuner-c-grid" }), compare.runsSection())));
+            h("div", { class: "tuner-c-main" }, h("div", { id: "tuner-c-work", class: "tuner-c-work", "aria-live": "polite" }), h("div", { id: "tuner-c-grid" }), compare.numbersSection(), compare.runsSection())));
         planSoon(0);
         compare.drawGrid();
     };

@@ -37,11 +37,12 @@
         const box = byId("tuner-c-work"), work = compare.status && compare.status.work;
         if (!box) return;
         for (const button of document.querySelectorAll("#tuner-compare .tuner-c-again")) tuner.show(button, !going());
+        if (work && work.name === "numbers" && work.state === "done") compare.numbers(work.result);
         if (!work || (work.state === "done" && !work.error)) return box.replaceChildren();
         if (work.state === "failed") return box.replaceChildren(h("p", { class: "tuner-failed", role: "alert" }, tuner.said(work.error)));
-        if (work.state === "stopped") return box.replaceChildren(h("p", { class: "tuner-small" }, tuner.t("Stopped; what was drawn stays.")));
+        if (work.state === "stopped") return box.replaceChildren(h("p", { class: "tuner-small" }, tuner.t("Stopped; what is done stays.")));
         const left = work.left === null ? "" : ` · ${tuner.t("{0} left", tuner.duration(work.left))}`;
-        const bar = h("div", { class: "tuner-bar", role: "progressbar", "aria-valuemin": 0, "aria-valuemax": work.total, "aria-valuenow": work.done, "aria-label": tuner.t("Pictures drawn") }, h("div", { style: `width: ${work.total ? (100 * work.done) / work.total : 0}%` }));
+        const bar = h("div", { class: "tuner-bar", role: "progressbar", "aria-valuemin": 0, "aria-valuemax": work.total, "aria-valuenow": work.done, "aria-label": work.name === "numbers" ? tuner.t("Saves measured") : tuner.t("Pictures drawn") }, h("div", { style: `width: ${work.total ? (100 * work.done) / work.total : 0}%` }));
         if (box.querySelector("#tuner-c-stop")) {
             box.querySelector(".tuner-bar").replaceWith(bar);
             tuner.text(box.querySelector(".tuner-numbers"), `${work.done} / ${work.total}${left}`);

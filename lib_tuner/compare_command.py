@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from .compare.clip import found as found_clip
-from .compare.numbers import Row, Saved, check, numbers, saves_of
+from .compare.numbers import Row, check, numbers
 from .compare.suggest import Suggestion, suggest
 from .config import meant
-from .runs import is_run, known_record, saved_files, settings_of
+from .measuring import saves_in
+from .runs import is_run, settings_of
 from .tools.command_line import Progress, say
 
 PROGRAM = "python3 -m lib_tuner compare"
@@ -54,13 +55,6 @@ def numbers_of_run(rest: Sequence[str]) -> int:
     if args.json:
         return say([json.dumps({"rows": [asdict(row) for row in rows], "suggestion": asdict(found) if found else None}, ensure_ascii=False)])
     return say(table(rows, found))
-
-
-def saves_in(folder: Path) -> list[Saved]:
-    """The saved steps of a run; its final file is that of its last step."""
-    last = known_record(folder).step or settings_of(folder).steps
-    steps = {folder / file["name"]: last if file["step"] is None else file["step"] for file in saved_files(folder)}
-    return saves_of(steps, steps)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -29,6 +29,7 @@ from .disk import atomic
 from .host import GenerateRequest, Host
 from .jobs import Jobs, run_id
 from .keeping import Best, keep
+from .measuring import measured
 from .methods import METHODS, settings
 from .settings import TrainConfig
 from .toolbox import Toolbox
@@ -291,7 +292,7 @@ class Comparisons:
 
     def _idle(self) -> None:
         if self.work and self.work.going:
-            raise ValueError("A grid is being drawn; wait until it is done, or stop it.")
+            raise ValueError("A comparison is at work already; wait until it is done, or stop it.")
 
     def _folder(self) -> Path:
         stem = time.strftime("%Y-%m-%d")
@@ -302,6 +303,22 @@ class Comparisons:
         grid.folder.mkdir(parents=True)
         with atomic(grid.folder / ORDER) as temporary:
             temporary.write_text(json.dumps(as_json(grid.order), indent=1, ensure_ascii=False), encoding="utf-8")
+
+    # ---- numbers -----------------------------------------------------------------------------------------------------
+
+    def measure(self, run: str) -> dict[str, Any]:
+        """Sets to work on the numbers of a run's saves; they are the work's result. Raises ValueError."""
+        folder = self.jobs.folder_of(run)
+        cfg = self._settings(GridOrder(run=run))
+
+        def make(told: Told) -> dict[str, Any]:
+            with self.jobs.lent():
+                return {**measured(folder, cfg, lambda: self.hosts(cfg), told), "id": run}
+
+        with self._lock:
+            self._idle()
+            self.work = Work("numbers", make).start()
+            return self.work.status()
 
     # ---- the best one ------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,7 @@ def test_a_drawing_is_stopped_and_what_was_drawn_stays(page, trained):
     page.click("#tuner-c-draw")
     page.page.wait_for_selector(GRID)
     page.click("#tuner-c-stop")
-    page.sees("#tuner-c-work", "Stopped; what was drawn stays.")
+    page.sees("#tuner-c-work", "Stopped; what is done stays.")
     assert 0 < page.page.locator(GRID).count() < 90
 
 
@@ -122,6 +123,19 @@ def test_the_files_of_a_run_lead_to_its_comparison(page, trained):
     page.click("#tuner-panel-history .tuner-compare-run")
     expect(page.page.locator("#tuner-c-axis-x-text")).to_have_value("None, robot-a-001 2, robot-a-001 end")
     expect(page.page.locator("#tuner-c-run option:checked")).to_have_text("robot-a-001 (lora)")
+
+
+@own_script
+def test_the_numbers_of_a_run_suggest_a_step(page, trained):
+    page.click(".tuner-c-measure summary")
+    value = page.page.locator("#tuner-c-n-run option", has_text="robot-a-001").get_attribute("value")
+    page.page.select_option("#tuner-c-n-run", value)
+    page.click("#tuner-c-n-go")
+    page.sees("#tuner-c-numbers .tuner-c-suggested", re.compile(r"Step [24]: .+\."))
+    rows = page.page.locator("#tuner-c-numbers tbody tr")
+    expect(rows).to_have_count(3)
+    assert rows.nth(0).locator("th").inner_text() == "0" and rows.nth(1).locator("th").inner_text() == "2"
+    expect(page.page.locator("#tuner-c-numbers tr[aria-current=true]")).to_have_count(1)
 
 
 @own_script

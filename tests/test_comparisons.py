@@ -14,7 +14,8 @@ from tool_files import lora
 
 from lib_tuner.compare.cells import Axis
 from lib_tuner.comparisons import Comparisons, GridOrder, as_json
-from lib_tuner.config import to_toml
+from lib_tuner import runs
+from lib_tuner.config import flat_values, to_toml
 from lib_tuner.hosts.standalone import Standalone
 from lib_tuner.jobs import Jobs, run_id
 from lib_tuner.methods import settings
@@ -147,9 +148,9 @@ def test_much_is_asked_first(made, run):
 def test_a_run_and_a_grid_take_turns(made, run, small_run, monkeypatch):
     monkeypatch.setattr(Gated, "turns", threading.Semaphore(0))
     made.start(order(run))
-    with pytest.raises(ValueError, match="A grid is being drawn"):
+    with pytest.raises(ValueError, match="A comparison is at work already"):
         made.start(order(run))
-    with pytest.raises(ValueError, match="A grid is being drawn"):
+    with pytest.raises(ValueError, match="A comparison is at work already"):
         made.again([0])
     until(lambda: made.jobs._lent)
     added = made.jobs.add(small_run | {"output": str(made.jobs.home)})
@@ -183,3 +184,23 @@ def test_files_with_weights_are_on_every_cell(made, run):
     done(made)
     assert [[(f["name"], f["weight"]) for f in made.cell_details(i)["files"]] for i in range(2)] == [[("other.safetensors", 0.5), ("cat-000010.safetensors", 1.0)], [("other.safetensors", 0.5)]]
     assert as_json(one)["files"][0] == {"name": "other", "weight": 0.5, "blocks": "M00=0"}
+
+
+def test_the_numbers_of_a_runs_saves_are_measured_and_one_is_suggested(made, run, data_folder):
+    settings_file = run / "settings.toml"
+    values = {"data.folder": str(data_folder), "data.bucket_min": 64, "data.bucket_step": 8}
+    settings_file.write_text(to_toml(settings({**flat_values(runs.settings_of(run)), **values})))
+    made.measure(run_id(run))
+    done(made)
+    result = made.work.result
+    assert [row["step"] for row in result["rows"]] == [0, 10, 20, 1000] and result["rows"][0]["drift"] == 0 and result["rows"][1]["drift"] > 0
+    assert result["suggestion"]["step"] in (10, 20, 1000) and result["suggestion"]["why"].endswith(".") and result["run"] == "cat-001"
+    for file in run.glob("*.safetensors"):
+        file.unlink()
+    made.measure(run_id(run))
+    done_with_error(made, "has no saved file yet")
+
+
+def done_with_error(comparisons: Comparisons, said: str) -> None:
+    until(lambda: not comparisons.work.going)
+    assert comparisons.work.state == "failed" and said in comparisons.work.error

@@ -84,6 +84,10 @@ def _add_runs(router: APIRouter, comparisons: Comparisons) -> None:
     def two(a: str = Query(), b: str = Query()) -> Response:
         return answer(lambda: side_by_side(comparisons.jobs.details(a), comparisons.jobs.details(b)))
 
+    @router.post("/compare/numbers", response_model=Job, summary="Measure a run's saves; long work, whose result are the numbers and the suggested step")
+    def measure(order: RunOrder) -> Response:
+        return answer(lambda: comparisons.measure(order.run))
+
     @router.post("/compare/keep", response_model=Kept, summary="Make a save the run's final file, with its card; the others stay or go to the run's trash")
     def keep_one(order: KeepOrder) -> Response:
         def make() -> dict[str, Any]:
