@@ -282,6 +282,60 @@ def test_a_folder_is_edited_and_goes_to_the_train_form(tab, data_folder):
     assert page.locator("#tuner-train-button").is_visible()
 
 
+def worked(folder: str, order: str, body: dict) -> dict[str, Any]:
+    """Long work in a data folder, and what came of it."""
+    ask(f"tuner/api/data/{folder}/{order}", body)
+    return until(lambda: (job := ask(f"tuner/api/data/{folder}/job")["job"]) and job["state"] not in ("running", "stopping") and job, LONG / 1000)
+
+
+def test_pictures_are_cropped_tagged_and_checked_and_a_model_without_its_weights_is_said(data_folder):
+    folder = ask("tuner/api/data/open", {"folder": str(data_folder)})["id"]
+    assert worked(folder, "crops/find", {"crop": {"size": "32x32"}})["state"] == "done"
+    assert ask(f"tuner/api/data/{folder}/crops/summary", {"crop": {"size": "32x32"}})["states"] == {"auto": 6}
+    written = worked(folder, "crops/export", {"crop": {"size": "32x32"}, "export": {}, "zip": True})
+    assert written["state"] == "done", written
+    with urllib.request.urlopen(f"{URL}/tuner/api/data/{folder}/crops/zip") as answer:
+        assert answer.read(2) == b"PK"
+    assert worked(folder, "tags/score", {"taggers": ["demo"], "mode": "merge"})["state"] == "done"
+    assert ask(f"tuner/api/data/{folder}/tags/plan", {"taggers": [{"name": "demo"}], "mode": "merge"})["total"] == 6
+    assert worked(folder, "audit", {"goal": "style", "size": 512})["state"] == "done"
+    assert any(kind["kind"] == "too small" for kind in ask(f"tuner/api/data/{folder}/audit")["kinds"])
+    named = [one["name"] for one in ask(f"tuner/api/data/{folder}/taggers")["taggers"] if one.get("words")]
+    assert named  # the WebUI's own BLIP
+    described = worked(folder, "captions/make", {"captioner": named[0], "mode": "replace"})
+    assert described["state"] == "failed" and described["error"].endswith("."), described  # no network here, so no weights
+    assert picture(PROMPT).any()  # and the host draws on
+
+
+def test_saves_are_compared_on_the_hosts_samplers_and_the_best_is_kept(tab, data_folder):
+    folder = trained("compared", data_folder, save_every=1)
+    page = tab.page
+    page.locator("#tuner-view-compare").click()
+    page.locator("#tuner-c-draw").wait_for()
+    page.select_option("#tuner-c-run", label=f"{folder.name} (lora)")
+    page.wait_for_function("document.getElementById('tuner-c-axis-x-text').value.includes('compared')")
+    for key, value in (("prompt", PROMPT), ("steps", "4"), ("cfg", "3"), ("width", "64"), ("height", "64"), ("axis-x-text", f"None, {folder.name} 1, {folder.name} end")):
+        page.fill(f"#tuner-c-{key}", value)
+    page.select_option("#tuner-c-axis-y", "sampler")
+    page.fill("#tuner-c-axis-y-text", "DDIM, Euler a")
+    page.fill("#tuner-c-seed", "3")
+    page.locator("#tuner-c-plan", has_text="6 pictures (3 × 2)").wait_for()
+    page.click("#tuner-c-draw")
+    page.wait_for_function("document.querySelectorAll('#tuner-c-grid td img').length === 6")
+    for row, sampler in enumerate(("DDIM", "Euler a")):
+        for column, prompt in ((0, PROMPT), (2, f"{PROMPT} <lora:compared:1>")):
+            with urllib.request.urlopen(f"{URL}/tuner/api/compare/cells/{3 * row + column}") as answer:
+                cell = np.asarray(Image.open(io.BytesIO(answer.read())).convert("RGB")).astype(int)
+            assert np.abs(cell - picture(prompt, sampler_name=sampler)).max() <= 2, (sampler, column)
+    page.locator("#tuner-c-grid td img").nth(1).click()
+    page.get_by_role("button", name="Keep this one").click()
+    page.fill("#tuner-c-k-name", "the-best")
+    page.click("#tuner-c-k-go")
+    page.locator("#tuner-c-message", has_text="Kept as the-best.safetensors.").wait_for()
+    assert "the-best" in [one["name"] for one in ask("sdapi/v1/loras")]
+    assert np.abs(picture(f"{PROMPT} <lora:the-best:1>") - picture(PROMPT)).max() > 0
+
+
 def test_the_routes_are_part_of_the_hosts_api_page():
     paths = ask("openapi.json")["paths"]
     assert {"/tuner/api/status", "/tuner/api/runs", "/tuner/api/do/{action}", "/tuner/api/runs/{run}/files/{name}"} <= paths.keys()
