@@ -22,6 +22,8 @@ from typing import Any
 import torch
 
 from .bench import REPORTS, scratch
+from .bench_grid import PART as GRID_PART
+from .bench_grid import grid_cost
 from .compare.applied import applied
 from .compare.numbers import Asked, Saved, numbers, row_of, saves_of
 from .compare.suggest import Suggestion, suggest
@@ -68,6 +70,8 @@ CASES = (  # rates at which a run of this length learns well, too little or too 
 def main(args: Namespace, host: HostClass) -> int:
     """Makes the runs that the report lacks, and writes the table to stdout, the progress to stderr."""
     torch.set_num_threads(1)  # as the demo: this model's tensors are too small to share
+    if args.grid:
+        return _grid(args, host)
     report, status = Report(Path(args.report) if args.report else REPORTS / f"{time.strftime('%Y-%m-%d')}-compare.json"), Status(sys.stderr)
     for number in range(args.runs):
         if not report.has(number):
@@ -77,6 +81,16 @@ def main(args: Namespace, host: HostClass) -> int:
                 report.add(measure(number, case, folder, host, lambda text: status.show(text)))
     status.clear()
     sys.stdout.write(json.dumps(report.whole()) + "\n" if args.json else table(report.rows))
+    return 0
+
+
+def _grid(args: Namespace, host: HostClass) -> int:
+    status = Status(sys.stderr)
+    with scratch() as folder:
+        row = grid_cost(host, folder, told=status.line)
+    status.clear()
+    said = f"A grid of {row['cells']} pictures ({row['size']} px, {row['steps']} steps) costs {row['over']:.1%} over the pictures themselves ({row['pictures_s']} s; the aim is {GRID_PART:.0%})."
+    sys.stdout.write((json.dumps(row) if args.json else said) + "\n")
     return 0
 
 

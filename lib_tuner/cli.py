@@ -177,6 +177,7 @@ def bench_data(rest: list[str], enter: Enter) -> int:
 def bench_compare(rest: list[str], enter: Enter) -> int | None:
     parser = _parser("bench compare", "How often the step that the numbers suggest is about the best one: short runs on the embedded model, whose saves are judged.")
     parser.add_argument("--runs", type=int, default=12, help="how many runs (default 12, of some minutes each): methods, rates and seeds take turns")
+    parser.add_argument("--grid", action="store_true", help="measure instead what a grid of 5 x 5 costs over its pictures")
     parser.add_argument("--report", metavar="FILE", default="", help="the JSON file (default benchmarks/DATE-compare.json); runs that are in it already are not made again")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     args = parser.parse_args(rest)

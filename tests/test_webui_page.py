@@ -299,7 +299,7 @@ def test_pictures_are_cropped_tagged_and_checked_and_a_model_without_its_weights
     assert worked(folder, "tags/score", {"taggers": ["demo"], "mode": "merge"})["state"] == "done"
     assert ask(f"tuner/api/data/{folder}/tags/plan", {"taggers": [{"name": "demo"}], "mode": "merge"})["total"] == 6
     assert worked(folder, "audit", {"goal": "style", "size": 512})["state"] == "done"
-    assert any(kind["kind"] == "too small" for kind in ask(f"tuner/api/data/{folder}/audit")["kinds"])
+    assert any(kind["kind"] == "too small" for kind in ask(f"tuner/api/data/{folder}/audit")["audit"]["kinds"])
     named = [one["name"] for one in ask(f"tuner/api/data/{folder}/taggers")["taggers"] if one.get("words")]
     assert named  # the WebUI's own BLIP
     described = worked(folder, "captions/make", {"captioner": named[0], "mode": "replace"})
