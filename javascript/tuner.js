@@ -65,7 +65,8 @@ window.tuner = window.tuner || {};
     async function call(path, options = {}) {
         const answer = await fetch(tuner.url(path), options);
         const body = await answer.json().catch(() => ({}));
-        if (!answer.ok) throw new Error(tuner.said(body.error || body.detail) || tuner.t("The program answered with an error ({0}).", answer.status));
+        const detail = Array.isArray(body.detail) ? body.detail.map(({ loc, msg }) => `${(loc || []).slice(1).join(".")}: ${msg}`).join("; ") : body.detail; // a field that is out of its range
+        if (!answer.ok) throw new Error(tuner.said(body.error || detail) || tuner.t("The program answered with an error ({0}).", answer.status));
         return body;
     }
 

@@ -17,6 +17,7 @@
             const status = await tuner.get(`compare/status?known=${known}`);
             compare.status = status;
             if (!status.grid) grid = null;
+            else if (!status.grid.states && (!grid || grid.name !== status.grid.name)) { known = -1; return void compare.look(); }
             else if (status.grid.states) {
                 const other = !grid || grid.name !== status.grid.name;
                 grid = status.grid;

@@ -27,7 +27,7 @@
 
     // What the last measuring gave; drawn once.
     compare.numbers = function (found) {
-        if (result && found.id === result.id && found.rows.length === result.rows.length && byId("tuner-c-numbers") && byId("tuner-c-numbers").children.length) return;
+        if (result && JSON.stringify(found) === JSON.stringify(result) && byId("tuner-c-numbers") && byId("tuner-c-numbers").children.length) return;
         result = found;
         draw();
     };

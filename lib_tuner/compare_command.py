@@ -67,7 +67,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog=f"{PROGRAM} numbers", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="What the numbers say of each saved step of a run, and which one to take. They are kept in numbers.json in the run's folder.",
+        description="What the numbers say of each saved step of a run, and which one to take. They are kept in numbers.tuner in the run's folder.",
         epilog=f"examples:\n  {PROGRAM} numbers outputs/my-cat-001\n  {PROGRAM} numbers outputs/my-cat-001 --json",
     )  # fmt: skip
     parser.add_argument("run", metavar="RUN", help="the run's folder")

@@ -16,16 +16,16 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from . import runs
 from .compare.applied import KINDS as FILE_KINDS
-from .compare.applied import Use
+from .compare.applied import Use, forget
 from .compare.cells import KINDS, NAMES, NONE, Axis, Cell, Choice, Offer, Plan, plan_grid
-from .compare.draw import Drawn, draw, infotext, png_info
-from .compare.sheet import compose
+from .compare.draw import Interrupted, draw
+from .compare.numbers import Asked, usable_kind
+from .compare.numbers import saves_of as by_step
 from .config import flat_values
 from .disk import atomic
+from .grid import Grid
 from .host import GenerateRequest, Host
 from .jobs import Jobs, run_id
 from .keeping import Best, keep
@@ -33,14 +33,13 @@ from .measuring import measured
 from .methods import METHODS, settings
 from .settings import TrainConfig
 from .toolbox import Toolbox
-from .work import Told, Work
+from .work import Stopped, Told, Work
 
-FOLDER, ORDER, SHEET = "comparisons", "grid.json", "grid.png"
+FOLDER, ORDER = "comparisons", "grid.json"
 MANY = 100  # pictures from which on it is asked first
 LONG = 15 * 60  # s, the same
 MOST = 10000  # cells of a plan
 RATES = "speed.json"  # of a host: seconds for each million of pixels and step
-_OF_METHOD = {"textual_inversion": "embedding", "hypernetwork": "hypernetwork", "dreambooth": "checkpoint", "controlnet": "", "t2i_adapter": ""}
 
 
 @dataclass(frozen=True)
@@ -62,31 +61,6 @@ class GridOrder:
     axes: Mapping[str, Axis] = field(default_factory=dict)
 
 
-@dataclass
-class Grid:
-    """A grid and how far it is. `states` by cell: "" (not yet), drawn, or failed; `errors` by index; `version` goes up with each change."""
-
-    folder: Path
-    order: GridOrder
-    plan: Plan
-    base: Cell
-    states: list[str]
-    errors: dict[int, str] = field(default_factory=dict)
-    version: int = 0
-    model: str = ""
-
-    def picture(self, index: int) -> Path:
-        """Where a cell's picture is."""
-        return self.folder / f"cell-{index:04d}.png"
-
-    def marked(self, index: int, state: str, error: str = "") -> None:
-        self.states[index] = state
-        self.errors.pop(index, None)
-        if error:
-            self.errors[index] = error
-        self.version += 1
-
-
 class Comparisons:
     """Those of one program. `samplers` are the host's; `published` puts a file that was kept where the host finds it; `decided` are settings of a run that are the host's own choice."""
 
@@ -96,6 +70,7 @@ class Comparisons:
         self.hosts = jobs.hosts
         self.home = jobs.home / FOLDER
         self.grid: Grid | None = None
+        self.version = int(time.time())  # of the next grid: never one that a page knows of an earlier one, or of an earlier program
         self.work: Work | None = None
         self._lock = threading.RLock()
 
@@ -104,7 +79,7 @@ class Comparisons:
     def offer(self) -> Offer:
         """Saves of runs and all other files that the host knows."""
         saves = [choice for output in self.jobs.outputs() if output.is_dir() for folder in sorted(output.iterdir()) if runs.is_run(folder) for choice in saves_of(folder)]
-        own = {choice.path.resolve() for choice in saves}
+        own = {use.path.resolve() for choice in saves for use in choice.uses}
         files = [Choice(Path(known["path"]), known["kind"]) for known in self.tools.files() if known["kind"] in (*FILE_KINDS, "checkpoint") and Path(known["path"]).resolve() not in own]
         return Offer(tuple(sorted(saves, key=lambda choice: choice.order)), tuple(files), tuple(self.samplers()))
 
@@ -149,7 +124,7 @@ class Comparisons:
     def _planned(self, order: GridOrder) -> tuple[Cell, Plan, TrainConfig]:
         offer = self.offer()
         cfg = self._settings(order)
-        base = Cell(_request(order), tuple(_use(offer, *row) for row in order.files))
+        base = Cell(_request(order), tuple(use for row in order.files for use in _uses(offer, *row)))
         unknown = [name for name in order.axes if name not in NAMES]
         if unknown:
             raise ValueError(f"{unknown[0]} is no axis; there are x, y and z.")
@@ -171,9 +146,10 @@ class Comparisons:
             raise ValueError(f"This grid has {told['count']} pictures; say that you are sure, or take values away.")
         with self._lock:
             self._idle()
-            self.grid = Grid(self._folder(), order, plan, base, [""] * len(plan.cells))
+            self.version = self.grid.version + 1 if self.grid else self.version
+            self.grid = Grid(self._folder(), as_json(order), plan, base, self.version)
             self._write_order()
-            return self._begin(cfg, range(len(plan.cells)))
+            return self._begin(self.grid, cfg, list(range(len(plan.cells))))
 
     def again(self, cells: Sequence[int]) -> dict[str, Any]:
         """Draws some cells of the grid once more, such as a row. Raises ValueError."""
@@ -182,9 +158,12 @@ class Comparisons:
             self._idle()
             if not cells or not all(0 <= index < len(grid.states) for index in cells):
                 raise ValueError("Those cells are not in this grid.")
+            if changed := grid.changed_files(cells):
+                raise ValueError(f"{changed[0].name} is another file since this grid was begun; draw a new grid.")
+            cfg = self._settings(order_of(grid.order))
             for index in cells:
                 grid.marked(index, "")
-            return self._begin(self._settings(grid.order), list(cells))
+            return self._begin(grid, cfg, list(cells))
 
     def stop(self) -> None:
         """The grid ends after the picture that is being drawn."""
@@ -196,13 +175,11 @@ class Comparisons:
         if self.work:
             self.work.stop(wait)
 
-    def _begin(self, cfg: TrainConfig, wanted: Iterable[int]) -> dict[str, Any]:
-        grid, wanted = self._shown(), list(wanted)
+    def _begin(self, grid: Grid, cfg: TrainConfig, wanted: list[int]) -> dict[str, Any]:
         self.work = Work("compare", lambda told: self._draw(grid, cfg, wanted, told)).start()
         return self.work.status()
 
     def _draw(self, grid: Grid, cfg: TrainConfig, wanted: list[int], told: Told) -> None:
-        told(0, len(wanted))
         device, spent, size = "", 0.0, 0.0
 
         def host(checkpoint: str) -> Host:
@@ -212,78 +189,48 @@ class Comparisons:
             return made
 
         try:
+            told(0, len(wanted))
             with self.jobs.lent(), closing(draw(grid.plan, host, wanted)) as cells:
                 for number, drawn in enumerate(cells, 1):
-                    self._keep(grid, drawn)
+                    grid.take(drawn)
                     if drawn.picture and number > 1:  # the first one has loaded the model, too
                         spent, size = spent + drawn.seconds, size + _size(grid.plan.cells[drawn.index])
                     told(number, len(wanted))
+        except Interrupted:
+            raise Stopped from None
         finally:
+            forget()
+            grid.settle(wanted)
             if size:
                 self._learn(device, spent / size)
             if "drawn" in grid.states:
-                self._sheet(grid)
-
-    def _keep(self, grid: Grid, drawn: Drawn) -> None:
-        if drawn.picture is None:
-            grid.marked(drawn.index, "failed", drawn.error)
-            return
-        with atomic(grid.picture(drawn.index)) as temporary:
-            drawn.picture.save(temporary, "PNG", pnginfo=png_info(infotext(grid.plan.cells[drawn.index])))
-        grid.marked(drawn.index, "drawn")
+                grid.sheet()
 
     # ---- what there is -----------------------------------------------------------------------------------------------
 
     def status(self, known: int = -1) -> dict[str, Any]:
         """The work that goes or was last, and the grid; its cells only where they are newer than the version that is known."""
-        with self._lock:
-            grid, work = self.grid, self.work and self.work.status()
-            if grid is None:
-                return {"work": work, "grid": None}
-            shown: dict[str, Any] = {"name": grid.folder.name, "folder": str(grid.folder), "version": grid.version, "count": len(grid.states)}
-            if known != grid.version:
-                shown |= {"shape": list(grid.plan.shape), "labels": {name: grid.plan.labels(name) for name in NAMES}, "states": list(grid.states),
-                          "kinds": {name: KINDS[kind].label for name in NAMES if (kind := grid.plan.axes[name][0])}, "errors": dict(grid.errors), "order": as_json(grid.order)}  # fmt: skip
-            return {"work": work, "grid": shown}
+        grid, work = self.grid, self.work
+        return {"work": work and work.status(), "grid": grid and grid.shown(known)}
 
     def cell(self, index: int) -> Path:
         """The picture of a cell. Raises ValueError where there is none."""
-        with self._lock:
-            grid = self._shown()
-            if not 0 <= index < len(grid.states) or not grid.picture(index).is_file():
-                raise ValueError("That picture is not there.")
-            return grid.picture(index)
+        return self._shown().there(index)
 
     def cell_details(self, index: int) -> dict[str, Any]:
-        """What a cell was drawn with. Raises ValueError."""
-        with self._lock:
-            grid = self._shown()
-            cell = grid.plan.cells[index] if 0 <= index < len(grid.states) else "That picture is not there."
-            if isinstance(cell, str):
-                raise ValueError(cell)
-            files = [{"name": use.path.name, "weight": use.weight, "run": run_id(use.path.parent) if runs.is_run(use.path.parent) else ""} for use in cell.uses]
-            return {"prompt": cell.request.prompt, "text": infotext(cell), "files": files}
+        """What a cell was drawn with; a file that is another one now is not among those that can be kept. Raises ValueError."""
+        grid = self._shown()
+        grid.there(index)
+        cell, changed = grid.plan.cells[index], grid.changed_files([index])
+        if isinstance(cell, str):
+            raise ValueError(cell)
+        files = [{"name": use.path.name, "weight": use.weight, "run": run_id(use.path.parent) if runs.is_run(use.path.parent) and use.path.is_file() and use.path not in changed else ""}
+                 for use in cell.uses]  # fmt: skip
+        return {"prompt": cell.request.prompt, "text": grid.text(index), "files": files}
 
     def sheet(self) -> Path:
         """The whole grid as one picture, made anew of the cells that are there. Raises ValueError."""
-        with self._lock:
-            return self._sheet(self._shown())
-
-    def _sheet(self, grid: Grid) -> Path:
-        pictures = []
-        for index in range(len(grid.states)):
-            if grid.picture(index).is_file():
-                with Image.open(grid.picture(index)) as picture:
-                    pictures.append(picture.convert("RGB"))
-            else:
-                pictures.append(None)
-        if not any(pictures):
-            raise ValueError("No picture of this grid has been drawn.")
-        axes = ", ".join(f"{name.upper()} Type: {KINDS[kind].label}, {name.upper()} Values: \"{'; '.join(grid.plan.labels(name))}\"" for name in NAMES if (kind := grid.plan.axes[name][0]))
-        with atomic(grid.folder / SHEET) as temporary:
-            text = infotext(grid.base) + (f", Script: X/Y/Z plot, {axes}" if axes else "")
-            compose(grid.plan, pictures, grid.errors).save(temporary, "PNG", pnginfo=png_info(text))
-        return grid.folder / SHEET
+        return self._shown().sheet()
 
     def _shown(self) -> Grid:
         if self.grid is None:
@@ -293,6 +240,7 @@ class Comparisons:
     def _idle(self) -> None:
         if self.work and self.work.going:
             raise ValueError("A comparison is at work already; wait until it is done, or stop it.")
+        self.jobs.check_free()
 
     def _folder(self) -> Path:
         stem = time.strftime("%Y-%m-%d")
@@ -302,7 +250,7 @@ class Comparisons:
         grid = self._shown()
         grid.folder.mkdir(parents=True)
         with atomic(grid.folder / ORDER) as temporary:
-            temporary.write_text(json.dumps(as_json(grid.order), indent=1, ensure_ascii=False), encoding="utf-8")
+            temporary.write_text(json.dumps(grid.order, indent=1, ensure_ascii=False), encoding="utf-8")
 
     # ---- numbers -----------------------------------------------------------------------------------------------------
 
@@ -312,8 +260,11 @@ class Comparisons:
         cfg = self._settings(GridOrder(run=run))
 
         def make(told: Told) -> dict[str, Any]:
-            with self.jobs.lent():
-                return {**measured(folder, cfg, lambda: self.hosts(cfg), told), "id": run}
+            try:
+                with self.jobs.lent():
+                    return {**measured(folder, cfg, lambda: self.hosts(cfg), told), "id": run}
+            finally:
+                forget()
 
         with self._lock:
             self._idle()
@@ -348,18 +299,17 @@ class Comparisons:
 
 
 def saves_of(folder: Path) -> list[Choice]:
-    """A run's saves that can be compared, by step."""
-    method = METHODS.get(runs.known_record(folder).method)
-    if method is None:
+    """A run's saves that can be compared, by step: each with the words that were saved beside it."""
+    try:
+        cfg = runs.settings_of(folder)
+    except (OSError, ValueError):
         return []
-    found = []
-    for row in runs.saved_files(folder):
-        path = folder / row["name"]
-        if path.suffix == ".png" or path.suffix == ".pt" and path.with_suffix(".safetensors").is_file():
-            continue  # an embedding's other forms
-        kind = _OF_METHOD.get(method.file_kind(path), "lora")
-        if kind:
-            found.append(Choice(path, kind, folder.name, row["step"]))
+    rows = {folder / row["name"]: row["step"] for row in runs.saved_files(folder)}
+    final = max((step for step in rows.values() if step is not None), default=0) + 1  # sorts behind all others
+    asked, found = Asked(cfg), [Choice(path, "checkpoint", folder.name, step) for path, step in rows.items() if cfg.method == "dreambooth" and METHODS[cfg.method].file_kind(path) == "dreambooth"]
+    for save in by_step([path for path in rows], {path: final if step is None else step for path, step in rows.items()}, cfg.name):
+        first, *rest = sorted(asked.uses(save), key=lambda use: usable_kind(use.path) == "embedding")
+        found.append(Choice(first.path, usable_kind(first.path), folder.name, None if save.step == final else save.step, first.word, tuple(rest)))
     return sorted(found, key=lambda choice: choice.order)
 
 
@@ -369,15 +319,21 @@ def as_json(order: GridOrder) -> dict[str, Any]:
             "axes": {name: {"kind": axis.kind, "text": axis.text} for name, axis in order.axes.items()}}  # fmt: skip
 
 
+def order_of(values: Mapping[str, Any]) -> GridOrder:
+    """The order that `as_json` has written."""
+    files = tuple((file["name"], file["weight"], file["blocks"]) for file in values["files"])
+    return GridOrder(**{**values, "files": files, "axes": {name: Axis(**axis) for name, axis in values["axes"].items()}})
+
+
 def _request(order: GridOrder) -> GenerateRequest:
     return GenerateRequest(order.prompt, order.negative, order.width, order.height, order.steps, order.cfg, order.sampler, order.seed, order.clip_skip)
 
 
-def _use(offer: Offer, name: str, weight: float, blocks: str) -> Use:
+def _uses(offer: Offer, name: str, weight: float, blocks: str) -> list[Use]:
     found = next((choice for choice in (*offer.saves, *offer.files) if name in (choice.label, choice.path.name, str(choice.path)) and choice.kind != "checkpoint"), None)
     if found is None:
         raise ValueError(f"{name} is no LoRA, embedding or hypernetwork here; choose one of the list.")
-    return Use(found.path, weight, blocks)
+    return [replace(use, weight=weight, blocks=blocks) for use in found.uses]
 
 
 def _size(cell: Any) -> float:

@@ -139,14 +139,19 @@ class Jobs:
             self.held = True
             self._save()
 
-    @contextmanager
-    def lent(self) -> Iterator[None]:
-        """The model, for something else than a run: what waits begins afterwards. Raises ValueError where a run is going or something else has it."""
+    def check_free(self) -> None:
+        """Raises ValueError where a run is going or something else has the model."""
         with self._changed:
             if self.current and self.current.state in GOING:
                 raise ValueError(f"{self.current.name} is being trained; wait until it has ended, or pause it.")
             if self._lent:
                 raise ValueError("Something else is using the model; wait until it has ended.")
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """The model, for something else than a run: what waits begins afterwards. Raises ValueError where a run is going or something else has it."""
+        with self._changed:
+            self.check_free()
             self._lent = True
         try:
             yield

@@ -40,13 +40,16 @@ def keep(folder: Path, best: Best) -> dict[str, Any]:
 
     Raises ValueError, before anything is changed, for a file that is not there and a name that cannot be or is taken by a file that stays; OSError.
     """
-    path = runs.inside(folder, best.file)
+    steps = {row["name"]: row["step"] for row in runs.saved_files(folder)}
+    if best.file not in steps:
+        raise ValueError(f"{best.file} is no saved file of {folder.name}; choose one of its files.")
     if best.others not in OTHERS:
         raise ValueError(f"{best.others!r} is neither leave nor trash.")
-    others = [folder / row["name"] for row in runs.saved_files(folder) if (folder / row["name"]).stem != path.stem]
+    path = folder / best.file
     target = runs.renamed(path, best.name)
-    taken = [other for other in others if other.stem == target.stem]
-    if taken and best.others == "leave":
+    others = [folder / name for name, step in steps.items() if step != steps[best.file] and Path(name).stem != path.stem]  # what was saved with it stays with it
+    taken = [folder / name for name in steps if Path(name).stem == target.stem != path.stem and not (best.others == "trash" and folder / name in others)]
+    if taken:
         raise ValueError(f"{taken[0].name} exists already; choose another name, or let the other saves go to the trash.")
     trashed = [moved for other in others for moved in _trash(folder, other)] if best.others == "trash" else []
     if path.stem != target.stem:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .compare.clip import found as found_clip
-from .compare.numbers import Saved, check, numbers, saves_of
+from .compare.numbers import Row, Saved, check, numbers, saves_of
 from .compare.suggest import suggest
 from .host import Host
 from .live import finite
@@ -18,9 +18,10 @@ from .settings import TrainConfig
 
 def saves_in(folder: Path) -> list[Saved]:
     """The saved steps of a run; its final file is that of its last step."""
-    last = known_record(folder).step or settings_of(folder).steps
+    cfg = settings_of(folder)
+    last = known_record(folder).step or cfg.steps
     steps = {folder / file["name"]: last if file["step"] is None else file["step"] for file in saved_files(folder)}
-    return saves_of(steps, steps)
+    return saves_of(steps, steps, cfg.name)
 
 
 def measured(folder: Path, cfg: TrainConfig, make_host: Callable[[], Host], told: Callable[[int, int], Any]) -> dict[str, Any]:
@@ -35,4 +36,10 @@ def measured(folder: Path, cfg: TrainConfig, make_host: Callable[[], Host], told
         rows.append(row)
         told(len(rows), len(saves) + 1)
     found = suggest(rows)
-    return {"rows": [{**asdict(row), "loss": finite(row.loss), "drift": finite(row.drift)} for row in rows], "suggestion": asdict(found) if found else None, "run": folder.name}
+    return {"rows": [_shown(row) for row in rows], "suggestion": asdict(found) if found else None, "run": folder.name}
+
+
+def _shown(row: Row) -> dict[str, Any]:
+    """A row without numbers that are none, which JSON has not: those of a save that is broken."""
+    numbers = {name: finite(value) for name, value in (("loss", row.loss), ("gain", row.gain), ("drift", row.drift)) if value is not None}
+    return {**asdict(row), **numbers, "more": {name: finite(value) for name, value in row.more.items()}}

@@ -58,6 +58,7 @@ class Record:
     pictures: list[str] = field(default_factory=list)  # a few training pictures
     reports: dict[str, str] = field(default_factory=dict)  # saved file -> how the host reads it
     names: dict[str, str] = field(default_factory=dict)  # saved file -> its name in a prompt of the host, where that is not its own
+    step_of_file: dict[str, int] = field(default_factory=dict)  # saved file that a person has renamed -> the step it is of
     speed: dict[str, Any] = field(default_factory=dict)  # what seconds per step depend on, and those
 
 
@@ -121,7 +122,8 @@ class _Keeper:
         self.now = replace(self.now, seconds=round(self.before + time.monotonic() - self.began, 2), speed=speed, **change)
         with _WRITING:
             disk = read_record(self.folder)
-            self.now = replace(self.now, notes=disk.notes, reports={**disk.reports, **reports})
+            known = {name: step for name, step in disk.step_of_file.items() if name not in reports}  # a file that is written anew is of this step
+            self.now = replace(self.now, notes=disk.notes, reports={**disk.reports, **reports}, step_of_file=known)
             _write(self.folder, self.now)
 
     def close(self) -> None:
@@ -225,7 +227,7 @@ def saved_files(folder: Path) -> list[dict[str, Any]]:
     files = [path for path in folder.iterdir() if path.suffix in FILES and path.is_file() and not path.name.startswith(".") and not path.name.endswith(PREVIEW)]
     rows = []
     for path in files:
-        step, now = step_of(path), path.stat()
+        step, now = run.step_of_file.get(path.name, step_of(path)), path.stat()
         more = {"use": use_text(run, path), "report": run.reports.get(path.name, ""), "ranks": _ranks(path, now.st_mtime_ns)}
         rows.append({"name": path.name, "bytes": now.st_size, "step": step, **more})
     return sorted(rows, key=lambda r: (r["step"] is not None, -(r["step"] or 0), r["name"]))
@@ -288,7 +290,9 @@ def rename_file(folder: Path, name: str, new: str) -> Path:
         old.rename(old.with_name(target.stem + old.name[len(path.stem) :]))
     with _WRITING:
         run = known_record(folder)
-        _write(folder, replace(run, reports={(target.name if key == path.name else key): value for key, value in run.reports.items()}))
+        step, known = run.step_of_file.get(path.name, step_of(path)), {key: value for key, value in run.step_of_file.items() if key != path.name}
+        known |= {target.name: step} if step is not None and step_of(target) != step else {}
+        _write(folder, replace(run, reports={(target.name if key == path.name else key): value for key, value in run.reports.items()}, step_of_file=known))
     return target
 
 

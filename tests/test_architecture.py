@@ -34,7 +34,7 @@ LEVELS = (
     ("queue_file",),
     ("work",),
     ("datasets", "jobs", "outlook", "toolbox"),
-    ("keeping", "measuring"),
+    ("grid", "keeping", "measuring"),
     ("comparisons", "dataset_audit", "dataset_crops", "dataset_tags"),
     ("dataset_captions",),
     ("demo",),

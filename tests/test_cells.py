@@ -104,7 +104,7 @@ def test_what_cannot_be_read_is_said_and_the_rest_is_made(kind, text, left, said
 
 @pytest.mark.parametrize(("axes", "said"), [
     ({"x": Axis("seed", " , ")}, "Axis X (Seed) has no value"), ({"x": Axis("seed", "x")}, "has no value"), ({"x": Axis("nose", "1")}, "There is no axis 'nose'"),
-    ({"x": Axis("seed", "1"), "z": Axis("seed", "2")}, "Two axes change the same thing (Seed)"), ({"y": Axis("prompt", "hat, cap")}, "'hat' is not in the prompt"),
+    ({"x": Axis("seed", "1"), "z": Axis("seed", "2")}, "Two axes change the same thing (Seed)"), ({"x": Axis("seed", "1" * 200_000)}, "have 200,000 letters"), ({"x": Axis("seed", "1-" + "9" * 400)}, "is too long for a number"), ({"y": Axis("prompt", "hat, cap")}, "'hat' is not in the prompt"),
     ({"x": Axis("seed", "1-1000"), "y": Axis("cfg", "1-11 [11]")}, "would have 11,000 pictures"),
 ])  # fmt: skip
 def test_a_grid_that_cannot_be_is_one_sentence(axes, said):

@@ -8,17 +8,20 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import until
 from PIL import Image
 from tool_files import lora
 
 from lib_tuner.compare.cells import Axis
-from lib_tuner.comparisons import Comparisons, GridOrder, as_json
+from lib_tuner.comparisons import Comparisons, GridOrder, as_json, order_of
 from lib_tuner import runs
 from lib_tuner.config import flat_values, to_toml
 from lib_tuner.hosts.standalone import Standalone
 from lib_tuner.jobs import Jobs, run_id
+from lib_tuner.keeping import Best
 from lib_tuner.methods import settings
+from lib_tuner.methods.embedding_file import Embedding, write_embedding
 from lib_tuner.toolbox import OwnFolders, Toolbox
 from lib_tuner.tools.shelves import Shelf
 
@@ -162,8 +165,18 @@ def test_a_run_and_a_grid_take_turns(made, run, small_run, monkeypatch):
 def test_while_a_run_goes_the_grid_says_so(made, run, small_run):
     added = made.jobs.add(small_run | {"output": str(made.jobs.home), "steps": 5000, "save_every": 0})
     until(lambda: added.state == "running")
+    with pytest.raises(ValueError, match="is being trained; wait"):
+        made.start(order(run))
+    assert made.grid is None
+    made.jobs.stop()
+    until(lambda: added.state == "stopped", 60)
     made.start(order(run))
-    assert "is being trained; wait" in (done(made, "failed") and made.work.error)
+    done(made)
+    added = made.jobs.add(small_run | {"output": str(made.jobs.home), "steps": 5000, "save_every": 0})
+    until(lambda: added.state == "running")
+    with pytest.raises(ValueError, match="is being trained; wait"):
+        made.again([0])
+    assert made.status()["grid"]["states"] == ["drawn"] * 6  # nothing that is there is taken for lost
     made.jobs.stop()
     until(lambda: added.state == "stopped", 60)
 
@@ -204,3 +217,59 @@ def test_the_numbers_of_a_runs_saves_are_measured_and_one_is_suggested(made, run
 def done_with_error(comparisons: Comparisons, said: str) -> None:
     until(lambda: not comparisons.work.going)
     assert comparisons.work.state == "failed" and said in comparisons.work.error
+
+
+def test_a_new_grid_is_never_taken_for_the_one_before(made, run):
+    made.start(order(run, axes={"x": Axis("seed", "1-6")}))
+    first = done(made)
+    made.start(order(run, axes={"x": Axis("seed", "7-12")}))
+    second = done(made)
+    assert second["version"] > first["version"] + 6 and "states" in made.status(first["version"])["grid"]
+
+
+def test_a_file_that_is_another_one_now_is_neither_drawn_nor_kept_for_the_old_one(made, run):
+    made.start(order(run, axes={"x": Axis("step", "cat-001 10, cat-001 end")}))
+    done(made)
+    made.keep(run_id(run), Best("cat-000010.safetensors", "cat", others="trash"))
+    assert [f["run"] for f in made.cell_details(1)["files"]] == [""] and "Seed: 1" in made.cell_details(1)["text"]
+    with pytest.raises(ValueError, match="cat.safetensors is another file since this grid was begun"):
+        made.again([1])
+    assert [(c.label, c.path.name) for c in made.offer().saves] == [("cat-001 10", "cat.safetensors")]
+
+
+def test_the_steps_of_a_word_draw_different_pictures(made, tmp_path, run, checkpoint_file):
+    """They are files `word-000010.pt`, and the word in the prompt is `word`."""
+    folder = tmp_path / "out" / "word-001"
+    folder.mkdir()
+    values = {"name": "word", "method": "textual_inversion", "checkpoint": str(checkpoint_file), "memory.precision": "fp32", "data.resolution": 64, "sample.prompts": "a [name] outside", "sample.steps": 2}
+    (folder / "settings.toml").write_text(to_toml(settings(values)))
+    for i, name in enumerate(("word-000010", "word-000020", "word")):
+        write_embedding(folder / f"{name}.pt", Embedding("word", torch.randn(1, 48, generator=torch.Generator().manual_seed(i))))
+    suggested = made.suggested(run_id(folder))
+    assert (suggested["prompt"], suggested["axes"]["x"]["text"]) == ("a word outside", "None, word-001 10, word-001 20, word-001 end")
+    made.start(order_of({**suggested, "steps": 2, "axes": {"x": suggested["axes"]["x"]}}))
+    assert done(made)["states"] == ["drawn"] * 4
+    assert len({Image.open(made.cell(i)).tobytes() for i in range(4)}) == 4
+
+
+def test_a_lora_and_its_words_are_one_save(made, tmp_path, run):
+    folder = tmp_path / "out" / "pair-001"
+    folder.mkdir()
+    (folder / "settings.toml").write_text(to_toml(settings({"name": "pair", "method": "pivotal"})))
+    for name in ("pair-000010", "pair"):
+        lora(folder / f"{name}.safetensors")
+        write_embedding(folder / f"{name}.pt", Embedding("pair", torch.ones(1, 48)))
+    saves = [choice for choice in made.offer().saves if choice.run == "pair-001"]
+    assert [(c.label, c.path.name, [(use.path.name, use.word) for use in c.beside]) for c in saves] == [
+        ("pair-001 10", "pair-000010.safetensors", [("pair-000010.pt", "pair")]), ("pair-001 end", "pair.safetensors", [("pair.pt", "pair")])]
+
+
+def test_the_hosts_own_interrupt_ends_the_grid_and_a_page_that_is_drawn_anew_does_not(made, run, monkeypatch):
+    answers = iter([False, True])
+    monkeypatch.setattr("lib_tuner.compare.draw.TOGETHER", 1)
+    monkeypatch.setattr(Gated, "interrupted", lambda self: next(answers))
+    lost = iter([False, True, False, True, *[False] * 99])  # the second picture once, the third for good
+    monkeypatch.setattr(Gated, "generate", lambda self, requests, was=Gated.generate: [] if next(lost) else was(self, requests))
+    made.start(order(run))
+    states = done(made, "stopped")["states"]
+    assert states.count("drawn") == 2 and states.count("") == 4

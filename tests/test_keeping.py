@@ -42,7 +42,8 @@ def test_the_save_gets_name_card_and_picture_and_the_others_stay(run, tmp_path):
     with Image.open(run / "tom.preview.png") as picture:
         assert picture.size == (512, 256)
     assert all(after[name] == before[name] for name in ("cat.safetensors", "cat.json", "cat-000020.safetensors"))
-    assert [row["name"] for row in runs.saved_files(run)] == ["cat.safetensors", "tom.safetensors", "cat-000020.safetensors"]
+    assert [row["name"] for row in runs.saved_files(run)] == ["cat.safetensors", "cat-000020.safetensors", "tom.safetensors"]
+    assert {row["name"]: row["step"] for row in runs.saved_files(run)}["tom.safetensors"] == 10
 
 
 def test_the_others_go_to_the_trash_whole_and_the_final_name_is_free(run):
@@ -52,7 +53,7 @@ def test_the_others_go_to_the_trash_whole_and_the_final_name_is_free(run):
     assert after["cat.safetensors"] == before["cat-000020.safetensors"]
     assert {name: after[f"trash/{name}"] for name in ("cat.safetensors", "cat.json", "cat-000010.safetensors", "cat-000010.json")} == {
         name: before[name] for name in ("cat.safetensors", "cat.json", "cat-000010.safetensors", "cat-000010.json")}
-    assert [row["name"] for row in runs.saved_files(run)] == ["cat.safetensors"]
+    assert [row["name"] for row in runs.saved_files(run)] == ["cat.safetensors"] and runs.saved_files(run)[0]["step"] == 20
 
 
 def test_nothing_in_the_trash_is_written_over(run):
@@ -68,8 +69,8 @@ def test_the_final_file_is_kept_under_its_own_name(run):
 
 
 @pytest.mark.parametrize(("best", "said"), [
-    (Best("cat-000010.safetensors", "cat"), "cat.safetensors exists already"), (Best("nothing.safetensors", "x"), "has no file 'nothing.safetensors'"),
-    (Best("../settings.toml", "x"), "has no file"), (Best("cat.safetensors", "a/b"), "name"), (Best("cat.safetensors", "x", others="burn"), "neither leave nor trash"),
+    (Best("cat-000010.safetensors", "cat"), "cat.safetensors exists already"), (Best("nothing.safetensors", "x"), "nothing.safetensors is no saved file of cat-001"),
+    (Best("../settings.toml", "x"), "is no saved file"), (Best("samples/a.png", "x", others="trash"), "is no saved file"), (Best("cat.safetensors", "a/b"), "name"), (Best("cat.safetensors", "x", others="burn"), "neither leave nor trash"),
 ])  # fmt: skip
 def test_what_cannot_be_is_a_sentence_and_nothing_has_changed(run, best, said):
     before = contents(run)
@@ -95,3 +96,10 @@ def test_two_runs_beside_each_other():
     found = side_by_side(one, two)
     assert found["settings"] == [["optim.lr", "1e-3", "1e-4"], ["lora.rank", 4, None], ["loha.rank", None, 8]]
     assert [run["name"] for run in found["runs"]] == ["a", "b"] and found["runs"][0]["points"] == [[1, 0.5, 1e-3]]
+
+
+def test_what_was_saved_with_it_stays_with_it(run):
+    for name in ("word-000010.safetensors", "word-000020.safetensors"):
+        (run / name).write_bytes(b"vectors")
+    assert keep(run, Best("cat-000010.safetensors", "cat", others="trash"))["trashed"] == 5
+    assert sorted(path.name for path in run.glob("*.safetensors")) == ["cat.safetensors", "word-000010.safetensors"]

@@ -253,9 +253,9 @@ def test_a_caption_without_the_trigger(caption, words, expected):
     assert without(caption, words) == expected
 
 
-def test_saves_are_in_order_and_one_file_of_each_stem(folder):
+def test_saves_are_in_order_and_one_file_of_each_stem_and_kind(folder):
     files = {embedding(folder / "it-000005.pt"): 5, embedding(folder / "it.pt"): 10, embedding(folder / "other-000005.pt"): 5, lora(folder / "it-000005.safetensors"): 5, folder / "it.json": 5}
     (folder / "it.json").write_text("{}")
     (folder / "it.yaml").write_text("")
     found = saves_of([*files, folder / "it.yaml"], {**files, folder / "it.yaml": 10})
-    assert [(save.step, [file.name for file in save.files]) for save in found] == [(5, ["it-000005.safetensors", "other-000005.pt"]), (10, ["it.pt"])]
+    assert [(save.step, [file.name for file in save.files]) for save in found] == [(5, ["it-000005.pt", "it-000005.safetensors", "other-000005.pt"]), (10, ["it.pt"])]

@@ -51,3 +51,9 @@ def test_the_suggestion_looks_at_the_model_before_the_run():
     """The same saves after a model that knew nearly as much are no gain."""
     table = [(1, 0.105, 0.01), (2, 0.1, 0.02)]
     assert suggest(rows(0.3, *table)).verdict == "" and suggest(rows(0.1005, *table)).verdict == OVER
+
+
+def test_a_broken_save_is_never_suggested():
+    found = suggest(rows(0.3, (1, 0.1, 0.02), (2, float("nan"), 0.02), (3, 0.1, float("inf"))))
+    assert (found.step, found.verdict, found.flags) == (1, OVER, {2: OVER, 3: OVER})
+    assert suggest(rows(0.3, (1, float("nan"), 0.02))) is None

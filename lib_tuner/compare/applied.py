@@ -81,6 +81,11 @@ def applied(sd: Components, uses: Iterable[Use]) -> Iterator[None]:
         yield
 
 
+def forget() -> None:
+    """Lets go of the factors that were kept in memory."""
+    _lora.cache_clear()
+
+
 @lru_cache(maxsize=READ)
 def _lora(path: Path, written: int) -> LoraFile:
     return read_any(path)

@@ -40,11 +40,18 @@ class Choice:
     kind: str = "lora"
     run: str = ""
     step: int | None = None
+    word: str = ""  # an embedding's, where that is not the file's name
+    beside: tuple[Use, ...] = ()  # what belongs to the same save: the words of a LoRA
 
     @property
     def label(self) -> str:
         """As it is shown and written."""
         return f"{self.run} {'end' if self.step is None else self.step}" if self.run else self.path.stem
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """The save as it is put on a model."""
+        return (Use(self.path, word=self.word), *self.beside)
 
     @property
     def order(self) -> tuple[Any, ...]:
@@ -148,7 +155,10 @@ def _values(name: str, axis: Axis, base: Cell, offer: Offer, problems: list[str]
     if kind.lines:
         wanted, empty = [text.strip().strip('"') for line in axis.text.splitlines() for text in line.split(";") if text.strip()], 0
     else:
-        wanted, empty = values.texts(axis.text)
+        try:
+            wanted, empty = values.texts(axis.text)
+        except ValueError as error:
+            raise ValueError(f"Axis {name.upper()}: {error}.") from None
     if empty:
         problems.append(f"Axis {name.upper()}: nothing is written in {empty} of its places between commas; they are left out.")
     found: list[Value] = []
@@ -205,12 +215,16 @@ def _named(text: str, choices: Sequence[Choice], what: str) -> list[Value]:
 
 
 def _step(text: str, offer: Offer) -> list[Value]:
-    return [Value(NONE, frozenset(choice.path for choice in offer.saves))] if text == NONE else _named(text, offer.saves, "save of a run")
+    return [Value(NONE, _paths(offer.saves))] if text == NONE else _named(text, offer.saves, "save of a run")
 
 
 def _file(text: str, offer: Offer) -> list[Value]:
     usable = [choice for choice in (*offer.saves, *offer.files) if choice.kind != "checkpoint"]
-    return [Value(NONE, frozenset(choice.path for choice in usable))] if text == NONE else _named(text, usable, "LoRA, embedding or hypernetwork")
+    return [Value(NONE, _paths(usable))] if text == NONE else _named(text, usable, "LoRA, embedding or hypernetwork")
+
+
+def _paths(choices: Iterable[Choice]) -> frozenset[Path]:
+    return frozenset(use.path for choice in choices for use in choice.uses)
 
 
 def _checkpoint(text: str, offer: Offer) -> list[Value]:
@@ -218,18 +232,17 @@ def _checkpoint(text: str, offer: Offer) -> list[Value]:
 
 
 def _put_file(cell: Cell, choice: Choice | frozenset[Path]) -> Cell:
-    """The file in the place of the first that the cell has of its run or, for a file of no run, of all; else behind them. A set takes all its files away."""
+    """The file in the place of those that the cell has of its run or, for a file of no run, of the first; else behind them. A set takes all its files away."""
     if isinstance(choice, frozenset):
         return replace(cell, uses=tuple(use for use in cell.uses if use.path not in choice))
     if choice.kind == "checkpoint":
         return replace(cell, checkpoint=str(choice.path))
-    uses = list(cell.uses)
-    same = [i for i, use in enumerate(uses) if not choice.run or use.path.parent == choice.path.parent]
-    if same:
-        uses[same[0]] = replace(uses[same[0]], path=choice.path)
-    else:
-        uses.append(Use(choice.path))
-    return replace(cell, uses=tuple(uses))
+    same = [use for use in cell.uses if use.path.parent == choice.path.parent] if choice.run else list(cell.uses[:1])
+    if not same:
+        return replace(cell, uses=(*cell.uses, *choice.uses))
+    first = cell.uses.index(same[0])
+    mine = [replace(use, weight=same[0].weight, blocks=same[0].blocks) for use in choice.uses]
+    return replace(cell, uses=(*cell.uses[:first], *mine, *(use for use in cell.uses[first:] if use not in same)))
 
 
 def _weights(cell: Cell, weight: float) -> Cell:

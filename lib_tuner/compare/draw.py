@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from ..sd.files import file_sha256
 from .applied import Use, applied
 from .cells import Cell, Plan
 
+TRIES = 3  # of pictures that were not drawn
 TOGETHER = 512 * 512  # pixels that are asked for at once: one picture of SD1.5's size, several of a small model's
 Hosts = Callable[[str], Host]  # checkpoint, "" for the one that is there -> its host
 
@@ -31,13 +33,18 @@ class Drawn:
 
 
 def draw(plan: Plan, hosts: Hosts, only: Iterable[int] | None = None) -> Iterator[Drawn]:
-    """The cells of a plan, or those that `only` names, in the order that changes models and files least often. A cell that fails is a sentence; the others are still drawn."""
+    """The cells of a plan, or those that `only` names, in the order that changes models and files least often. A cell that fails is a sentence; the others are still drawn.
+
+    Raises Interrupted where somebody stops it at the host.
+    """
     wanted = range(len(plan.cells)) if only is None else only
     for index in wanted:
         if isinstance(cell := plan.cells[index], str):
             yield Drawn(index, None, cell)
     members = [index for index in wanted if isinstance(plan.cells[index], Cell)]
     for checkpoint, of_checkpoint in _grouped(plan, members, lambda cell: cell.checkpoint):
+        host = None
+        _free()  # the model of the last checkpoint hangs in circles
         try:
             host = hosts(checkpoint)
             with host.exclusive() as sd:
@@ -48,6 +55,16 @@ def draw(plan: Plan, hosts: Hosts, only: Iterable[int] | None = None) -> Iterato
                     yield from _with_files(plan, host, sd, uses, group)
         except (ValueError, OSError) as error:  # of the model itself: nothing that is left can be drawn on it
             yield from (Drawn(index, None, str(error)) for index in of_checkpoint)
+
+
+class Interrupted(Exception):
+    """Somebody has pressed the host's own button; what is not drawn yet stays so."""
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _grouped(plan: Plan, indices: Iterable[int], key: Callable) -> list[tuple]:
@@ -86,12 +103,18 @@ def _together(plan: Plan, group: list[int]) -> Iterator[list[int]]:
 
 
 def _pictures(host: Host, requests: list[GenerateRequest]) -> tuple[list[Image.Image], str]:
+    pictures: list[Image.Image] = []
     try:
-        pictures = host.generate(requests)
+        for _ in range(TRIES):
+            pictures += host.generate(requests[len(pictures) :])
+            if len(pictures) == len(requests):
+                return pictures, ""
+            if host.interrupted():  # and not by a page that is drawn anew, which presses the same button
+                raise Interrupted
     except torch.cuda.OutOfMemoryError:
         torch.cuda.empty_cache()
-        return [], "This picture does not fit into the GPU's memory; choose a smaller size."
-    return pictures, "" if len(pictures) == len(requests) else "The host was interrupted before this picture was drawn."
+        return pictures, "This picture does not fit into the GPU's memory; choose a smaller size."
+    return pictures, "The host did not draw this picture; draw its row again."
 
 
 # ---- what is written into a picture ----------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Numbers of each saved step of a run: how well it knows the pictures, how much of that hangs on its trigger, how far it has moved from the base model.
 
 All saves are asked the same few questions at the same noise (`metrics.Questions`), the base model once for all of them. What is measured is kept in
-`numbers.json` in the run's folder, each row for as long as its files and what was asked are the same.
+`numbers.tuner` in the run's folder, each row for as long as its files and what was asked are the same.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -34,7 +34,7 @@ from ..step import schedule_for
 from .applied import KINDS, Use, applied, kind_of_file
 from .clip import Looks
 
-FILE, FORMAT = "numbers.json", 1
+FILE, FORMAT = "numbers.tuner", 1  # JSON, but no .json: `numbers.tuner` is the card of a LoRA named numbers
 FEWEST, MOST = 2, 8  # pictures: more say more and cost more
 PER_PICTURE = 1000  # examples of training that pay for a picture: ten saves then cost less than a twentieth of it (`bench compare`)
 LOOKED_AT = 64  # training pictures that samples are compared with
@@ -65,21 +65,30 @@ class Row:
     more: dict[str, float] = field(default_factory=dict)  # `clip.similarities`, empty without a CLIP or without samples
 
 
-def saves_of(files: Iterable[Path], steps: dict[Path, int]) -> list[Saved]:
-    """The saved steps in order. Of files that differ only in their ending one is taken, and of the rest those that can be put on a model."""
-    chosen: dict[tuple[int, str], Path] = {}
+def saves_of(files: Iterable[Path], steps: Mapping[Path, int], name: str = "") -> list[Saved]:
+    """The saved steps in order. Of a kind's files that differ only in their ending one is taken, and of the rest those that can be put on a model.
+
+    A step has one network, beside which there may be words; where a person has renamed copies of one, that of the run's own `name` is taken.
+    """
+    chosen: dict[tuple[int, str, str], Path] = {}
     for file in sorted(files, key=lambda f: ENDINGS.index(f.suffix.lower()) if f.suffix.lower() in ENDINGS else len(ENDINGS)):
-        if file.suffix.lower() in ENDINGS and _usable(file):
-            chosen.setdefault((steps[file], file.stem), file)
-    found = sorted({step for step, _ in chosen})
-    return [Saved(step, tuple(sorted(file for (at, _), file in chosen.items() if at == step))) for step in found]
+        if file.suffix.lower() in ENDINGS and (kind := usable_kind(file)):
+            chosen.setdefault((steps[file], file.stem, kind), file)
+    saves = []
+    for step in sorted({step for step, *_ in chosen}):
+        mine = {key: file for key, file in chosen.items() if key[0] == step}
+        networks = sorted((file for (_, _, kind), file in mine.items() if kind != "embedding"), key=lambda file: (file.stem != name, file.name))
+        words = [file for (_, _, kind), file in mine.items() if kind == "embedding"]
+        saves.append(Saved(step, tuple(sorted([*networks[:1], *words]))))
+    return saves
 
 
-def _usable(file: Path) -> bool:
+def usable_kind(file: Path) -> str:
+    """What a file is that can be put on a model; empty for others."""
     try:
-        return kind_of_file(file) in KINDS
-    except ValueError:
-        return False
+        return kind_of_file(file)
+    except (ValueError, OSError):
+        return ""
 
 
 def check(cfg: TrainConfig) -> None:
@@ -185,9 +194,9 @@ class Asked:
 
     def uses(self, save: Saved) -> list[Use]:
         """A save's files as they are put on a model."""
-        return [Use(file, word=self._word(file)) for file in save.files]
+        return [Use(file, word=self.word_of(file)) for file in save.files]
 
-    def _word(self, file: Path) -> str:
+    def word_of(self, file: Path) -> str:
         """An embedding's word: its file's name without the step, or the run's one word where a person has renamed the file."""
         stem = match[1] if (match := _SAVE.fullmatch(file.stem)) else file.stem
         return stem if stem in self._words or len(self._words) != 1 else next(iter(self._words))
@@ -287,7 +296,7 @@ class Measure:
 
 
 class Kept:
-    """`numbers.json`: rows by their files' names, sizes and times; rows to other questions are forgotten. A damaged file is measured anew."""
+    """`numbers.tuner`: rows by their files' names, sizes and times; rows to other questions are forgotten. A damaged file is measured anew."""
 
     def __init__(self, path: Path, key: str):
         self.path, self.key = path, key

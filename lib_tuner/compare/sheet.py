@@ -6,8 +6,10 @@ Geometry in px. A column is as wide as its widest cell, a row as high as its hig
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -61,9 +63,9 @@ def layout(plan: Plan, sizes: Sequence[tuple[int, int] | None]) -> Layout:
     return Layout((left + sum(widths) + GAP * (columns - 1), planes * high + 2 * GAP * (planes - 1)), tuple(cells), labels, letters)
 
 
-def compose(plan: Plan, pictures: Sequence[Image.Image | None], said: Mapping[int, str] | None = None) -> Image.Image:
-    """The whole grid (RGB). `said`: what is written in a cell that has no picture, by its index."""
-    where = layout(plan, [picture.size if picture else None for picture in pictures])
+def compose(plan: Plan, pictures: Sequence[Image.Image | Path | None], said: Mapping[int, str] | None = None) -> Image.Image:
+    """The whole grid (RGB) of pictures or of files, of which one is open at a time. `said`: what is written in a cell that has no picture, by its index."""
+    where = layout(plan, [_size(picture) for picture in pictures])
     sheet = Image.new("RGB", where.size, PAPER)
     pen = ImageDraw.Draw(sheet)
     for (name, number, _), box in where.labels.items():
@@ -71,10 +73,18 @@ def compose(plan: Plan, pictures: Sequence[Image.Image | None], said: Mapping[in
     for index, (box, picture) in enumerate(zip(where.cells, pictures)):
         left, top, width, height = box
         if picture is not None:
-            sheet.paste(picture.convert("RGB"), (left + (width - picture.width) // 2, top + (height - picture.height) // 2))
+            with Image.open(picture) if isinstance(picture, Path) else nullcontext(picture) as opened:
+                sheet.paste(opened.convert("RGB"), (left + (width - opened.width) // 2, top + (height - opened.height) // 2))
         elif text := (said or {}).get(index, ""):
             _write(pen, text, box, max(10, where.letters * 2 // 3), FAINT)
     return sheet
+
+
+def _size(picture: Image.Image | Path | None) -> tuple[int, int] | None:
+    if isinstance(picture, Path):
+        with Image.open(picture) as opened:
+            return opened.size
+    return picture.size if picture else None
 
 
 # ---- letters ---------------------------------------------------------------------------------------------------------

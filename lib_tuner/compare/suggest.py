@@ -6,8 +6,9 @@ same the latest is taken, as long as it has drifted no further; one that has dri
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .numbers import Row
 
@@ -32,8 +33,15 @@ class Suggestion:
 def suggest(rows: Sequence[Row]) -> Suggestion | None:
     """The step to take of rows in the order of steps, the first that of the model before the run; None where there is no save."""
     base, saves = next((row for row in rows if not row.files), None), [row for row in rows if row.files]
+    broken = {row.step: OVER for row in saves if not (math.isfinite(row.loss) and math.isfinite(row.drift))}
+    saves = [row for row in saves if row.step not in broken]
     if base is None or not saves:
         return None
+    found = _of_whole(base, saves)
+    return replace(found, flags={**found.flags, **broken}, verdict=found.verdict or (OVER if broken else ""))
+
+
+def _of_whole(base: Row, saves: Sequence[Row]) -> Suggestion:
     best = min(saves, key=lambda row: row.loss)
     learned = {row.step: (base.loss - row.loss) / max(base.loss - best.loss, 1e-12) for row in saves}
     if base.loss - best.loss < NOTHING * base.loss:

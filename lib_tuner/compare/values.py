@@ -13,15 +13,18 @@ import re
 from io import StringIO
 
 MOST = 1000  # numbers of one range
+LONGEST = 100_000  # letters of an axis
 _NUMBER = r"([+-]?\s*\d+(?:\.\d*)?)"
 _STEPS = re.compile(rf"\s*{_NUMBER}\s*-\s*{_NUMBER}(?:\s*\(\s*([+-]\s*\d+(?:\.\d*)?)\s*\))?\s*")
 _COUNT = re.compile(rf"\s*{_NUMBER}\s*-\s*{_NUMBER}\s*\[\s*(\d+)\s*\]\s*")
 
 
 def texts(line: str) -> tuple[list[str], int]:
-    """The texts, and how many places between commas hold nothing; what is empty at the end of a line does not count."""
+    """The texts of a line (at most LONGEST letters, else ValueError, a clause), and how many places between commas hold nothing; what is empty at the end of a line does not count."""
     found: list[str] = []
-    for row in csv.reader(StringIO(line), skipinitialspace=True):
+    if len(line) > LONGEST:
+        raise ValueError(f"its values have {len(line):,} letters, and {LONGEST:,} are the most")
+    for row in csv.reader(StringIO("\n".join(line.splitlines())), skipinitialspace=True):
         row = [text.strip() for text in row]
         while row and not row[-1]:
             row.pop()
@@ -32,6 +35,8 @@ def texts(line: str) -> tuple[list[str], int]:
 
 def numbers(text: str, whole: bool) -> list[float]:
     """One number or a range of them; `whole`: 1-10 [4] is rounded. Raises ValueError, a clause."""
+    if len(text) > 100:
+        raise ValueError(f"{text[:20]!r}… is too long for a number or a range")
     if found := _COUNT.fullmatch(text):
         return _spread(_number(found[1]), _number(found[2]), int(found[3]), whole)
     if found := _STEPS.fullmatch(text):

@@ -195,8 +195,11 @@ class WebUI:
         if target != path:
             sweep(home)
             self._published.append((target, kind))
-            if self._sd is None:
-                self._refresh()
+            if self._sd is None and self.w.call_queue.queue_lock.acquire(blocking=False):  # else somebody draws, with what would be taken out
+                try:
+                    self._refresh()
+                finally:
+                    self.w.call_queue.queue_lock.release()
         return replace(report, note=note) if note else report
 
     def _refresh(self) -> None:

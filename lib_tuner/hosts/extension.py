@@ -28,7 +28,7 @@ from ..web.auth import Guard
 from ..web.routes import PREFIX, make_router
 from .job import DECIDED, JOB
 from .previews import SAMPLERS
-from .published import published_as, sweep
+from .published import published_as, renew_card, sweep
 
 LOG = logging.getLogger("lib_tuner")
 KEY = secrets.token_urlsafe(24)  # of this process: whoever has the page has it
@@ -96,7 +96,12 @@ def home_of(w: Any) -> Path:
 @lru_cache(maxsize=None)
 def comparisons_of(jobs: Jobs, make_folders: Callable[[], Folders]) -> Comparisons:
     """The comparisons beside a queue; a save that is kept is published as a run's own files are."""
-    return Comparisons(jobs, tools_of(jobs, make_folders), published=lambda cfg, path: jobs.hosts(cfg).reload(path), decided=DECIDED)
+
+    def published(cfg: TrainConfig, path: Path) -> None:
+        jobs.hosts(cfg).reload(path)
+        renew_card(path, jobs.home)
+
+    return Comparisons(jobs, tools_of(jobs, make_folders), published=published, decided=DECIDED)
 
 
 # ---- the tab ---------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from ..disk import atomic
 from ..runs import SAVE, step_of
 
 LEDGER = "published.tuner"  # JSON in the output folder: {published file: the run's file}
+CARD = (".json", ".preview.png")  # what the host shows of a LoRA
 _RUN = re.compile(r"(.+)-\d{3,}")
 
 
@@ -35,10 +36,18 @@ def publish(source: Path, folder: Path, home: Path) -> Path:
     _write(home, {**_alive(ledger), str(target): str(source)})
     if yaml.is_file():
         shutil.copyfile(yaml, target.with_suffix(".yaml"))
-    for ending in (".json", ".preview.png"):  # the host writes into them when its user edits the card, so they are copies and are never replaced
+    for ending in CARD:  # the host writes into them when its user edits the card, so they are copies and are never replaced
         if source.with_suffix(ending).is_file() and not target.with_suffix(ending).exists():
             shutil.copyfile(source.with_suffix(ending), target.with_suffix(ending))
     return target
+
+
+def renew_card(source: Path, home: Path) -> None:
+    """A person has written the card of a run's file anew: the host's copy follows. Raises OSError."""
+    target = published_as(home).get(source.resolve())
+    for ending in CARD if target else ():
+        if source.with_suffix(ending).is_file():
+            shutil.copyfile(source.with_suffix(ending), target.with_suffix(ending))
 
 
 def name_of(source: Path) -> str:
@@ -56,7 +65,7 @@ def sweep(home: Path) -> list[Path]:
     for target, source in ledger.items():
         if not Path(source).is_file() and Path(target).is_file() and step_of(Path(target)) is not None:
             Path(target).unlink()
-            for ending in (".json", ".yaml", ".preview.png"):
+            for ending in (*CARD, ".yaml"):
                 Path(target).with_suffix(ending).unlink(missing_ok=True)
             gone.append(Path(target))
     if ledger != _alive(ledger):

@@ -1,0 +1,114 @@
+"""A grid as it lies on the disk while it is drawn: which cells there are, each as a picture with its settings in it, and the whole as one picture."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .compare.cells import KINDS, NAMES, Cell, Plan
+from .compare.draw import Drawn, infotext, png_info
+from .compare.sheet import compose
+from .disk import atomic
+
+SHEET = "grid.png"
+
+
+@dataclass
+class Grid:
+    """A grid and how far it is. `order`: what was asked for, as JSON has it; `states` by cell: "" (not yet), drawn, or failed; `version` goes up with each change."""
+
+    folder: Path
+    order: dict[str, Any]
+    plan: Plan
+    base: Cell
+    version: int
+    states: list[str] = field(default_factory=list)
+    errors: dict[int, str] = field(default_factory=dict)
+    _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+
+    def __post_init__(self) -> None:
+        self.states = [""] * len(self.plan.cells)
+        self.stamps = {use.path: _stamp(use.path) for cell in self.plan.cells if isinstance(cell, Cell) for use in cell.uses}
+
+    def picture(self, index: int) -> Path:
+        """Where a cell's picture is."""
+        return self.folder / f"cell-{index:04d}.png"
+
+    def there(self, index: int) -> Path:
+        """The picture of a cell. Raises ValueError where there is none."""
+        if not 0 <= index < len(self.states) or not self.picture(index).is_file():
+            raise ValueError("That picture is not there.")
+        return self.picture(index)
+
+    def changed_files(self, indices: Iterable[int]) -> list[Path]:
+        """Files of these cells that are not what they were when the grid was planned: written anew, renamed, another in their place."""
+        cells = [self.plan.cells[index] for index in indices]
+        return [path for path in dict.fromkeys(use.path for cell in cells if isinstance(cell, Cell) for use in cell.uses) if path.is_file() and _stamp(path) != self.stamps[path]]
+
+    # ---- what happens to cells ---------------------------------------------------------------------------------------
+
+    def marked(self, index: int, state: str, error: str = "") -> None:
+        """A cell is in another state."""
+        with self._lock:
+            self.states[index] = state
+            self.errors.pop(index, None)
+            if error:
+                self.errors[index] = error
+            self.version += 1
+
+    def take(self, drawn: Drawn) -> None:
+        """A cell was drawn, or could not be. Raises OSError."""
+        if drawn.picture is None:
+            self.marked(drawn.index, "failed", drawn.error)
+            return
+        with atomic(self.picture(drawn.index)) as temporary:
+            drawn.picture.save(temporary, "PNG", pnginfo=png_info(infotext(self.plan.cells[drawn.index])))
+        self.marked(drawn.index, "drawn")
+
+    def settle(self, indices: Iterable[int]) -> None:
+        """Cells that were to be drawn once more and were not are what they were."""
+        for index in indices:
+            if not self.states[index] and self.picture(index).is_file():
+                self.marked(index, "drawn")
+
+    # ---- what is shown -----------------------------------------------------------------------------------------------
+
+    def shown(self, known: int) -> dict[str, Any]:
+        """For a page; its cells only where their version is another than the one that is known."""
+        with self._lock:
+            told: dict[str, Any] = {"name": self.folder.name, "folder": str(self.folder), "version": self.version, "count": len(self.states)}
+            if known == self.version:
+                return told
+            kinds = {name: KINDS[kind].label for name in NAMES if (kind := self.plan.axes[name][0])}
+            return {**told, "shape": list(self.plan.shape), "labels": {name: self.plan.labels(name) for name in NAMES}, "kinds": kinds, "states": list(self.states),
+                    "errors": dict(self.errors), "order": self.order}  # fmt: skip
+
+    def text(self, index: int) -> str:
+        """The settings with which a cell was drawn, as its picture has them. Raises ValueError."""
+        with Image.open(self.there(index)) as picture:
+            return str(picture.info.get("parameters", ""))
+
+    def sheet(self) -> Path:
+        """The whole as one picture, made anew of the cells that are there. Raises ValueError, OSError."""
+        with self._lock:
+            pictures, errors = [path if (path := self.picture(index)).is_file() else None for index in range(len(self.states))], dict(self.errors)
+        if not any(pictures):
+            raise ValueError("No picture of this grid has been drawn.")
+        axes = ", ".join(f"{name.upper()} Type: {KINDS[kind].label}, {name.upper()} Values: \"{'; '.join(self.plan.labels(name))}\"" for name in NAMES if (kind := self.plan.axes[name][0]))
+        text = infotext(self.base) + (f", Script: X/Y/Z plot, {axes}" if axes else "")
+        with atomic(self.folder / SHEET) as temporary:
+            compose(self.plan, pictures, errors).save(temporary, "PNG", pnginfo=png_info(text))
+        return self.folder / SHEET
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        now = path.stat()
+    except OSError:
+        return None
+    return now.st_size, now.st_mtime_ns
