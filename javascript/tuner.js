@@ -249,6 +249,7 @@ window.tuner = window.tuner || {};
 
     new MutationObserver(look).observe(document.documentElement, { childList: true, subtree: true });
     document.addEventListener("DOMContentLoaded", look);
+    document.addEventListener("tuner-scripts", look); // gradio may have drawn everything before our scripts are there, and then nothing happens any more
     document.addEventListener("tuner-language", () => (tuner.root && tuner.root.isConnected ? again() : look()));
     document.addEventListener("visibilitychange", () => { if (!document.hidden && tuner.root) tuner.refresh(); });
 })(window.tuner);

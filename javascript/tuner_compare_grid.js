@@ -55,6 +55,7 @@
 
     // ---- the grid ----
 
+    const shown = (label) => (label === "None" ? tuner.t("without files") : label); // the word None alone means something else in a form
     const at = (x, y, z) => (z * grid.shape[1] + y) * grid.shape[0] + x;
     const url = (index) => tuner.url(`compare/cells/${index}?v=${grid.name}-${grid.version}`);
 
@@ -67,8 +68,8 @@
         }
         const [columns, rows, planes] = grid.shape, parts = [];
         for (let z = 0; z < planes; z++) {
-            if (grid.labels.z[z]) parts.push(h("h4", {}, `${tuner.t(grid.kinds.z)}: ${grid.labels.z[z]}`));
-            const head = grid.kinds.x ? h("thead", {}, h("tr", {}, h("td", {}), grid.labels.x.map((label) => h("th", { scope: "col" }, label)))) : null;
+            if (grid.labels.z[z]) parts.push(h("h4", {}, `${tuner.t(grid.kinds.z)}: ${shown(grid.labels.z[z])}`));
+            const head = grid.kinds.x ? h("thead", {}, h("tr", {}, h("td", {}), grid.labels.x.map((label) => h("th", { scope: "col" }, shown(label))))) : null;
             const body = [];
             for (let y = 0; y < rows; y++) {
                 const cells = Array.from({ length: columns }, (_, x) => h("td", {}, h("button", { type: "button", class: "tuner-c-cell", "data-cell": at(x, y, z), onclick: compare.doing(() => show(at(x, y, z))) })));
@@ -76,7 +77,7 @@
                     await tuner.send("compare/again", { cells: Array.from({ length: columns }, (_, x) => at(x, y, z)) });
                     await compare.look();
                 }) }, "↻");
-                body.push(h("tr", {}, h("th", { scope: "row" }, h("span", {}, grid.labels.y[y]), again), cells));
+                body.push(h("tr", {}, h("th", { scope: "row" }, h("span", {}, shown(grid.labels.y[y])), again), cells));
             }
             parts.push(h("div", { class: "tuner-c-scroll", tabindex: 0, role: "region", "aria-label": tuner.t("Grid") }, h("table", { style: `--columns: ${columns}` }, head, h("tbody", {}, body))));
         }
@@ -104,7 +105,7 @@
 
     function labelOf(index, name) {
         const [columns, rows] = grid.shape, place = { x: index % columns, y: Math.floor(index / columns) % rows, z: Math.floor(index / columns / rows) };
-        return grid.labels[name][place[name]];
+        return shown(grid.labels[name][place[name]]);
     }
 
     // ---- one of them large ----

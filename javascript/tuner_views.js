@@ -40,3 +40,5 @@
         views.show(views.open);
     };
 })(window.tuner);
+
+document.dispatchEvent(new Event("tuner-scripts")); // this is the last of them, by its name

@@ -22,7 +22,7 @@ from ..jobs import Jobs
 from ..settings import TrainConfig
 from ..toolbox import OwnFolders, Toolbox
 from ..web.auth import Door
-from ..web.routes import make_app
+from ..web.routes import BUNDLE, make_app
 from .compare_tab import CompareTab
 from .compat import OLD, private
 from .dataset_tab import DatasetTab
@@ -64,9 +64,11 @@ def blocks(shared: Shared) -> gr.Blocks:
 
 
 def head(base: str = "") -> str:
-    """What a page loads beside gradio's own: our style and scripts. `base`: where `/tuner` is."""
-    scripts = "".join(f'<script defer src="{base}/tuner/static/{path.name}"></script>' for path in script_files())
-    return f'<link rel="stylesheet" href="{base}/tuner/static/{STYLE.name}">{scripts}'
+    """What a page loads beside gradio's own: our style and scripts, these as one file. `base`: where `/tuner` is.
+
+    The current gradio puts them in when the page is there already, and a browser runs what is put in as it comes: several files in any order.
+    """
+    return f'<link rel="stylesheet" href="{base}/tuner/static/{STYLE.name}"><script defer src="{base}/tuner/static/{BUNDLE}"></script>'
 
 
 def script_files() -> list[Path]:

@@ -31,6 +31,7 @@ from .limits import Limited
 from .tool_routes import add_tools
 
 PREFIX = "/tuner/api"
+BUNDLE = "tuner-all.js"  # all scripts as one file
 THUMBNAIL = 1024  # px, the largest side that is asked for
 
 
@@ -61,10 +62,15 @@ def make_router(jobs: Jobs, guard: Callable[[Request], None] = nobody, tools: To
 
 
 def make_app(jobs: Jobs, static: list[Path], tools: Toolbox | None = None, sets: Datasets | None = None, comparisons: Comparisons | None = None) -> FastAPI:
-    """An application of the routes, with the page's scripts and style under `/tuner/static/`."""
+    """An application of the routes, with the page's scripts (each, and all as one file, in the order of `static`) and style under `/tuner/static/`."""
     app = FastAPI(title="The Tuner", docs_url="/tuner/docs", redoc_url=None, openapi_url="/tuner/openapi.json")
     app.include_router(make_router(jobs, tools=tools, sets=sets, comparisons=comparisons))
     files = {path.name: path for path in static}
+
+    @app.get("/tuner/static/" + BUNDLE, include_in_schema=False)
+    def scripts() -> Response:
+        whole = b"\n;\n".join(path.read_bytes() for path in static if path.suffix == ".js")
+        return Response(whole, media_type="text/javascript; charset=utf-8", headers={"Cache-Control": "no-cache"})
 
     @app.get("/tuner/static/{name}", include_in_schema=False)
     def file(name: str) -> Response:
