@@ -79,8 +79,8 @@ class Comparisons:
     def offer(self) -> Offer:
         """Saves of runs and all other files that the host knows."""
         saves = [choice for output in self.jobs.outputs() if output.is_dir() for folder in sorted(output.iterdir()) if runs.is_run(folder) for choice in saves_of(folder)]
-        own = {use.path.resolve() for choice in saves for use in choice.uses}
-        files = [Choice(Path(known["path"]), known["kind"]) for known in self.tools.files() if known["kind"] in (*FILE_KINDS, "checkpoint") and Path(known["path"]).resolve() not in own]
+        own = {_file(use.path) for choice in saves for use in choice.uses}
+        files = [Choice(Path(known["path"]), known["kind"]) for known in self.tools.files() if known["kind"] in (*FILE_KINDS, "checkpoint") and _file(Path(known["path"])) not in own]
         return Offer(tuple(sorted(saves, key=lambda choice: choice.order)), tuple(files), tuple(self.samplers()))
 
     def about(self) -> dict[str, Any]:
@@ -334,6 +334,15 @@ def _uses(offer: Offer, name: str, weight: float, blocks: str) -> list[Use]:
     if found is None:
         raise ValueError(f"{name} is no LoRA, embedding or hypernetwork here; choose one of the list.")
     return [replace(use, weight=weight, blocks=blocks) for use in found.uses]
+
+
+def _file(path: Path) -> tuple[int, int] | None:
+    """Which file it is: a save is linked into the WebUI's folder under another name."""
+    try:
+        now = path.stat()
+    except OSError:
+        return None
+    return now.st_dev, now.st_ino
 
 
 def _size(cell: Any) -> float:

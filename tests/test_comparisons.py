@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -75,7 +76,8 @@ def done(comparisons: Comparisons, state: str = "done") -> dict:
     return comparisons.status()["grid"]
 
 
-def test_saves_of_runs_and_the_hosts_files_are_offered(made, run):
+def test_saves_of_runs_and_the_hosts_files_are_offered(made, run, tmp_path):
+    os.link(run / "cat.safetensors", tmp_path / "models" / "cat.safetensors")  # as the WebUI finds it
     about = made.about()
     assert [(f["name"], f["kind"], bool(f["run"])) for f in about["files"]] == [
         ("cat-001 10", "lora", True), ("cat-001 20", "lora", True), ("cat-001 end", "lora", True), ("other", "lora", False)]
