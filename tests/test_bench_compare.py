@@ -72,7 +72,7 @@ def test_the_command_goes_on_where_it_was_stopped_and_counts(tmp_path, monkeypat
         return made(number, {5: 0.9, 9: 1.0 if number == 1 else 0.8}, method="lora" if number else "textual_inversion")
 
     monkeypatch.setattr(bench_compare, "measure", fake)
-    args = Namespace(report=str(tmp_path / "r.json"), runs=4, json=False)
+    args = Namespace(report=str(tmp_path / "r.json"), runs=4, json=False, grid=False)
     with pytest.raises(KeyboardInterrupt):
         bench_compare.main(args, None)
     assert bench_compare.main(args, None) == 0 and done == [0, 1, 1, 2, 3]

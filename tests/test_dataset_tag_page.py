@@ -252,6 +252,7 @@ def test_advice_to_keep_a_tag_shows_its_pictures_and_is_marked_as_done(panel, fo
     for name, text in {"a": "standing, cat", "b": "standing, cat", "c": "standing, grass (soft)", "d": "outdoors, standing, cat"}.items():
         (folder / f"{name}.txt").write_text(text)
     panel.click("#tuner-d-read")
+    panel.sees("#tuner-d-tags", "standing")  # the folder is read, and all is drawn anew
     panel.click("#tuner-d-audit > summary")
     panel.page.select_option("#tuner-d-a-goal", "clothing")
     panel.click("#tuner-d-a-go")
@@ -280,6 +281,7 @@ def test_advice_to_vary_shows_what_has_a_tag_and_what_lacks_it(panel, folder):
     for name, text in {"a": "outdoors, cat", "b": "outdoors, cat", "c": "outdoors", "d": "indoors"}.items():
         (folder / f"{name}.txt").write_text(text)
     panel.click("#tuner-d-read")
+    panel.sees("#tuner-d-tags", "indoors")  # the folder is read, and all is drawn anew
     panel.click("#tuner-d-audit > summary")
     panel.page.select_option("#tuner-d-a-goal", "clothing")
     panel.click("#tuner-d-a-go")
