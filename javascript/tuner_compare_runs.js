@@ -6,6 +6,7 @@
     const COLOURS = ["#e8590c", "#1971c2"], SMOOTH = 0.95, PAD = { left: 52, right: 8, top: 8, bottom: 22 };
     const compare = tuner.compare = tuner.compare || {};
     const chosen = { a: "", b: "" };
+    let asked = 0;
     const byId = (id) => document.getElementById(id);
 
     compare.runsSection = function () {
@@ -22,7 +23,8 @@
     };
 
     async function draw() {
-        const found = await tuner.get(`compare/runs?a=${chosen.a}&b=${chosen.b}`), box = byId("tuner-c-two");
+        const mine = ++asked, found = await tuner.get(`compare/runs?a=${chosen.a}&b=${chosen.b}`), box = byId("tuner-c-two");
+        if (mine !== asked) return; // another run was chosen meanwhile
         const shown = (value) => (value === null || value === undefined ? "–" : value === "" ? tuner.t("empty") : String(value));
         const rows = found.settings.map(([name, a, b]) => h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, shown(a)), h("td", {}, shown(b))));
         const canvas = h("canvas", { class: "tuner-chart", role: "img", "aria-label": tuner.t("Loss of both runs over their steps") });

@@ -24,6 +24,7 @@ from lib_tuner.methods.lora_file import read_lora
 
 playwright = pytest.importorskip("playwright.sync_api")
 expect = playwright.expect
+expect.set_options(timeout=60_000)  # ms; five seconds, its own, are little where a first answer has to import torch beside another test
 
 ROOT = Path(__file__).resolve().parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
