@@ -84,26 +84,32 @@ window.tuner = window.tuner || {};
         return answer.answer;
     };
 
-    // What a button does: runs it, and shows the sentence of a refusal.
-    tuner.doing = (action) => async (event) => {
-        const button = event && event.currentTarget;
-        if (button && button.getAttribute("aria-busy") === "true") return;
-        if (button) button.setAttribute("aria-busy", "true"); // not disabled: that would take the focus away
-        try {
-            tuner.say("");
-            await action(event);
-        } catch (error) {
-            tuner.say(error.message, true);
-        } finally {
-            if (button) button.removeAttribute("aria-busy");
-        }
+    // What a part of the page says in its own line, and what its buttons do: run something, and say the sentence of a refusal there.
+    tuner.speaking = function (line) {
+        const say = function (text, bad = false) {
+            const element = line();
+            if (!element) return;
+            tuner.text(element, text);
+            element.classList.toggle("tuner-bad-text", bad);
+            tuner.show(element, Boolean(text));
+        };
+        const doing = (action) => async (event) => {
+            const target = event && event.currentTarget, button = target && target.setAttribute ? target : null;
+            if (button && button.getAttribute("aria-busy") === "true") return;
+            if (button) button.setAttribute("aria-busy", "true"); // not disabled: that would take the focus away
+            try {
+                say("");
+                await action(event);
+            } catch (error) {
+                if (error.message) say(error.message, true); // stopped work says nothing
+            } finally {
+                if (button) button.removeAttribute("aria-busy");
+            }
+        };
+        return { say, doing };
     };
 
-    tuner.say = function (text, bad = false) {
-        tuner.text(tuner.message, text);
-        tuner.message.classList.toggle("tuner-bad-text", bad);
-        tuner.show(tuner.message, Boolean(text));
-    };
+    Object.assign(tuner, tuner.speaking(() => tuner.message));
 
     // ---- the loop ----
 

@@ -14,27 +14,7 @@
 
     (tuner.views = tuner.views || { all: [] }).all.push({ name: "compare", label: () => tuner.t("Comparison"), box: "tuner-compare", opened: () => opened() });
 
-    compare.doing = (action) => async (event) => {
-        const button = event && event.currentTarget;
-        if (button && button.getAttribute("aria-busy") === "true") return;
-        if (button) button.setAttribute("aria-busy", "true");
-        try {
-            compare.say("");
-            await action(event);
-        } catch (error) {
-            compare.say(error.message, true);
-        } finally {
-            if (button) button.removeAttribute("aria-busy");
-        }
-    };
-
-    compare.say = function (text, bad = false) {
-        const element = byId("tuner-c-message");
-        if (!element) return;
-        tuner.text(element, text);
-        element.classList.toggle("tuner-bad-text", bad);
-        tuner.show(element, Boolean(text));
-    };
+    Object.assign(compare, tuner.speaking(() => byId("tuner-c-message")));
 
     async function opened() {
         try {

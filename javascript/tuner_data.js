@@ -15,28 +15,7 @@
     data.get = (path) => tuner.get(`data/${data.folder.id}/${path}`);
     data.send = (path, body) => tuner.send(`data/${data.folder.id}/${path}`, body);
 
-    // What a button does: runs it, and shows the sentence of a refusal here.
-    data.doing = (action) => async (event) => {
-        const button = event && event.currentTarget;
-        if (button && button.getAttribute && button.getAttribute("aria-busy") === "true") return;
-        if (button && button.setAttribute) button.setAttribute("aria-busy", "true");
-        try {
-            data.say("");
-            await action(event);
-        } catch (error) {
-            if (error.message) data.say(error.message, true); // stopped work says nothing
-        } finally {
-            if (button && button.removeAttribute) button.removeAttribute("aria-busy");
-        }
-    };
-
-    data.say = function (text, bad = false) {
-        const element = byId("tuner-d-message");
-        if (!element) return;
-        tuner.text(element, text);
-        element.classList.toggle("tuner-bad-text", bad);
-        tuner.show(element, Boolean(text));
-    };
+    Object.assign(data, tuner.speaking(() => byId("tuner-d-message")));
 
     // ---- opening ----
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from .compare.clip import found as found_clip
 from .compare.numbers import Row, check, numbers
 from .compare.suggest import Suggestion, suggest
 from .config import meant
-from .measuring import saves_in
+from .measuring import as_json, saves_in
 from .runs import is_run, settings_of
 from .tools.command_line import Progress, say
 
@@ -43,8 +42,6 @@ def numbers_of_run(rest: Sequence[str]) -> int:
     if clip and not clip.is_file():
         raise ValueError(f"--clip: {args.clip} does not exist; give the weights file of an open_clip, or leave it out.")
     saves = saves_in(folder)
-    if not saves:
-        raise ValueError(f"{folder.name} has no saved file yet; train it to its first save, or name another run.")
     from .hosts.standalone import Standalone
 
     rows, progress = [], Progress("Measuring saves")
@@ -53,7 +50,7 @@ def numbers_of_run(rest: Sequence[str]) -> int:
         progress(len(rows), len(saves) + 1)
     found = suggest(rows)
     if args.json:
-        return say([json.dumps({"rows": [asdict(row) for row in rows], "suggestion": asdict(found) if found else None}, ensure_ascii=False)])
+        return say([json.dumps(as_json(rows, found), ensure_ascii=False)])
     return say(table(rows, found))
 
 

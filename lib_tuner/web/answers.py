@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from fastapi import HTTPException
 from fastapi.responses import JSONResponse, Response
 
 
@@ -23,3 +24,11 @@ def answer(make: Callable[[], Any]) -> Response:
         return Answer(make())
     except (ValueError, OSError) as error:
         return Answer({"error": str(error)}, 400)
+
+
+def found(make: Callable[[], Any]) -> Any:
+    """What `make` returns, or its one sentence with status 404: for what is no JSON, a picture or a file."""
+    try:
+        return make()
+    except (ValueError, OSError) as error:
+        raise HTTPException(404, str(error)) from error

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from fastapi import APIRouter, HTTPException, Query
+from fastapi import APIRouter, Query
 from fastapi.responses import FileResponse, Response
 
 from ..compare.cells import Axis
 from ..comparisons import Comparisons, GridOrder
 from ..keeping import Best, side_by_side
-from .answers import answer
+from .answers import answer, found
 from .bodies import Done
 from .compare_bodies import CellDetails, Cells, GridBody, GridPlan, GridStatus, Kept, KeepOrder, Offered, RunOrder, TwoRuns
 from .dataset_bodies import Job
@@ -66,7 +65,7 @@ def _add_drawing(router: APIRouter, comparisons: Comparisons) -> None:
 def _add_pictures(router: APIRouter, comparisons: Comparisons) -> None:
     @router.get("/compare/cells/{index}", response_class=FileResponse, summary="The picture of a cell, with its settings in it")
     def cell(index: int) -> Response:
-        path = _found(lambda: comparisons.cell(index))
+        path = found(lambda: comparisons.cell(index))
         return FileResponse(path, filename=path.name, content_disposition_type="inline", headers={"Cache-Control": "no-cache"})
 
     @router.get("/compare/cells/{index}/about", response_model=CellDetails, summary="What a cell was drawn with")
@@ -75,7 +74,7 @@ def _add_pictures(router: APIRouter, comparisons: Comparisons) -> None:
 
     @router.get("/compare/grid", response_class=FileResponse, summary="The whole grid as one picture, with its settings in it")
     def sheet() -> Response:
-        path = _found(comparisons.sheet)
+        path = found(comparisons.sheet)
         return FileResponse(path, filename=f"{path.parent.name}.png", headers={"Cache-Control": "no-cache"})
 
 
@@ -95,10 +94,3 @@ def _add_runs(router: APIRouter, comparisons: Comparisons) -> None:
             return comparisons.keep(order.run, Best(order.file, order.name, order.words, order.weight, order.notes, shown, order.others))
 
         return answer(make)
-
-
-def _found(make: Callable[[], Any]) -> Any:
-    try:
-        return make()
-    except (ValueError, OSError) as error:
-        raise HTTPException(404, str(error)) from error

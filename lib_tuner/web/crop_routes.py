@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import List
 
-from fastapi import APIRouter, HTTPException
+from fastapi import APIRouter
 from fastapi.responses import FileResponse, Response
 
 from ..config import build
@@ -14,7 +14,7 @@ from ..data.crop_plan import CropConfig
 from ..data.crop_view import frame_of
 from ..dataset_crops import FolderCrops, crop_fields
 from ..datasets import Datasets, Scope
-from .answers import answer
+from .answers import answer, found
 from .dataset_bodies import Approved, ApproveOrder, ChangedCrops, CropExport, CropField, CropOrder, CropRows, CropsOfRows, CropSummary, CropUndo, FindCrops, Job, RowCrops, ScopedCrops, TakenBack
 
 ROWS = 500  # whose crops are given at once
@@ -75,8 +75,5 @@ def _add_work(router: APIRouter, sets: Datasets) -> None:
 
     @router.get("/data/{folder}/crops/zip", response_class=FileResponse, responses={200: {"content": {"application/zip": {}}}}, summary="Download the ZIP that the last export of this folder has made")
     def made(folder: str) -> Response:
-        try:
-            path = FolderCrops.of(sets[folder]).made_zip()
-        except (ValueError, OSError) as error:
-            raise HTTPException(404, str(error)) from error
+        path = found(lambda: FolderCrops.of(sets[folder]).made_zip())
         return FileResponse(path, media_type="application/zip", filename=path.name)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, List
 
-from fastapi import APIRouter, Body, HTTPException, Query
+from fastapi import APIRouter, Body, Query
 from fastapi.responses import JSONResponse, Response
 
 from ..data.edits import Edit
 from ..data.thumbnails import media_type
 from ..datasets import Datasets, Scope, operations
-from .answers import answer
+from .answers import answer, found
 from .audit_routes import add_audit
 from .bodies import Done
 from .crop_routes import add_crops
@@ -76,10 +76,7 @@ def _add_pictures(router: APIRouter, sets: Datasets) -> None:
 
     @router.get("/data/{folder}/pictures/{row}", response_class=Response, responses={200: {"content": {"image/jpeg": {}, "image/png": {}}}}, summary="A picture in small")
     def picture(folder: str, row: int, side: int = Query(256, ge=1, le=4096, description="px of its longer side, rounded up")) -> Response:
-        try:
-            data = sets[folder].thumbnail(row, side)
-        except (ValueError, OSError) as error:
-            raise HTTPException(404, str(error)) from error
+        data = found(lambda: sets[folder].thumbnail(row, side))
         return Response(data, media_type=media_type(data), headers={"Cache-Control": "private, max-age=60"})
 
 

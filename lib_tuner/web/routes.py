@@ -23,7 +23,7 @@ from ..jobs import Jobs
 from ..methods import settings
 from ..outlook import refuse
 from ..toolbox import Toolbox
-from .answers import answer
+from .answers import answer, found
 from .bodies import REFUSALS, Added, Change, Done, Order, QueueAction, RunAction, RunDetails, RunRow, Status, Wanted
 from .compare_routes import add_compare
 from .dataset_routes import add_datasets
@@ -124,7 +124,7 @@ def _add_runs(router: APIRouter, jobs: Jobs) -> None:
 
     @router.post("/runs/{run}/{action}", response_model=Done, summary="Change a run: its note, its files, or go on with it")
     def act(run: str, action: RunAction, change: Change = Body(default=Change())) -> Response:
-        folder = _found(lambda: jobs.folder_of(run))
+        folder = found(lambda: jobs.folder_of(run))
         actions: dict[str, Callable[[], Any]] = {
             "note": lambda: runs.note(folder, change.text),
             "rename": lambda: _changed(jobs, folder, runs.rename_file(folder, change.name, change.to).name),
@@ -138,12 +138,12 @@ def _add_runs(router: APIRouter, jobs: Jobs) -> None:
 def _add_files(router: APIRouter, jobs: Jobs) -> None:
     @router.get("/runs/{run}/files/{name:path}", response_class=FileResponse, summary="Download a file of a run; `size`: a picture, at most so large")
     def file(run: str, name: str, size: int = Query(0, ge=0, le=THUMBNAIL)) -> Response:
-        path = _found(lambda: runs.inside(jobs.folder_of(run), name))
+        path = found(lambda: runs.inside(jobs.folder_of(run), name))
         return thumbnail(path, size) if size else FileResponse(path, filename=path.name)
 
     @router.get("/runs/{run}/training/{index}", response_class=FileResponse, summary="One of the pictures that a run learns from")
     def training(run: str, index: int, size: int = Query(256, ge=16, le=THUMBNAIL)) -> Response:
-        learned = _found(lambda: runs.read_record(jobs.folder_of(run)).pictures)
+        learned = found(lambda: runs.read_record(jobs.folder_of(run)).pictures)
         if not 0 <= index < len(learned):
             raise HTTPException(404, "There is no such training picture.")
         return thumbnail(Path(learned[index]), size)
@@ -152,13 +152,6 @@ def _add_files(router: APIRouter, jobs: Jobs) -> None:
 def _changed(jobs: Jobs, folder: Path, result: Any) -> Any:
     jobs.files_changed(folder)
     return result
-
-
-def _found(make: Callable[[], Any]) -> Any:
-    try:
-        return make()
-    except (ValueError, OSError) as error:
-        raise HTTPException(404, str(error)) from error
 
 
 def thumbnail(path: Path, size: int) -> Response:
