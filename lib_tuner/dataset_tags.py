@@ -22,7 +22,8 @@ from .data.suggest import Named, fitting, named, of_files
 from .data.tag_edits import key, with_spaces
 from .data.tag_rules import Rules, Thresholds
 from .data.tag_scores import ScoreStore
-from .data.tagger import Tagger, check_runtime, open_wd14
+from .data.onnx import check_runtime
+from .data.tagger import Tagger, open_wd14
 from .data.tagging import Seen, TaggedFolder, moved, plan_tags, score, tags_found, to_tag, unscored
 from .datasets import OpenFolder, Scope
 from .work import Told

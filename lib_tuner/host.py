@@ -96,6 +96,7 @@ class Components:
     dtype: Any = None  # of the UNet's weights
     checkpointing: bool = False  # the host computes the UNet's activations twice, so what is trained beside it does too
     file: Path | None = None  # the checkpoint that it was loaded from
+    depth: Callable[[Tensor], Tensor] | None = None  # (3, H, W) in [0, 1] -> (1, H, W), near is 1: a depth model of the host's, loaded when first asked
 
 
 class Host(Protocol):

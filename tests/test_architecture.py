@@ -54,7 +54,7 @@ ONLY_IN = {  # package -> the only places that may import it, at all
     "starlette": ("web/",),
     "uvicorn": ("ui/page.py",),
     "gradio": ("ui/",),
-    "onnxruntime": ("data/tagger.py",),
+    "onnxruntime": ("data/onnx.py",),
     "torchvision": (),
     "open_clip": (),
 }

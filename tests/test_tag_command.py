@@ -76,7 +76,7 @@ def test_another_threshold_loads_no_model(folder, model, capsys, monkeypatch):
     assert tag(folder, "--model", model, "--threshold", "0.999", "--apply") == 0
     assert captions(folder)["b.txt"] == "blue thing"  # the stand-in gives it 1, and red things the mean of blue
     assert tag(folder, "--model", model, "--mode", "merge") == 2  # a.png was left out before, so it has no scores
-    assert "WD14 models need the package onnxruntime" in capsys.readouterr().err
+    assert "ONNX models need the package onnxruntime" in capsys.readouterr().err
 
 
 def test_two_taggers_agree(folder, model, monkeypatch):

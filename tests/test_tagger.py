@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from onnx_double import runtime
 from PIL import Image
 from torch.nn import functional as F
 
@@ -58,36 +59,6 @@ def test_it_is_scaled_bicubically_as_torch_does_it(size, side):
 # ---- onnxruntime, stood in for
 
 
-class Broken(Exception):
-    pass
-
-
-def runtime(shape=(None, 8, 8, 3), available=("CPUExecutionProvider",), failing=(), kind="tensor(float)") -> SimpleNamespace:
-    """What `open_wd14` uses of onnxruntime: a model whose first tag is the mean of blue; what it was asked is in `asked` and `ran`."""
-    fake = SimpleNamespace(asked=[], ran=[], __version__="0")
-
-    def session(path, options, providers):
-        fake.asked.append((providers, options))
-        if providers[0] in failing:
-            raise Broken("no driver\nat all")
-
-        def run(outputs, feeds):
-            x = feeds["in"]
-            fake.ran.append(x.shape)
-            if x.max() == 13:
-                raise Broken("out of memory\n")
-            blue = x[..., 0].mean((1, 2)) / 255
-            return [torch.stack([torch.from_numpy(blue), torch.zeros(len(x)), torch.ones(len(x))], 1).numpy()]
-
-        return SimpleNamespace(get_inputs=lambda: [SimpleNamespace(name="in", shape=list(shape), type=kind)], get_outputs=lambda: [SimpleNamespace(name="out")],
-                               get_providers=lambda: [*providers, "CPUExecutionProvider"], run=run)  # fmt: skip
-
-    fake.InferenceSession, fake.SessionOptions, fake.get_available_providers = session, SimpleNamespace, lambda: list(available)
-    fake.ExecutionMode = SimpleNamespace(ORT_SEQUENTIAL="sequential")
-    fake.capi = SimpleNamespace(onnxruntime_pybind11_state=SimpleNamespace(Broken=Broken, other=3))
-    return fake
-
-
 @pytest.fixture
 def files(tmp_path) -> ModelFiles:
     (tmp_path / "model.onnx").write_bytes(b"\x08model")
@@ -95,7 +66,7 @@ def files(tmp_path) -> ModelFiles:
     return ModelFiles("some-tagger", tmp_path / "model.onnx", tmp_path / "selected_tags.csv", Thresholds(0.3, 0.4))
 
 
-def opened(files: ModelFiles, fake: SimpleNamespace, monkeypatch, **more) -> WD14:
+def opened(files: ModelFiles, fake: Any, monkeypatch, **more) -> WD14:
     monkeypatch.setitem(sys.modules, "onnxruntime", fake)
     return open_wd14(files, **more)
 

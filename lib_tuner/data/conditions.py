@@ -1,7 +1,7 @@
 """Hints made of a picture: edges, lines, colours. What a T2I-Adapter or a ControlNet is trained to follow.
 
 Axes: H W pixels. A picture is (3, H, W) in [0, 1], a hint (1 or 3, H, W) in [0, 1], white on black where it is lines. Sizes that are said for 512 px are taken
-by the shorter side. Nothing here is a network: depth and poses need one, so they come as pictures of one's own.
+by the shorter side. Nothing here is a network: depth needs one (depth.py), and poses come as pictures of one's own.
 """
 
 from __future__ import annotations

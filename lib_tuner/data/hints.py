@@ -16,11 +16,12 @@ from torch import Tensor
 
 from . import pictures, sources
 from .conditions import Recipe, make_hint
+from .depth import Depth
 from .item import Item
 from .items import PICTURES, Problem, natural
 from .pictures import View
 
-OWN = "own"  # the kind of hint that is not made but read
+OWN, DEPTH = "own", "depth"  # kinds of hints: one that is not made but read, one that a model makes
 LIMIT = 256 * 2**20  # bytes of hints that are kept; the others are made anew each time
 
 
@@ -30,6 +31,7 @@ class Hints:
     def __init__(self, recipe: Recipe, folder: str = "", shown: str = "", limit: int = LIMIT, masks: bool = False):
         self.recipe, self.folder, self.shown, self.limit, self.masks = recipe, folder, shown, limit, masks
         self.bytes = 0
+        self.depth: Depth | None = None  # the model, which kind `depth` needs
         self._held: OrderedDict[tuple[str, str, View], Tensor] = OrderedDict()
         self._read = sources.Reader()
 
@@ -51,7 +53,8 @@ class Hints:
             return _bytes(_fitted(_own_picture(item.hint, self._read.hint(item)), item.size, view))
         mask = self._read.mask(item) if self.masks else None  # where there is one, the colours below are not white, as in the latents
         image, _ = pictures.fit(pictures.load(item, self._read.picture(item), self.masks, mask)[0], None, view)
-        return _levels(make_hint((pictures.to_pixels(image) + 1) / 2, self.recipe))
+        pixels = (pictures.to_pixels(image) + 1) / 2
+        return _levels(self.depth(pixels) if self.recipe.kind == DEPTH else make_hint(pixels, self.recipe))
 
     # ---- one's own ---------------------------------------------------------------------------------------------------
 

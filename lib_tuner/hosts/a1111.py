@@ -37,6 +37,7 @@ from ..settings import TrainConfig
 from ..tools.shelves import Shelf
 from . import interrogators, ldm, previews
 from .job import interrupted, job, refuse_decided
+from .midas import Midas
 from .kept import attributes, checkpointing, frozen, random_state, without_members
 from .networks import take_out, without_networks
 from .plan import CHECKPOINTED, SIZES, WIDTH, activation_bytes, reads_nine
@@ -127,7 +128,7 @@ class WebUI:
                 part.place = stays if trained else in_ram(network, device)
         name = model.sd_checkpoint_info.model_name
         return Components(unet, text, vae, ldm.schedule_of(model).to(device), self.w.devices.autocast, ldm.checkpoint_hash(model), name,
-                          torch.device(device), next(unet.parameters()).dtype, self.forecast().checkpointing, Path(model.sd_checkpoint_info.filename))  # fmt: skip
+                          torch.device(device), next(unet.parameters()).dtype, self.forecast().checkpointing, Path(model.sd_checkpoint_info.filename), Midas(self.w, device))  # fmt: skip
 
     # ---- while it goes -----------------------------------------------------------------------------------------------
 

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from ..config import opt
 from ..data.conditions import Recipe
-from ..data.hints import OWN, Hints
+from ..data.depth import Depth, OnnxDepth
+from ..data.hints import DEPTH, OWN, Hints
 from ..host import Components
 from .adapters import DTYPES
 from .base import HookMethod, no_blocks
@@ -31,14 +32,16 @@ PIXELS = 8  # to a latent pixel
 class HintConfig:
     """Where hints come from, and how the network is saved."""
 
-    hint: str = opt("canny", "Hint", "What the network follows. All but own are made of each training picture; depth and poses have to be pictures of your own.",
-                    choices=("canny", "lineart", "softedge", "colour", "tile", OWN), essential=True)
+    hint: str = opt("canny", "Hint", "What the network follows. All but own are made of each training picture, depth by a model; poses have to be pictures of your own.",
+                    choices=("canny", "lineart", "softedge", "colour", "tile", DEPTH, OWN), essential=True)
     hints: str = opt("", "Hint pictures", "With own: folder of the hint pictures, each called like its training picture.", essential=True)
     sample_hints: str = opt("", "Hints of the samples", "Folder of hint pictures that samples are drawn under; empty: those of a few training pictures.")
     canny_low: float = opt(100.0, "Canny low", "Edges weaker than this are left out.", min=0.0, max=1000.0)
     canny_high: float = opt(200.0, "Canny high", "Lines with an edge stronger than this are taken whole.", min=0.0, max=1000.0)
     blur: float = opt(1.0, "Blur before edges", "Deviation of the blur with which canny and softedge begin.", min=0.0, max=20.0, unit="px")
     cell: int = opt(0, "Cell", "Squares of the colour grid, or how many times smaller a tile is made; 0: 64 and 8.", min=0, max=512)
+    depth_model: str = opt("", "Depth model", "With depth: an .onnx file of Depth Anything, MiDaS or DPT; empty: the WebUI's own MiDaS, which it fetches once (470 MB). "
+                           "About a second a picture on a CPU.", essential=True)
     start: str = opt("", "Start from", "A file of this kind to go on from (.safetensors, .pth), in the original or in diffusers' names.")
     save_dtype: str = opt("fp16", "Saved precision", "Precision of the saved file.", choices=("fp16", "bf16", "fp32"))
 
@@ -48,6 +51,8 @@ class HintConfig:
             raise ValueError("hints: is empty, but hint is own: name the folder of the hint pictures, or choose a hint that is made")
         if self.hints.strip() and self.hint != OWN:
             raise ValueError(f"hints: names a folder, but hint is {self.hint}, which is made of the training pictures: set hint to own, or leave hints empty")
+        if self.depth_model.strip() and self.hint != DEPTH:
+            raise ValueError(f"depth_model: names a model, but hint is {self.hint}, which needs none: set hint to depth, or leave depth_model empty")
         if self.canny_low > self.canny_high:
             raise ValueError(f"canny_low ({self.canny_low}) is above canny_high ({self.canny_high})")
 
@@ -85,6 +90,8 @@ class Hinted(HookMethod):
         raise NotImplementedError
 
     def attach(self, sd: Components) -> list[dict[str, Any]]:
+        if self.settings.hint == DEPTH:
+            self.hints.depth = self._depth(sd)
         self._sd, self.net = sd, self.new_net(sd)
         if self.settings.start:
             shapes = {key: tuple(t.shape) for key, t in self.net.state_dict().items()}
@@ -94,9 +101,16 @@ class Hinted(HookMethod):
         self._handles = [sd.unet.register_forward_pre_hook(self._before, with_kwargs=True), *self.hook(sd.unet)]
         return [{"params": list(self.net.parameters())}]
 
+    def _depth(self, sd: Components) -> Depth:
+        if own := self.settings.depth_model.strip():
+            return OnnxDepth(Path(own).expanduser())
+        if sd.depth is None:
+            raise ValueError("depth_model: is empty, and only inside the WebUI there is a depth model already: name an .onnx file of one, such as Depth Anything's.")
+        return sd.depth
+
     def detach(self) -> None:
         super().detach()
-        self._added = []
+        self._added, self.hints.depth = [], None
         self.net = self._sd = self._hint = None
 
     def begin(self, batch: Any) -> None:

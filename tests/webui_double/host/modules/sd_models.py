@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ldm.modules.midas.api
 import torch
 from ldm.models.diffusion.ddpm import LatentDiffusion, LatentInpaintDiffusion
 from safetensors import safe_open
@@ -22,6 +23,9 @@ from . import devices, errors, hashes, paths_internal, script_callbacks, sd_hija
 from .token_merging import merge_tokens
 
 model_path = os.path.join(paths_internal.models_path, "Stable-diffusion")
+midas = ldm.modules.midas
+for _type, _file in midas.api.ISL_PATHS.items():
+    midas.api.ISL_PATHS[_type] = os.path.join(paths_internal.models_path, "midas", os.path.basename(_file))
 DEFAULT_CONFIG, INPAINTING_CONFIG = (os.path.join(paths_internal.script_path, "configs", f"v1-{kind}inference.yaml") for kind in ("", "inpainting-"))
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 
