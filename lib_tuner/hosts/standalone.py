@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,7 @@ from ..sd.products import few_pixels_as_products
 from ..sd.sample import guided, sample
 from ..settings import TrainConfig
 from ..step import schedule_for
+from .heap import heap_kept
 from .kept import attributes
 from .plan import Plan, plan_for
 
@@ -78,7 +79,12 @@ class Standalone:
             m.text.place = stays if METHODS[self.cfg.method](self.cfg).trains_text else in_ram(m.text.transformer, plan.device)
         self._sd = Components(m.unet, m.text, m.vae, m.schedule, nullcontext, m.sha256, m.name, plan.device, plan.dtype, file=self.model_path)
         try:
-            with few_pixels_as_products(m.unet), attention_as_products(m.unet, plan.keep) if plan.products else nullcontext():
+            with ExitStack() as stack:
+                stack.enter_context(few_pixels_as_products(m.unet))
+                if plan.products:
+                    stack.enter_context(attention_as_products(m.unet, plan.keep))
+                if torch.device(plan.device).type == "cpu":
+                    stack.enter_context(heap_kept())
                 yield self._sd
         finally:
             self._sd = None
