@@ -6,6 +6,7 @@ import importlib
 import shutil
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -59,9 +60,9 @@ def other(request) -> Path:
 
 @pytest.fixture
 def loads(monkeypatch) -> list[str]:
-    """The files that the host is told to load."""
+    """The files that the host is told to load, which draws random numbers by the way, as its slow way of building a model does."""
     told: list[str] = []
-    monkeypatch.setattr(switched, "_load", lambda w, info, was=switched._load, **how: (told.append(info.filename), was(w, info, **how))[1])
+    monkeypatch.setattr(switched, "_load", lambda w, info, was=switched._load: (told.append(info.filename), torch.rand(1), was(w, info))[2])
     return told
 
 
@@ -109,13 +110,15 @@ def test_each_checkpoint_is_loaded_once_and_draws_as_if_it_had_been_chosen(world
     with chosen(world, other):
         expected = [world.picture(seed=seed) for seed in (3, 4)]
     mine = world.picture()
+    world.w.shared.loaded_hypernetworks.append(SimpleNamespace(name="of the last picture"))
     before = state(world)
     plan = grid(world, other, own)
     drawn = {d.index: pixels(d) for d in draw(plan, hosts(world))}
     assert loads == [str(other), str(own)]
     assert [np.array_equal(drawn[plan.at(0, y)], expected[y]) for y in (0, 1)] == [True, True] and np.array_equal(drawn[plan.at(1, 0)], mine)
-    assert np.abs(expected[0] - mine).max() > 2
-    assert difference(before, state(world)) == {} and np.array_equal(world.picture(), mine)
+    assert np.abs(expected[0] - mine).max() > 2 and difference(before, state(world)) == {}
+    world.w.shared.loaded_hypernetworks.clear()
+    assert np.array_equal(world.picture(), mine)
 
 
 @pytest.mark.parametrize("ending", ["error", "stopped", "interrupted"])
@@ -130,25 +133,28 @@ def test_the_users_model_comes_back_however_it_ends(world, other, ending, monkey
         with closing(draw(grid(world, other), hosts(world))) as drawing:
             next(drawing)
             assert ending == "stopped" and world.model.sd_checkpoint_info.filename == str(other)
+            assert w.shared.opts.data["sd_model_checkpoint"] == before["option sd_model_checkpoint"]
     assert difference(before, state(world)) == {} and np.array_equal(world.picture(), mine)
 
 
 def test_what_is_no_checkpoint_of_its_kind_is_a_sentence_and_the_rest_is_drawn(world, other, tmp_path, loads):
-    names = ("two", "cut", "wide", "gone", "lora")
-    two, cut, wide, gone, lora = files = [tmp_path / f"{name}.safetensors" for name in names]
+    names = ("two", "cut", "wide", "gone", "lora", "nan")
+    two, cut, wide, gone, lora, nan = files = [tmp_path / f"{name}.safetensors" for name in names]
     save_file({"cond_stage_model.model.ln_final.weight": torch.zeros(4)}, two)
     cut.write_bytes(other.read_bytes()[:5000])
     save_file({**load_file(other), OUT: torch.zeros(7)}, wide)
-    if other.with_suffix(".yaml").is_file():
-        shutil.copyfile(other.with_suffix(".yaml"), wide.with_suffix(".yaml"))
+    save_file({**load_file(other), OUT: torch.full((4,), float("nan"))}, nan, {"tuner_unet_heads": "4", "tuner_text_heads": "4"})
+    for file in (wide, nan) if other.with_suffix(".yaml").is_file() else ():
+        shutil.copyfile(other.with_suffix(".yaml"), file.with_suffix(".yaml"))
     save_file({"lora_unet_x.lora_up.weight": torch.zeros(4, 1)}, lora)
     mine, before = world.picture(), state(world)
     plan = grid(world, *files, other)
     drawn = {d.index: d for d in draw(plan, hosts(world))}
-    said = [drawn[plan.at(x, 0)].error for x in range(5)]
+    said = [drawn[plan.at(x, 0)].error for x in range(6)]
     assert "is a Stable Diffusion 2 model, not a full" in said[0] and "is cut off or damaged" in said[1] and "could not be loaded by the WebUI" in said[2]
     assert "is not there any more" in said[3] and "is a LoRA, not a full" in said[4]
-    assert drawn[plan.at(5, 0)].picture and drawn[plan.at(5, 1)].picture and [Path(file).stem for file in loads][::2] == ["wide", other.stem]
+    assert "got no picture, only NaN" in said[5] and [drawn[plan.at(6, y)].error for y in (0, 1)] == ["", ""]
+    assert [Path(file).stem for file in loads][::2] == ["wide", "nan", other.stem]
     assert difference(before, state(world)) == {} and np.array_equal(world.picture(), mine)
 
 
@@ -182,6 +188,18 @@ def test_what_the_user_chooses_meanwhile_stands_and_its_list_may_be_read_anew(wo
     finally:
         opts.data["sd_model_checkpoint"] = own
         world.picture()
+
+
+@pytest.mark.skipif(not REAL, reason="the double keeps one model in memory")
+def test_where_the_host_keeps_several_models_in_memory_none_of_ours_stays(world, other):
+    options, model = world.w.shared.opts.data, world.model
+    limit, options["sd_checkpoints_limit"] = options["sd_checkpoints_limit"], 2
+    try:
+        before = state(world)
+        drawn = list(draw(grid(world, other), hosts(world)))
+        assert [d.error for d in drawn] == ["", ""] and difference(before, state(world)) == {} and world.model is model
+    finally:
+        options["sd_checkpoints_limit"] = limit
 
 
 def test_a_model_that_somebody_else_loads_meanwhile_is_noticed(world, other):

@@ -146,12 +146,19 @@ class WebUI:
         self._check_model()
         if self._sd is None:
             with job(self.w):
-                return previews.draw(self.w, self.w.shared.sd_model, self.cfg, None, requests)
+                return self._drawn(self.w.shared.sd_model, None, requests)
         self.w.sd_models.checkpoint_aliases.setdefault(self._checkpoint.title, self._checkpoint)  # somebody may have had its list read anew
         with ExitStack() as stack:
             for part in (self._sd.vae, self._sd.text):
                 stack.enter_context(part.place())
-            return previews.draw(self.w, self._model, self.cfg, self._sd.text, requests)
+            return self._drawn(self._model, self._sd.text, requests)
+
+    def _drawn(self, model: Any, text: Any, requests: list[GenerateRequest]) -> list[Image.Image]:
+        """Raises ValueError where the host's own check stops a picture in which there is nothing but NaN."""
+        try:
+            return previews.draw(self.w, model, self.cfg, text, requests)
+        except self.w.devices.NansException as error:
+            raise ValueError(f"The WebUI got no picture, only NaN, from {model.sd_checkpoint_info.model_name} and what is on it: the file is damaged, or half precision is too small for it.") from error
 
     def interrupted(self) -> bool:
         """Whether somebody pressed the host's Interrupt."""

@@ -7,11 +7,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from .tools import alone, draw, error_of, probe, same, to_q
+from .tools import alone, draw, error_of, lora_on_to_q, probe, same, to_q
 
 
 @alone
@@ -341,6 +342,20 @@ def t12_switch_that_is_not_written_into_the_settings(w: Any) -> Any:
     with w.call_queue.queue_lock, w.sd_models.SkipWritingToConfig():
         new = w.sd_models.reload_model_weights(info=info)
     return {"info": new.sd_checkpoint_info is info, "setting": w.shared.opts.sd_model_checkpoint == chosen, "hash": w.shared.opts.data["sd_checkpoint_hash"] == info.sha256}
+
+
+@alone
+def t12_lists_of_the_last_picture(w: Any) -> Any:
+    """Another config empties them, since the host encodes an empty prompt with the new model."""
+    lora_on_to_q(w)
+    w.networks.load_networks(["one"], [1.0], [1.0], [None])
+    w.shared.loaded_hypernetworks.append(SimpleNamespace(name="another"))
+    found = []
+    for name in ("first", "second"):
+        with w.call_queue.queue_lock:
+            w.sd_models.reload_model_weights(info=w.sd_models.get_closet_checkpoint_match(f"{name}.safetensors"), forced_reload=name == "first")
+        found.append([len(w.networks.loaded_networks), len(w.shared.loaded_hypernetworks)])
+    return found
 
 
 @alone

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from . import devices, errors, hashes, paths_internal, script_callbacks, sd_hijack, sd_vae, shared
+from . import devices, errors, extra_networks, hashes, paths_internal, script_callbacks, sd_hijack, sd_vae, shared
 from .token_merging import merge_tokens
 
 model_path = os.path.join(paths_internal.models_path, "Stable-diffusion")
@@ -162,6 +162,7 @@ def load_model(checkpoint_info: CheckpointInfo | None = None) -> Any:
     model_data.was_loaded_at_least_once = True
     hijack.embedding_db.load_textual_inversion_embeddings(force_reload=True)  # another width may be wanted now
     script_callbacks.model_loaded_callback(model)
+    extra_networks.activate(None, {})  # what the last picture had is not loaded any more
     with torch.no_grad(), devices.autocast():
         model.cond_stage_model_empty_prompt = model.cond_stage_model([""])
     return model
