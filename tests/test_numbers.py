@@ -196,7 +196,7 @@ def test_a_hypernetwork_drifts(sd, values, folder):
 def test_a_checkpoint_is_asked_as_the_model_that_it_is(sd, values, folder, data_folder):
     """Whole, though a LoRA of its difference lies beside it; the base model is there again for the next save."""
     cfg = settings({**values, "method": "dreambooth", "dreambooth.save": "both"})
-    first, beside, final = write_random(folder / "it-000005.safetensors", 5), lora(folder / "it-lora-000005.safetensors"), write_random(folder / "it.safetensors", 6)
+    first, beside, final = write_random(folder / "it-000005.safetensors", 5), lora(folder / "a-lora-000005.safetensors"), write_random(folder / "it.safetensors", 6)
     saves = saves_of([first, beside, final], {first: 5, beside: 5, final: 10}, "it", whole=True)
     assert [(save.step, save.files) for save in saves] == [(5, (first,)), (10, (final,))]
     whole = everything(sd)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_hosts import PROMPT, WHOLE, difference, last, of_method, run, values  # noqa: F401
+from test_webui_traps import option
 from worlds import DRAWN, REAL, SIZE, WORLDS, world_of
 
 from lib_tuner.compare.applied import Use
@@ -192,14 +193,11 @@ def test_what_the_user_chooses_meanwhile_stands_and_its_list_may_be_read_anew(wo
 
 @pytest.mark.skipif(not REAL, reason="the double keeps one model in memory")
 def test_where_the_host_keeps_several_models_in_memory_none_of_ours_stays(world, other):
-    options, model = world.w.shared.opts.data, world.model
-    limit, options["sd_checkpoints_limit"] = options["sd_checkpoints_limit"], 2
-    try:
+    model = world.model
+    with option(world.w.shared.opts, "sd_checkpoints_limit", 2):
         before = state(world)
         drawn = list(draw(grid(world, other), hosts(world)))
         assert [d.error for d in drawn] == ["", ""] and difference(before, state(world)) == {} and world.model is model
-    finally:
-        options["sd_checkpoints_limit"] = limit
 
 
 def test_a_model_that_somebody_else_loads_meanwhile_is_noticed(world, other):
