@@ -184,7 +184,8 @@ class Comparisons:
 
         def host(checkpoint: str) -> Host:
             nonlocal device
-            made = self.hosts(replace(cfg, checkpoint=checkpoint) if checkpoint else cfg)
+            made = self.hosts(cfg)
+            made = made.on(Path(checkpoint)) if checkpoint else made
             device = device or made.forecast().note
             return made
 

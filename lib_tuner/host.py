@@ -104,6 +104,7 @@ class Host(Protocol):
 
     folds: bool  # a saved adapter is written into the weights here, so samples are drawn that way too
 
+    def on(self, checkpoint: Path) -> Host: ...  # a host of the same settings whose model is that checkpoint, for comparisons
     def exclusive(self) -> AbstractContextManager[Components]: ...  # undoes all it changed, also after an error
     def generate(self, requests: list[GenerateRequest]) -> list[Image]: ...  # inside exclusive() too: the hooks are live
     def output_dir(self, kind: str) -> Path: ...

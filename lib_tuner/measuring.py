@@ -21,7 +21,7 @@ def saves_in(folder: Path) -> list[Saved]:
     cfg = settings_of(folder)
     last = known_record(folder).step or cfg.steps
     steps = {folder / file["name"]: last if file["step"] is None else file["step"] for file in saved_files(folder)}
-    saves = saves_of(steps, steps, cfg.name)
+    saves = saves_of(steps, steps, cfg.name, whole=True)
     if not saves:
         raise ValueError(f"{folder.name} has no saved file yet; train it to its first save, or name another run.")
     return saves

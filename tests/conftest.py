@@ -137,7 +137,7 @@ def small_run(checkpoint_file: Path, data_folder: Path, tmp_path: Path) -> dict:
 
 LONG = (
     "test_world", "test_page", "test_dataset_page", "test_localization_page", "test_webui_page", "test_train", "test_hosts", "test_methods", "test_dreambooth", "test_webui_traps", "test_jobs",
-    "test_runs", "test_control", "test_bench_compare", "test_webui_double", "test_matrix",
+    "test_runs", "test_control", "test_bench_compare", "test_webui_double", "test_webui_switch", "test_matrix",
 )
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import write_random
 from tool_files import CROSS, FAMILIES, SHAPES, TEXT, lora, lycoris, modules_of
 
-from lib_tuner.compare.applied import Use, applied, kind_of_file
+from lib_tuner.compare.applied import Use, applied, kind_of_file, replaced
 from lib_tuner.methods.base import parts
 from lib_tuner.methods.embedding_file import Embedding, write_embedding
 from lib_tuner.methods.hypernetwork_file import HypernetworkFile, Structure, write_hypernetwork
 from lib_tuner.methods.lora_file import write_lora
+from lib_tuner.sd.files import read_tensors, write_tensors
+from lib_tuner.sd.model import load_model
 from lib_tuner.sd.names import block_name
 
 
@@ -94,3 +97,31 @@ def test_the_weights_are_back_after_an_error(sd, tmp_path):
     with pytest.raises(RuntimeError), applied(sd, [Use(lora(tmp_path / "a.safetensors"))]):
         raise RuntimeError
     assert all(map(torch.equal, everything(sd), whole))
+
+
+def test_a_checkpoint_takes_the_place_of_unet_and_text_encoder_and_is_out_again(sd, tmp_path):
+    file, whole = write_random(tmp_path / "b.safetensors", seed=5), everything(sd)
+    vae, before = sd.vae.vae.state_dict(), [tensor.clone() for tensor in sd.vae.vae.state_dict().values()]
+    with pytest.raises(RuntimeError, match="on purpose"), replaced(sd, file):
+        other = load_model(file)
+        assert all(map(torch.equal, everything(sd), everything(other))) and not all(map(torch.equal, everything(sd), whole))
+        raise RuntimeError("on purpose")
+    assert all(map(torch.equal, everything(sd), whole)) and all(map(torch.equal, vae.values(), before))
+
+
+def test_a_checkpoint_in_half_precision_is_rounded_and_only_what_differs_is_kept_aside(sd, checkpoint_file, tmp_path):
+    tensors, key = read_tensors(checkpoint_file)[0], "model.diffusion_model.out.2.bias"
+    halves = write_tensors(tmp_path / "half.safetensors", {**tensors, key: torch.full_like(tensors[key], 0.1).half()})
+    p, writes = sd.unet.get_parameter("out.2.bias"), sum(p._version for root in parts(sd).values() for p in root.parameters())
+    with replaced(sd, halves):
+        assert p.dtype == torch.float32 and p.eq(torch.tensor(0.1).half().float()).all()
+        assert sum(p._version for root in parts(sd).values() for p in root.parameters()) == writes + 1
+
+
+def test_a_checkpoint_of_another_kind_is_one_sentence_before_anything_is_changed(sd, inpainting_file, tmp_path):
+    versions = [p._version for root in parts(sd).values() for p in root.parameters()]
+    with pytest.raises(ValueError, match="nine.safetensors has no input_blocks.0.0.weight of this model's shape"), replaced(sd, inpainting_file):
+        pass
+    with pytest.raises(ValueError, match="gone.safetensors is not there any more"), replaced(sd, tmp_path / "gone.safetensors"):
+        pass
+    assert versions == [p._version for root in parts(sd).values() for p in root.parameters()]

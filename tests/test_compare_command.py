@@ -44,6 +44,21 @@ def test_a_run_is_measured_once_and_told_as_a_table_and_as_json(run, capsys):
     assert answer["suggestion"]["step"] in (2, 4) and answer["suggestion"]["why"].endswith(".")
 
 
+def test_checkpoints_of_dreambooth_are_measured_from_their_run(small_run, tmp_path, capsys):
+    """Held beside the base model that they were trained on, of which the first save's file is told by its hash."""
+    own = {key: value for key, value in small_run.items() if not key.startswith("lora.")}
+    cfg = settings({**own, "method": "dreambooth", "trigger": "thing", "steps": 4, "save_every": 2, "dreambooth.save": "both", "prior.drift": "off", "optim.lr": "1e-4"})
+    deque(train(cfg, METHODS["dreambooth"](cfg), Standalone(cfg)), maxlen=1)
+    folder = next((tmp_path / "out").iterdir())
+    assert command("numbers", folder, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["step"], row["files"]) for row in rows] == [(0, []), (2, ["thing-000002.safetensors"]), (4, ["thing.safetensors"])]
+    assert rows[0]["drift"] == 0 < rows[1]["drift"] < rows[2]["drift"] and rows[2]["loss"] < rows[0]["loss"]
+    settings_file = folder / "settings.toml"
+    settings_file.write_text(settings_file.read_text().replace(small_run["checkpoint"], str(folder / "thing.safetensors")))
+    assert command("numbers", folder) == 2 and "was trained on another model" in capsys.readouterr().err
+
+
 def test_what_cannot_be_measured_is_one_sentence(run, tmp_path, capsys):
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -115,7 +115,7 @@ def baked():
 def test_a_lora_is_taken_out_and_put_back_and_no_copy_lies_about(baked):
     extension, model, layer, clean = baked
     changed = layer.weight.detach().clone()
-    with pytest.raises(RuntimeError), without_networks(extension, model):
+    with pytest.raises(RuntimeError), without_networks(extension, lambda: model):
         assert torch.equal(layer.weight, clean) and layer.network_weights_backup is None and extension.loaded_networks == []
         assert layer.weight.is_leaf
         raise RuntimeError
@@ -131,7 +131,7 @@ def test_what_was_renewed_is_taken_out_so_that_it_is_read_again(baked):
 
 
 def test_without_the_extension_nothing_is_done():
-    with without_networks(None, SimpleNamespace()):
+    with without_networks(None, SimpleNamespace):
         pass
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from conftest import write_random
 from test_applied import embedding, everything, hypernetwork
 from test_clip_numbers import picture, tiny
 from tool_files import lora
@@ -22,6 +23,7 @@ from lib_tuner.methods import settings
 from lib_tuner.metrics import TIMESTEPS
 from lib_tuner.sd.files import read_tensors, write_tensors
 from lib_tuner.sd.loss import generator_for
+from lib_tuner.sd.model import load_model
 
 
 class Place:
@@ -191,9 +193,32 @@ def test_a_hypernetwork_drifts(sd, values, folder):
     assert row.drift > 0 and row.loss != base.loss and row.gain is not None
 
 
-@pytest.mark.parametrize("method", ["dreambooth", "controlnet", "t2i_adapter"])
+def test_a_checkpoint_is_asked_as_the_model_that_it_is(sd, values, folder, data_folder):
+    """Whole, though a LoRA of its difference lies beside it; the base model is there again for the next save."""
+    cfg = settings({**values, "method": "dreambooth", "dreambooth.save": "both"})
+    first, beside, final = write_random(folder / "it-000005.safetensors", 5), lora(folder / "a-lora-000005.safetensors"), write_random(folder / "it.safetensors", 6)
+    saves = saves_of([first, beside, final], {first: 5, beside: 5, final: 10}, "it", whole=True)
+    assert [(save.step, save.files) for save in saves] == [(5, (first,)), (10, (final,))]
+    whole = everything(sd)
+    rows = list(numbers(folder, cfg, saves, Place(sd)))
+    batch = validation(cfg.data, sd, "zork")
+    x0, captions = torch.cat([b.latents for b in batch]), [c for b in batch for c in b.captions]
+    base = [pred for pred, _ in predictions(sd, x0[:1].expand(2, -1, -1, -1), ["a red thing", "a photo of a dog"], "drift")]
+    for row, file in zip(rows[1:], (first, final)):
+        model = load_model(file)
+        with_, without_ = loss(model, x0, captions), loss(model, x0, [c.removeprefix("zork, ") for c in captions])
+        now = [pred for pred, _ in predictions(model, x0[:1].expand(2, -1, -1, -1), ["a red thing", "a photo of a dog"], "drift")]
+        drift = sum((a - f).square().sum() for a, f in zip(now, base)) / sum(f.square().sum() for f in base)
+        assert row.loss == pytest.approx(with_, rel=1e-5) and row.gain == pytest.approx(with_ - without_, abs=1e-6) and row.drift == pytest.approx(drift.item(), rel=1e-4)
+        assert row.files == (file.name,)
+    assert rows[0].drift == 0 < rows[1].drift != rows[2].drift > 0 and all(map(torch.equal, everything(sd), whole))
+    alone = saves_of([beside], {beside: 5}, "it", whole=True)  # dreambooth.save = "lora"
+    assert list(numbers(folder, cfg, alone, Place(sd)))[1].files == (beside.name,)
+
+
+@pytest.mark.parametrize("method", ["controlnet", "t2i_adapter"])
 def test_what_is_not_measured_yet_says_so(values, folder, method):
-    with pytest.raises(ValueError, match="are not measured yet: only LoRAs of any kind, embeddings and hypernetworks are"):
+    with pytest.raises(ValueError, match="are not measured yet: only LoRAs of any kind, embeddings, hypernetworks and DreamBooth's checkpoints are"):
         next(numbers(folder, settings({**values, "method": method, "trigger": "x"}), [], None))
 
 

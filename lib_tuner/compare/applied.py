@@ -1,4 +1,4 @@
-"""Saved files on a model for the time of some pictures or numbers: LoRAs in the weights, embeddings as words, hypernetworks as hooks.
+"""Saved files on a model for the time of some pictures or numbers: LoRAs in the weights, embeddings as words, hypernetworks as hooks, checkpoints in the place of the weights.
 
 Nothing is copied to where a host looks for files, and the model is bit for bit as it was afterwards.
 """
@@ -21,7 +21,7 @@ from ..methods.base import Target, parts, weight_shapes
 from ..methods.blocks import block_rates, rate_of
 from ..methods.embedding_file import PICTURES, read_embedding
 from ..methods.lora_file import LoraFile
-from ..sd.files import is_safetensors, read_header, read_tensors
+from ..sd.files import is_safetensors, place_of, read_header, read_tensors
 from ..sd.kinds import describe, kind_of
 from ..tools.deltas import Parts, change
 from ..tools.lora_names import read_any
@@ -79,6 +79,33 @@ def applied(sd: Components, uses: Iterable[Use]) -> Iterator[None]:
                 stack.enter_context(sd.text.splice(word, vectors.to(sd.device, torch.float32)))
         stack.enter_context(_in_weights(sd, loras))
         yield
+
+
+@contextmanager
+def replaced(sd: Components, path: Path) -> Iterator[None]:
+    """The model with the UNet and the text encoder of a checkpoint of its kind; its VAE stays, which no run trains.
+
+    Raises ValueError, one sentence, for a file with other tensors, before anything is changed; OSError.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path.name} is not there any more ({path.parent}); choose another file.")
+    there = {(part, name.replace(".wrapped.", ".")): p for part, root in parts(sd).items() for name, p in root.named_parameters()}  # the WebUI wraps the token embedding
+    found = {place: tensor for key, tensor in read_tensors(path)[0].items() if (place := place_of(key)) in there}
+    if odd := [name for (part, name), p in there.items() if (part, name) not in found or found[part, name].shape != p.shape]:
+        raise ValueError(f"{path.name} has no {odd[0]} of this model's shape; choose a checkpoint of the model that is loaded.")
+    before: list[tuple[Tensor, Tensor]] = []
+    try:
+        with torch.no_grad():
+            for place, p in there.items():
+                value = found.pop(place).to(p.device, p.dtype)
+                if not torch.equal(value, p):
+                    before.append((p, p.detach().to("cpu", copy=True)))
+                    p.copy_(value)
+        yield
+    finally:
+        with torch.no_grad():
+            for p, kept in before:
+                p.copy_(kept)
 
 
 def forget() -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,13 +25,15 @@ from ..data.items import scan
 from ..disk import atomic
 from ..host import Components, Host
 from ..methods import METHODS
+from ..methods.checkpoint_file import is_whole
+from ..methods.control_file import FORMATS
 from ..methods.textual_inversion import wanted_words
 from ..metrics import Questions, drift_prompts, moved
 from ..sd.files import is_safetensors, read_header
 from ..sd.inpaint import is_inpainting
 from ..settings import TrainConfig
 from ..step import schedule_for
-from .applied import KINDS, Use, applied, kind_of_file
+from .applied import KINDS, Use, applied, kind_of_file, replaced
 from .clip import Looks
 
 FILE, FORMAT = "numbers.tuner", 1  # JSON, but no .json: `numbers.tuner` is the card of a LoRA named numbers
@@ -40,13 +42,14 @@ PER_PICTURE = 1000  # examples of training that pay for a picture: ten saves the
 LOOKED_AT = 64  # training pictures that samples are compared with
 PROMPTS = 4  # for the drift, at most one per picture
 ENDINGS = (".safetensors", ".pt", ".png")  # the same word may lie in all of them
+WHOLE = "checkpoint"
 _SAVE = re.compile(r"(.+)-\d{6,}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A saved step with its files: a LoRA or a hypernetwork, or words, or a LoRA with words beside it."""
+    """A saved step with its files: a LoRA, a hypernetwork or a checkpoint, or words, or a LoRA with words beside it."""
 
     step: int
     files: tuple[Path, ...]
@@ -65,19 +68,20 @@ class Row:
     more: dict[str, float] = field(default_factory=dict)  # `clip.similarities`, empty without a CLIP or without samples
 
 
-def saves_of(files: Iterable[Path], steps: Mapping[Path, int], name: str = "") -> list[Saved]:
+def saves_of(files: Iterable[Path], steps: Mapping[Path, int], name: str = "", whole: bool = False) -> list[Saved]:
     """The saved steps in order. Of a kind's files that differ only in their ending one is taken, and of the rest those that can be put on a model.
 
     A step has one network, beside which there may be words; where a person has renamed copies of one, that of the run's own `name` is taken.
+    `whole`: checkpoints too, rather than the LoRA of the difference beside one, which is only near it.
     """
     chosen: dict[tuple[int, str, str], Path] = {}
     for file in sorted(files, key=lambda f: ENDINGS.index(f.suffix.lower()) if f.suffix.lower() in ENDINGS else len(ENDINGS)):
-        if file.suffix.lower() in ENDINGS and (kind := usable_kind(file)):
+        if file.suffix.lower() in ENDINGS and (kind := WHOLE if whole and is_whole(file) else usable_kind(file)):
             chosen.setdefault((steps[file], file.stem, kind), file)
     saves = []
     for step in sorted({step for step, *_ in chosen}):
         mine = {key: file for key, file in chosen.items() if key[0] == step}
-        networks = sorted((file for (_, _, kind), file in mine.items() if kind != "embedding"), key=lambda file: (file.stem != name, file.name))
+        networks = [file for _, file in sorted(((kind != WHOLE, file.stem != name, file.name), file) for (_, _, kind), file in mine.items() if kind != "embedding")]
         words = [file for (_, _, kind), file in mine.items() if kind == "embedding"]
         saves.append(Saved(step, tuple(sorted([*networks[:1], *words]))))
     return saves
@@ -93,8 +97,8 @@ def usable_kind(file: Path) -> str:
 
 def check(cfg: TrainConfig) -> None:
     """Raises ValueError, one sentence, for a method whose saves cannot be measured."""
-    if not METHODS[cfg.method].in_prompt:
-        raise ValueError(f"Saves of {METHODS[cfg.method].label} are not measured yet: only LoRAs of any kind, embeddings and hypernetworks are.")
+    if cfg.method in FORMATS:
+        raise ValueError(f"Saves of {METHODS[cfg.method].label} are not measured yet: only LoRAs of any kind, embeddings, hypernetworks and DreamBooth's checkpoints are.")
 
 
 def numbers(folder: Path, cfg: TrainConfig, saves: Sequence[Saved], host: Host, clip: Path | None = None) -> Iterator[Row]:
@@ -269,10 +273,11 @@ class Measure:
 
     def row(self, save: Saved) -> Row:
         """The numbers of one save. The model is as it was before afterwards."""
-        moves = any(kind_of_file(file) != "embedding" for file in save.files)  # a word changes nothing where it is not written
+        whole = next((file for file in save.files if is_whole(file)), None)
+        moves = whole is not None or any(kind_of_file(file) != "embedding" for file in save.files)  # a word changes nothing where it is not written
         if moves:
             _ = self.frozen
-        with applied(self.sd, self.asked.uses(save)):
+        with replaced(self.sd, whole) if whole else nullcontext(), applied(self.sd, [use for use in self.asked.uses(save) if use.path != whole]):
             loss = self._loss(self.known)
             gain = loss - self._loss(self.unnamed) if self.unnamed else None
             drift = moved(self._answers(self.foreign), self.frozen) if moves and self.asked.prompts else 0.0

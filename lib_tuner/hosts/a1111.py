@@ -1,7 +1,7 @@
 """AUTOMATIC1111's WebUI as a host, and how the extension enters it. The only file that imports the WebUI's `modules.*`.
 
 The run goes in the WebUI's process, on the model that is loaded, under its queue lock: it and the pictures take turns. Everything that is changed
-is changed by a context manager that puts it back (kept.py, networks.py, previews.py).
+is changed by a context manager that puts it back (kept.py, networks.py, previews.py, switched.py).
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from .networks import take_out, without_networks
 from .plan import CHECKPOINTED, SIZES, WIDTH, activation_bytes, reads_nine
 from .published import publish, sweep
 from .readback import read_back
+from .switched import switched
 
 LOG = logging.getLogger("lib_tuner")
 
@@ -70,9 +71,16 @@ class WebUI:
         self._sd: Components | None = None
         self._model: Any = None
         self._checkpoint: Any = None
+        self._other: Path | None = None
         self._published: list[tuple[Path, str]] = []  # with the kind of file it is
 
     # ---- the model, for the time of the run --------------------------------------------------------------------------
+
+    def on(self, checkpoint: Path) -> WebUI:
+        """The host with another of its checkpoints, which it loads for the time of each `exclusive()`."""
+        other = type(self)(self.cfg)
+        other._other = checkpoint
+        return other
 
     @contextmanager
     def exclusive(self) -> Iterator[Components]:
@@ -80,6 +88,8 @@ class WebUI:
         w = self.w
         refuse_decided(flat_values(self.cfg))
         with job(w), ExitStack() as stack:
+            if self._other is not None:
+                stack.enter_context(switched(w, self._other))
             model = w.shared.sd_model
             ldm.refuse(model)
             self._refuse_second_pass(model)
@@ -111,7 +121,7 @@ class WebUI:
         if w.sd_unet.current_unet is not None:  # TensorRT and the like: another network in the place of the model's own
             stack.callback(w.sd_unet.apply_unet, w.sd_unet.current_unet_option.label)
             w.sd_unet.apply_unet("None")
-        stack.enter_context(without_networks(w.networks, model))
+        stack.enter_context(without_networks(w.networks, lambda: model))
         stack.enter_context(attributes(w.shared, loaded_hypernetworks=[]))
         stack.enter_context(without_members(model.model.diffusion_model, ("hyper_k", "hyper_v")))
         stack.enter_context(attributes(model, alphas_cumprod=model.alphas_cumprod))
@@ -137,11 +147,19 @@ class WebUI:
         self._check_model()
         if self._sd is None:
             with job(self.w):
-                return previews.draw(self.w, self.w.shared.sd_model, self.cfg, None, requests)
+                return self._drawn(self.w.shared.sd_model, None, requests)
+        self.w.sd_models.checkpoint_aliases.setdefault(self._checkpoint.title, self._checkpoint)  # somebody may have had its list read anew
         with ExitStack() as stack:
             for part in (self._sd.vae, self._sd.text):
                 stack.enter_context(part.place())
-            return previews.draw(self.w, self._model, self.cfg, self._sd.text, requests)
+            return self._drawn(self._model, self._sd.text, requests)
+
+    def _drawn(self, model: Any, text: Any, requests: list[GenerateRequest]) -> list[Image.Image]:
+        """Raises ValueError where the host's own check stops a picture in which there is nothing but NaN."""
+        try:
+            return previews.draw(self.w, model, self.cfg, text, requests)
+        except self.w.devices.NansException as error:
+            raise ValueError(f"The WebUI got no picture, only NaN, from {model.sd_checkpoint_info.model_name} and what is on it: the file is damaged, or half precision is too small for it.") from error
 
     def interrupted(self) -> bool:
         """Whether somebody pressed the host's Interrupt."""

@@ -6,7 +6,7 @@ to (extensions-builtin/Lora/networks.py). Trained weights would be overwritten b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,9 +18,9 @@ _COPIES = ("network_current_names", "network_weights_backup", "network_bias_back
 
 
 @contextmanager
-def without_networks(networks: Any, model: Any) -> Iterator[None]:
-    """The checkpoint's own weights; afterwards the same LoRAs as before are in them. `networks`: None where the extension is off."""
-    layers = _layers(model)
+def without_networks(networks: Any, current: Callable[[], Any]) -> Iterator[None]:
+    """The checkpoint's own weights; afterwards the same LoRAs as before are in them. `networks`: None where the extension is off; `current`: the model, which may be another one then."""
+    layers = _layers(current())
     if networks is None or not layers:
         yield
         return
@@ -32,12 +32,13 @@ def without_networks(networks: Any, model: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        _forget(networks, layers)
+        now = _layers(current())
+        _forget(networks, now)
         networks.loaded_networks[:] = before
         if baked:
-            _apply(networks, layers)
-        for layer, names in zip(layers, absent):
-            for name in () if baked else names:
+            _apply(networks, now)
+        for layer, names in zip(now, absent) if now == layers and not baked else ():
+            for name in names:
                 vars(layer).pop(name, None)
 
 

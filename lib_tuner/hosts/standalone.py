@@ -67,6 +67,10 @@ class Standalone:
             raise ValueError(f"checkpoint: {self.model_path} does not exist; give the path of an SD1.5 checkpoint (.safetensors or .ckpt).")
         return load_model(self.model_path, self.plan.dtype, self.plan.device, self.cfg.clip_skip)
 
+    def on(self, checkpoint: Path) -> Standalone:
+        """The same with another checkpoint."""
+        return type(self)(replace(self.cfg, checkpoint=str(checkpoint)))
+
     @contextmanager
     def exclusive(self) -> Iterator[Components]:
         """The model under the plan; layout and checkpointing are put back afterwards."""

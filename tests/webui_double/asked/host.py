@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from .tools import alone, draw, error_of, probe
+import torch
+
+from .tools import alone, draw, error_of, lora_on_to_q, probe, same, to_q
 
 
 @alone
@@ -329,3 +333,60 @@ def zz_reload_of_the_page(w: Any) -> Any:
     plots = [option.label for d in w.scripts.scripts_data if d.script_class.__module__ == "xyz_grid.py" for option in d.module.axis_options]
     return {"order": w.log["order"][before:], "same model": w.model is m, "module stays": w.log["module"] is cached, "axes": plots.count("[probe] early"),
             "interrupted": w.shared.state.interrupted, "optimization": w.sd_hijack.current_optimizer.name}  # fmt: skip
+
+
+@alone
+def t12_switch_that_is_not_written_into_the_settings(w: Any) -> Any:
+    """The hash of the file is, all the same."""
+    info, chosen = w.sd_models.get_closet_checkpoint_match("third.safetensors"), w.shared.opts.sd_model_checkpoint
+    with w.call_queue.queue_lock, w.sd_models.SkipWritingToConfig():
+        new = w.sd_models.reload_model_weights(info=info)
+    return {"info": new.sd_checkpoint_info is info, "setting": w.shared.opts.sd_model_checkpoint == chosen, "hash": w.shared.opts.data["sd_checkpoint_hash"] == info.sha256}
+
+
+@alone
+def t12_lists_of_the_last_picture(w: Any) -> Any:
+    """Another config empties them, since the host encodes an empty prompt with the new model."""
+    lora_on_to_q(w)
+    w.networks.load_networks(["one"], [1.0], [1.0], [None])
+    w.shared.loaded_hypernetworks.append(SimpleNamespace(name="another"))
+    found = []
+    for name in ("first", "second"):
+        with w.call_queue.queue_lock:
+            w.sd_models.reload_model_weights(info=w.sd_models.get_closet_checkpoint_match(f"{name}.safetensors"), forced_reload=name == "first")
+        found.append([len(w.networks.loaded_networks), len(w.shared.loaded_hypernetworks)])
+    return found
+
+
+@alone
+def t12_files_that_cannot_be_loaded(w: Any) -> Any:
+    """One that cannot be read leaves the model without its wrappers, until it is reloaded by force; one of other shapes leaves it as it was, but out of the list.
+
+    Where it has a config of its own there is no model left, and a reload fails too.
+    """
+    from safetensors.torch import load_file, save_file
+
+    model, own, weight = w.model, w.model.sd_checkpoint_info, to_q(w).weight.detach().clone()
+    damaged, other = w.folder / "damaged.safetensors", w.folder / "other.safetensors"
+    damaged.write_bytes(bytes(64))
+    tensors = load_file(w.sd_models.get_closet_checkpoint_match("third.safetensors").filename)
+    save_file({**tensors, "model.diffusion_model.out.2.bias": torch.zeros(7)}, str(other))
+    found = {}
+    for file in (damaged, other):
+        info = w.sd_models.CheckpointInfo(str(file))
+        listed = info.title in w.sd_models.checkpoints_list
+        with w.call_queue.queue_lock, w.sd_models.SkipWritingToConfig():
+            raised = bool(error_of(lambda: w.sd_models.reload_model_weights(info=info)))
+            state = [w.model is model, model.sd_checkpoint_info is own, type(model.cond_stage_model).__name__, len(w.sd_models.model_data.loaded_sd_models)]
+            w.sd_models.reload_model_weights(info=own, forced_reload=True)
+        mended = [type(model.cond_stage_model).__name__, len(w.sd_models.model_data.loaded_sd_models), same(to_q(w).weight.detach(), weight)]
+        found[file.stem] = {"listed before": listed, "raised": raised, "state": state, "mended": mended}
+    shutil.copyfile(Path(w.sd_models.get_closet_checkpoint_match("second.safetensors").filename).with_suffix(".yaml"), other.with_suffix(".yaml"))
+    info, data = w.sd_models.CheckpointInfo(str(other)), w.sd_models.model_data
+    with w.call_queue.queue_lock, w.sd_models.SkipWritingToConfig():
+        raised = bool(error_of(lambda: w.sd_models.reload_model_weights(info=info)))
+        left, again = [data.sd_model is None, len(data.loaded_sd_models)], error_of(lambda: w.sd_models.reload_model_weights(info=own))
+        w.sd_models.load_model(own)
+    found["other config"] = {"raised": raised, "left": left, "reload": again, "loaded": [data.sd_model.sd_checkpoint_info is own, len(data.loaded_sd_models)]}
+    w.sd_models.list_models()
+    return found

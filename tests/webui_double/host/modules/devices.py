@@ -25,5 +25,15 @@ def autocast(disable: bool = False) -> AbstractContextManager:
     return torch.autocast(device.type, dtype=HALF)
 
 
+class NansException(Exception):
+    """A picture is no picture."""
+
+
+def test_for_nans(x: torch.Tensor, where: str) -> None:
+    """Raises NansException where nothing else is in x."""
+    if x.isnan().all():
+        raise NansException(f"A tensor with all NaNs was produced in {where}.")
+
+
 def torch_gc() -> None:
     """Gives memory back that a GPU's cache holds; the double has none."""

@@ -207,7 +207,9 @@ def txt2img_image_conditioning(sd_model: Any, x: Tensor, width: int, height: int
 
 
 def _decode(model: Any, latents: Tensor) -> Tensor:
-    return model.decode_first_stage(latents.to(devices.dtype_vae)).float()
+    found = model.decode_first_stage(latents.to(devices.dtype_vae)).float()
+    devices.test_for_nans(found, "VAE")
+    return found
 
 
 def _pictures(pixels: Tensor) -> list[Image.Image]:

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from . import devices, errors, hashes, paths_internal, script_callbacks, sd_hijack, sd_vae, shared
+from . import devices, errors, extra_networks, hashes, paths_internal, script_callbacks, sd_hijack, sd_vae, shared
 from .token_merging import merge_tokens
 
 model_path = os.path.join(paths_internal.models_path, "Stable-diffusion")
@@ -34,26 +34,22 @@ FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 
 
 class CheckpointInfo:
-    """A file, by all the names it may be asked for. Its hash, and with that its title, is not known before it is loaded for the first time."""
+    """A file, by all the names it may be asked for, if it is registered. Its hash, and with that its title, is not known before it is loaded for the first time."""
 
     def __init__(self, filename: str):
         self.filename = os.path.abspath(filename)
-        self.name = os.path.relpath(self.filename, model_path).replace(os.sep, "/")
+        inside = Path(self.filename).is_relative_to(model_path)
+        self.name = os.path.relpath(self.filename, model_path).replace(os.sep, "/") if inside else os.path.basename(filename)
         self.name_for_extra = Path(self.name).stem
         self.model_name = os.path.splitext(self.name)[0].replace("/", "_")
-        self.sha256 = _known_hashes.get(self._state())
-        self.register()
+        self._hashed(_known_hashes.get(self._state()))
 
     def _state(self) -> tuple[str, int]:
         return self.filename, os.stat(self.filename).st_mtime_ns
 
-    @property
-    def shorthash(self) -> str | None:
-        return self.sha256 and self.sha256[:10]
-
-    @property
-    def title(self) -> str:
-        return f"{self.name} [{self.shorthash}]" if self.sha256 else self.name
+    def _hashed(self, sha256: str | None) -> None:
+        self.sha256, self.shorthash = sha256, sha256 and sha256[:10]
+        self.title = f"{self.name} [{self.shorthash}]" if sha256 else self.name
 
     @property
     def ids(self) -> list[str]:
@@ -66,7 +62,7 @@ class CheckpointInfo:
     def calculate_shorthash(self) -> str | None:
         """None with --no-hashing."""
         if self.sha256 is None:
-            self.sha256 = hashes.sha256(self.filename, f"checkpoint/{self.name}")
+            self._hashed(hashes.sha256(self.filename, f"checkpoint/{self.name}"))
             if self.sha256:
                 _known_hashes[self._state()] = self.sha256
                 checkpoints_list.pop(self.name, None)
@@ -86,7 +82,7 @@ def list_models() -> None:
     found = (path for folder in (model_path, shared.cmd_opts.ckpt_dir) if folder for path in Path(folder).rglob("*"))
     for path in sorted(found, key=lambda path: str(path).lower()):
         if path.suffix in (".safetensors", ".ckpt"):
-            CheckpointInfo(str(path))
+            CheckpointInfo(str(path)).register()
 
 
 def get_closet_checkpoint_match(wanted: str | None) -> CheckpointInfo | None:
@@ -117,12 +113,9 @@ class Current:
     """Loads the first model when somebody asks for it; while it is loaded, other threads wait."""
 
     sd_model: Any = None
+    loaded_sd_models: list[Any] = field(default_factory=list)  # the double keeps one
     was_loaded_at_least_once: bool = False
     _loading: Any = field(default_factory=threading.RLock)  # loading asks for the model itself
-
-    @property
-    def loaded_sd_models(self) -> list[Any]:
-        return [model for model in (self.sd_model,) if model is not None]
 
     def get_sd_model(self) -> Any:
         with self._loading:
@@ -136,6 +129,7 @@ class Current:
 
     def set_sd_model(self, model: Any) -> None:
         self.sd_model = model
+        self.loaded_sd_models[:] = [model for model in (model,) if model is not None]
 
 
 model_data = Current()
@@ -152,31 +146,58 @@ def SkipWritingToConfig() -> Iterator[None]:  # noqa: N802  a class in the host
         _unwritten.pop()
 
 
+def send_model_to_trash(model: Any) -> None:
+    model.to("meta")
+
+
 def load_model(checkpoint_info: CheckpointInfo | None = None) -> Any:
-    """A new object, in the place of the one of now."""
+    """A new object, in the place of the one of now; where it cannot be loaded there is none."""
     info = checkpoint_info or select_checkpoint()
     state = read_state_dict(info.filename)
     model, old, hijack = _built(info, state), model_data.sd_model, sd_hijack.model_hijack
     if old is not None:
         hijack.undo_hijack(old)
-        old.to("meta")
-    model_data.sd_model, model_data.was_loaded_at_least_once = model, True
+        send_model_to_trash(old)
+        model_data.sd_model = None
     _put_weights(model, info, state)
+    hijack.hijack(model)
+    model.cond_stage_model.training = False  # eval(), which ldm does not let through to what is inside
+    model_data.set_sd_model(model)
+    model_data.was_loaded_at_least_once = True
     hijack.embedding_db.load_textual_inversion_embeddings(force_reload=True)  # another width may be wanted now
     script_callbacks.model_loaded_callback(model)
+    extra_networks.activate(None, {})  # what the last picture had is not loaded any more
     with torch.no_grad(), devices.autocast():
         model.cond_stage_model_empty_prompt = model.cond_stage_model([""])
     return model
 
 
 def reload_model_weights(sd_model: Any = None, info: CheckpointInfo | None = None, forced_reload: bool = False) -> Any:
-    """Another checkpoint, or with `forced_reload` the file of the one that is there. Flags of parameters and modules stay as they are."""
+    """Another checkpoint, or with `forced_reload` the file of the one that is there. Flags of parameters and modules stay as they are.
+
+    A file that cannot be read leaves a model without its wrappers; where one cannot be put into the model, the weights of before come back.
+    """
     info, model = info or select_checkpoint(), sd_model or model_data.sd_model
-    if model is None or model.used_config != config_of(info):
+    if model is None:
+        raise AttributeError("'NoneType' object has no attribute 'lowvram'")  # as in 1.9.4, where it would go to the CPU
+    if model.sd_model_checkpoint == info.filename and not forced_reload:
+        return model
+    before = model.sd_checkpoint_info
+    if before.filename != info.filename:
+        model_data.loaded_sd_models.remove(model)
+    sd_hijack.model_hijack.undo_hijack(model)
+    state = read_state_dict(info.filename)
+    if model.used_config != config_of(info):
         return load_model(info)
-    if model.sd_model_checkpoint != info.filename or forced_reload:
-        _put_weights(model, info, read_state_dict(info.filename))
+    try:
+        _put_weights(model, info, state)
+    except RuntimeError:
+        _put_weights(model, before, read_state_dict(before.filename))
+        raise
+    finally:
+        sd_hijack.model_hijack.hijack(model)
         script_callbacks.model_loaded_callback(model)
+    model_data.set_sd_model(model)
     return model
 
 
@@ -215,16 +236,15 @@ def _built(info: CheckpointInfo, state: dict[str, Tensor]) -> LatentDiffusion:
 
 def _put_weights(model: Any, info: CheckpointInfo, state: dict[str, Tensor]) -> None:
     """Into the parameters that are there. Noise levels are the model's own again, and in fp32."""
-    sd_hijack.model_hijack.undo_hijack(model)
+    model.sd_model_hash = info.calculate_shorthash()
+    if not _unwritten:
+        shared.opts.data["sd_model_checkpoint"] = info.title
     model.load_state_dict(state, strict=False)
     model.alphas_cumprod = model.alphas_cumprod_original
-    model.sd_model_hash = info.calculate_shorthash()
     model.sd_model_checkpoint, model.sd_checkpoint_info = info.filename, info
-    if not _unwritten:
-        shared.opts.data.update(sd_model_checkpoint=info.title, sd_checkpoint_hash=info.sha256)
+    shared.opts.data["sd_checkpoint_hash"] = info.sha256
     sd_vae.forget()
     sd_vae.reload_vae_weights(model)
-    sd_hijack.model_hijack.hijack(model)
 
 
 # ---- token merging ---------------------------------------------------------------------------------------------------
