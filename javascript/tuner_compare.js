@@ -30,12 +30,21 @@
     }
 
     // A first order for a run: its saves beside each other.
-    async function take(run) {
-        const first = await tuner.send("compare/suggest", { run });
-        const { axes, files, ...values } = first;
-        Object.assign(form, values, { files, axes: { ...structuredClone(FRESH.axes), ...axes } });
+    const take = async (run) => fill(await tuner.send("compare/suggest", { run }));
+
+    function fill({ axes, files, ...values }) {
+        const known = Object.fromEntries(Object.entries(values).filter(([key]) => key in FRESH)); // an order may say more than this form does
+        Object.assign(form, known, { files: structuredClone(files), axes: { ...structuredClone(FRESH.axes), ...structuredClone(axes) } });
         touched = true;
     }
+
+    // The settings of a grid, to change some of them.
+    compare.takeOrder = function (order) {
+        fill(order);
+        if (!compare.about.runs.some((run) => run.id === form.run)) form.run = "";
+        keep();
+        compare.mount();
+    };
 
     // From the list of a run's files.
     compare.openRun = async function (run) {
@@ -51,7 +60,7 @@
         if (!compare.about) return;
         root.replaceChildren(h("p", { class: "tuner-c-message", id: "tuner-c-message", role: "alert", hidden: true }), h("div", { class: "tuner-c-page" },
             h("form", { class: "tuner-c-form", onsubmit: (event) => event.preventDefault() }, runs(), base(), files(), axes(), going()),
-            h("div", { class: "tuner-c-main" }, h("div", { id: "tuner-c-work", class: "tuner-c-work", "aria-live": "polite" }), h("div", { id: "tuner-c-grid" }), compare.numbersSection(), compare.runsSection())));
+            h("div", { class: "tuner-c-main" }, h("div", { id: "tuner-c-work", class: "tuner-c-work", "aria-live": "polite" }), h("div", { id: "tuner-c-earlier" }), h("div", { id: "tuner-c-grid" }), compare.numbersSection(), compare.runsSection())));
         planSoon(0);
         compare.drawGrid();
     };

@@ -5,7 +5,7 @@
     const { h } = tuner;
     const BUSY = 500, IDLE = 4000; // ms between two looks
     const compare = tuner.compare = tuner.compare || {};
-    let timer = null, known = -1, grid = null, open = null; // grid: as the server last told it whole; open: the cell that is shown large
+    let timer = null, known = -1, grid = null, open = null, worked = false; // grid: as the server last told it whole; open: the cell that is shown large; worked: at the last look
     const byId = (id) => document.getElementById(id);
     const going = () => compare.status && compare.status.work && ["running", "stopping"].includes(compare.status.work.state);
 
@@ -25,6 +25,8 @@
                 if (other) { open = null; compare.drawGrid(); } else fill();
             }
             drawWork();
+            if (worked && !going()) drawEarlier();
+            worked = going();
         } catch (error) {
             compare.say(error.message, true);
         }
@@ -53,6 +55,22 @@
             h("button", { type: "button", id: "tuner-c-stop", class: "tuner-button", onclick: compare.doing(async () => { await tuner.send("compare/stop"); await compare.look(); }) }, tuner.t("Stop"))), bar);
     }
 
+    // ---- grids of before ----
+
+    // A list of them, which a choice opens; nothing where there is none but the one that is shown.
+    async function drawEarlier() {
+        const { grids } = await tuner.get("compare/grids"), box = byId("tuner-c-earlier");
+        if (!box) return;
+        if (!grids.some((one) => !grid || one.name !== grid.name)) return box.replaceChildren();
+        const title = (one) => [one.name, one.kinds.map((kind) => tuner.t(kind)).join(" × "), compare.pictures(one.pictures), one.prompt.length > 40 ? `${one.prompt.slice(0, 40)}…` : one.prompt].filter(Boolean).join(" · ");
+        const select = h("select", { id: "tuner-c-grids", disabled: going(), onchange: compare.doing(async () => {
+            if (!select.value) return;
+            await tuner.send("compare/open", { name: select.value });
+            await compare.look();
+        }) }, grid ? null : h("option", { value: "" }, tuner.t("choose one…")), grids.map((one) => h("option", { value: one.name, selected: grid && one.name === grid.name }, title(one))));
+        box.replaceChildren(h("div", { class: "tuner-c-field" }, h("label", { for: "tuner-c-grids" }, tuner.t("Grids drawn so far")), select));
+    }
+
     // ---- the grid ----
 
     const shown = (label) => (label === "None" ? tuner.t("without files") : label); // the word None alone means something else in a form
@@ -62,6 +80,7 @@
     compare.drawGrid = function () {
         const box = byId("tuner-c-grid");
         if (!box) return;
+        drawEarlier().catch((error) => compare.say(error.message, true));
         if (!grid) {
             box.replaceChildren(h("p", { class: "tuner-c-empty" }, tuner.t("Choose what changes along the columns and rows, and press Draw: each cell is one picture, and everything else stays the same.")));
             return;
@@ -82,7 +101,8 @@
             parts.push(h("div", { class: "tuner-c-scroll", tabindex: 0, role: "region", "aria-label": tuner.t("Grid") }, h("table", { style: `--columns: ${columns}` }, head, h("tbody", {}, body))));
         }
         const save = h("a", { class: "tuner-button", id: "tuner-c-save", href: tuner.url("compare/grid"), download: "" }, tuner.t("Save the grid as one picture"));
-        box.replaceChildren(h("div", { id: "tuner-c-large" }), ...parts, h("div", { class: "tuner-buttons" }, save), h("p", { class: "tuner-small" }, tuner.t("Every picture is also a file of its own in {0}.", grid.folder)));
+        const take = h("button", { type: "button", id: "tuner-c-take", class: "tuner-button", onclick: () => compare.takeOrder(grid.order) }, tuner.t("Put its settings into the form"));
+        box.replaceChildren(h("div", { id: "tuner-c-large" }), ...parts, h("div", { class: "tuner-buttons" }, save, take), h("p", { class: "tuner-small" }, tuner.t("Every picture is also a file of its own in {0}.", grid.folder)));
         fill();
         drawLarge();
         drawWork();

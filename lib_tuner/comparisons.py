@@ -25,7 +25,7 @@ from .compare.numbers import Asked, usable_kind
 from .compare.numbers import saves_of as by_step
 from .config import flat_values
 from .disk import atomic
-from .grid import Grid
+from .grid import Grid, earlier
 from .host import GenerateRequest, Host
 from .jobs import Jobs, run_id
 from .keeping import Best, keep
@@ -35,7 +35,7 @@ from .settings import TrainConfig
 from .toolbox import Toolbox
 from .work import Stopped, Told, Work
 
-FOLDER, ORDER = "comparisons", "grid.json"
+FOLDER = "comparisons"
 MANY = 100  # pictures from which on it is asked first
 LONG = 15 * 60  # s, the same
 MOST = 10000  # cells of a plan
@@ -146,9 +146,8 @@ class Comparisons:
             raise ValueError(f"This grid has {told['count']} pictures; say that you are sure, or take values away.")
         with self._lock:
             self._idle()
-            self.version = self.grid.version + 1 if self.grid else self.version
-            self.grid = Grid(self._folder(), as_json(order), plan, base, self.version)
-            self._write_order()
+            self.grid = Grid(self._folder(), as_json(order), plan, base, self._next())
+            self.grid.write()
             return self._begin(self.grid, cfg, list(range(len(plan.cells))))
 
     def again(self, cells: Sequence[int]) -> dict[str, Any]:
@@ -204,6 +203,7 @@ class Comparisons:
             grid.settle(wanted)
             if size:
                 self._learn(device, spent / size)
+            grid.write()  # with what has failed
             if "drawn" in grid.states:
                 grid.sheet()
 
@@ -233,6 +233,25 @@ class Comparisons:
         """The whole grid as one picture, made anew of the cells that are there. Raises ValueError."""
         return self._shown().sheet()
 
+    def earlier(self) -> list[dict[str, Any]]:
+        """The grids that were drawn here, the latest first."""
+        return list(earlier(self.home))
+
+    def open(self, name: str) -> dict[str, Any]:
+        """Shows an earlier grid again. Raises ValueError where there is none of that name, or one is being drawn."""
+        with self._lock:
+            if self.work and self.work.going:
+                raise ValueError("A comparison is at work already; wait until it is done, or stop it.")
+            if name not in [row["name"] for row in self.earlier()]:
+                raise ValueError(f"There is no grid {name!r}; choose one of the list.")
+            self.grid = Grid.read(self.home / name, self._next())
+            return self.grid.shown(-1)
+
+    def _next(self) -> int:
+        """A version that no page knows."""
+        self.version = max(self.version, self.grid.version if self.grid else 0) + 1
+        return self.version
+
     def _shown(self) -> Grid:
         if self.grid is None:
             raise ValueError("There is no grid yet; draw one first.")
@@ -246,12 +265,6 @@ class Comparisons:
     def _folder(self) -> Path:
         stem = time.strftime("%Y-%m-%d")
         return next(folder for number in count(1) if not (folder := self.home / f"{stem}-{number:03d}").exists())
-
-    def _write_order(self) -> None:
-        grid = self._shown()
-        grid.folder.mkdir(parents=True)
-        with atomic(grid.folder / ORDER) as temporary:
-            temporary.write_text(json.dumps(grid.order, indent=1, ensure_ascii=False), encoding="utf-8")
 
     # ---- numbers -----------------------------------------------------------------------------------------------------
 

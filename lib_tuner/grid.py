@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from .compare.cells import KINDS, NAMES, Cell, Plan
+from .compare.applied import Use
+from .compare.cells import KINDS, NAMES, Cell, Plan, Value
 from .compare.draw import Drawn, infotext, png_info
 from .compare.sheet import compose
 from .disk import atomic
+from .host import GenerateRequest
 
-SHEET = "grid.png"
+SHEET, ORDER, CELLS = "grid.png", "grid.json", "cells.json"
 
 
 @dataclass
@@ -49,6 +52,36 @@ class Grid:
         """Files of these cells that are not what they were when the grid was planned: written anew, renamed, another in their place."""
         cells = [self.plan.cells[index] for index in indices]
         return [path for path in dict.fromkeys(use.path for cell in cells if isinstance(cell, Cell) for use in cell.uses) if path.is_file() and _stamp(path) != self.stamps[path]]
+
+    # ---- on the disk -------------------------------------------------------------------------------------------------
+
+    def write(self) -> None:
+        """What was asked for, and what each cell is, so that the grid can be opened again. Raises OSError."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._lock:
+            axes = {name: {"kind": self.plan.axes[name][0], "labels": self.plan.labels(name)} for name in NAMES}
+            stamps = {str(path): stamp for path, stamp in self.stamps.items()}
+            values = {"axes": axes, "base": _written(self.base), "cells": list(map(_written, self.plan.cells)), "stamps": stamps, "errors": self.errors}
+        for name, content in ((ORDER, self.order), (CELLS, values)):
+            with atomic(self.folder / name) as temporary:
+                temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path, version: int) -> Grid:
+        """A grid that was written, with the pictures that are there. Raises ValueError for a folder that holds none."""
+        try:
+            order, values = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (ORDER, CELLS))
+            axes = {name: (values["axes"][name]["kind"], tuple(Value(label, None) for label in values["axes"][name]["labels"])) for name in NAMES}
+            grid = cls(folder, order, Plan(axes, tuple(map(_read, values["cells"]))), _read(values["base"]), version)
+            grid.stamps |= {Path(path): stamp and tuple(stamp) for path, stamp in values["stamps"].items()}
+            grid.errors = {int(index): str(error) for index, error in values["errors"].items()}
+            if len(grid.states) != grid.plan.shape[0] * grid.plan.shape[1] * grid.plan.shape[2] or any(kind and kind not in KINDS for kind, _ in axes.values()):
+                raise ValueError
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"{folder.name} holds no grid that can be opened; its pictures are still there ({folder}).") from None
+        for index in range(len(grid.states)):
+            grid.states[index] = "failed" if index in grid.errors else "drawn" if grid.picture(index).is_file() else ""
+        return grid
 
     # ---- what happens to cells ---------------------------------------------------------------------------------------
 
@@ -112,3 +145,24 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return now.st_size, now.st_mtime_ns
+
+
+def earlier(home: Path) -> Iterator[dict[str, Any]]:
+    """The grids in a folder, the latest first: name, prompt, what changes in it, how many pictures there are."""
+    for folder in sorted((path.parent for path in home.glob(f"*/{CELLS}")), key=lambda path: path.name, reverse=True):
+        try:
+            order = json.loads((folder / ORDER).read_text(encoding="utf-8"))
+            kinds = [KINDS[axis["kind"]].label for name in NAMES if (axis := order["axes"].get(name)) and axis["kind"]]
+            yield {"name": folder.name, "prompt": str(order["prompt"]), "kinds": kinds, "pictures": len(list(folder.glob("cell-*.png")))}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+
+
+def _written(cell: Cell | str) -> Any:
+    return cell if isinstance(cell, str) else {**asdict(cell), "uses": [{**asdict(use), "path": str(use.path)} for use in cell.uses]}
+
+
+def _read(values: Any) -> Any:
+    if isinstance(values, str):
+        return values
+    return Cell(GenerateRequest(**values["request"]), tuple(Use(**{**use, "path": Path(use["path"])}) for use in values["uses"]), values["checkpoint"])

@@ -104,6 +104,26 @@ def test_what_is_wrong_is_said_before_anything_is_drawn(page, trained):
 
 
 @own_script
+def test_an_earlier_grid_is_opened_after_a_reload_and_its_settings_taken(page, trained):
+    choose(page, "robot-a-001")
+    page.page.fill("#tuner-c-axis-y-text", "7")
+    page.sees("#tuner-c-plan", "3 pictures (3 × 1)")
+    drawn(page, 3)
+    page.page.fill("#tuner-c-axis-y-text", "8, 9")
+    page.sees("#tuner-c-plan", "6 pictures (3 × 2)")
+    drawn(page, 6)
+    page.page.reload()
+    page.click("#tuner-view-compare")
+    earlier = page.page.locator("#tuner-c-grids option", has_text="3 pictures · a green robot").first
+    page.page.select_option("#tuner-c-grids", earlier.get_attribute("value"))
+    page.page.wait_for_function(f"document.querySelectorAll('{GRID}').length === 3 && [...document.querySelectorAll('{GRID}')].every((i) => i.complete && i.naturalWidth)")
+    assert page.page.locator("#tuner-c-grid tbody th span").all_inner_texts() == ["7"]
+    page.click("#tuner-c-take")
+    expect(page.page.locator("#tuner-c-axis-y-text")).to_have_value("7")
+    page.sees("#tuner-c-plan", "3 pictures (3 × 1)")
+
+
+@own_script
 def test_a_drawing_is_stopped_and_what_was_drawn_stays(page, trained):
     choose(page, "robot-a-001")
     page.page.fill("#tuner-c-steps", "60")

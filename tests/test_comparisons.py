@@ -8,6 +8,7 @@ import threading
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import until
@@ -68,6 +69,11 @@ def made(tmp_path, run, monkeypatch):
 def order(of: Path, **more) -> GridOrder:
     axes = {"x": Axis("step", "all"), "y": Axis("seed", "1, 2")}
     return GridOrder(**{"prompt": "a cat", "width": 64, "height": 64, "steps": 2, "run": run_id(of), "axes": axes, **more})
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture).astype(int)
 
 
 def done(comparisons: Comparisons, state: str = "done") -> dict:
@@ -275,3 +281,62 @@ def test_the_hosts_own_interrupt_ends_the_grid_and_a_page_that_is_drawn_anew_doe
     made.start(order(run))
     states = done(made, "stopped")["states"]
     assert states.count("drawn") == 2 and states.count("") == 4
+
+
+# ---- grids of before -------------------------------------------------------------------------------------------------
+
+
+def test_an_earlier_grid_is_opened_again_in_another_program_as_it_was(made, run):
+    assert made.earlier() == []
+    made.start(order(run))
+    done(made)
+    (run / "cat-000020.safetensors").unlink()
+    made.again([1])
+    first = done(made)
+    details, sheet = made.cell_details(3), made.sheet().read_bytes()
+    made.start(order(run, axes={"x": Axis("step", "all")}))
+    second = done(made)
+    assert [(row["name"], row["kinds"], row["pictures"]) for row in made.earlier()] == [(second["name"], ["Saved step"], 2), (first["name"], ["Saved step", "Seed"], 6)]
+    with closing(Comparisons(made.jobs, made.tools)) as other:
+        assert other.status()["grid"] is None
+        other.open(first["name"])
+        shown = other.status()["grid"]
+        assert {**shown, "version": 0} == {**first, "version": 0} and shown["states"] == ["drawn", "failed", *["drawn"] * 4] and shown["version"] != first["version"]
+        assert other.cell_details(3) == details and other.sheet().read_bytes() == sheet
+        before = pixels(other.cell(3))
+        other.again([3])
+        assert done(other)["states"] == first["states"] and np.abs(pixels(other.cell(3)) - before).max() <= 2  # alone instead of among others
+        assert other.start(order(run)) and done(other)["version"] > shown["version"]
+
+
+def test_saves_that_changed_since_an_earlier_grid_are_not_taken_for_the_same(made, run):
+    made.start(order(run))
+    name = done(made)["name"]
+    lora(run / "cat-000020.safetensors", seed=9)
+    with closing(Comparisons(made.jobs, made.tools)) as other:
+        other.open(name)
+        assert [file["run"] for index in (0, 1) for file in other.cell_details(index)["files"]] == [run_id(run), ""]
+        with pytest.raises(ValueError, match="cat-000020.safetensors is another file since this grid was begun"):
+            other.again([1])
+
+
+def test_a_grid_that_is_not_one_is_refused_and_the_shown_one_stays(made, run, monkeypatch):
+    made.start(order(run))
+    name = done(made)["name"]
+    for text in ("", "{}", "[]", '{"axes": {}}'):
+        broken = made.home / "broken"
+        broken.mkdir(exist_ok=True)
+        (broken / "grid.json").write_text((made.home / name / "grid.json").read_text())
+        (broken / "cells.json").write_text(text)
+        with pytest.raises(ValueError, match="broken holds no grid that can be opened; its pictures are still there"):
+            made.open("broken")
+    for wrong in ("no-such", "..", "../out", ""):
+        with pytest.raises(ValueError, match="There is no grid"):
+            made.open(wrong)
+    assert made.status()["grid"]["name"] == name
+    monkeypatch.setattr(Gated, "turns", threading.Semaphore(0))
+    made.start(order(run))
+    with pytest.raises(ValueError, match="at work already"):
+        made.open(name)
+    Gated.turns.release(100)
+    done(made)

@@ -56,6 +56,16 @@ class Offered(BaseModel):
     runs: List[Dict[str, Any]]
 
 
+class GridName(BaseModel):
+    name: str
+
+
+class Earlier(BaseModel):
+    """The grids that were drawn, the latest first."""
+
+    grids: List[Dict[str, Any]] = Field(description="Name, prompt, kinds of its axes, number of pictures")
+
+
 class RunOrder(BaseModel):
     run: str
 

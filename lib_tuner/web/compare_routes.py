@@ -12,7 +12,7 @@ from ..comparisons import Comparisons, GridOrder
 from ..keeping import Best, side_by_side
 from .answers import answer, found
 from .bodies import Done
-from .compare_bodies import CellDetails, Cells, GridBody, GridPlan, GridStatus, Kept, KeepOrder, Offered, RunOrder, TwoRuns
+from .compare_bodies import CellDetails, Cells, Earlier, GridBody, GridName, GridPlan, GridStatus, Kept, KeepOrder, Offered, RunOrder, TwoRuns
 from .dataset_bodies import Job
 
 
@@ -56,6 +56,14 @@ def _add_drawing(router: APIRouter, comparisons: Comparisons) -> None:
     @router.post("/compare/stop", response_model=Done, summary="Stop after the picture that is being drawn")
     def stop() -> Response:
         return answer(lambda: {"answer": comparisons.stop()})
+
+    @router.get("/compare/grids", response_model=Earlier, summary="The grids that were drawn, the latest first")
+    def grids() -> Response:
+        return answer(lambda: {"grids": comparisons.earlier()})
+
+    @router.post("/compare/open", response_model=Done, summary="Show an earlier grid again")
+    def open_grid(body: GridName) -> Response:
+        return answer(lambda: {"answer": comparisons.open(body.name)["name"]})
 
     @router.get("/compare/status", response_model=GridStatus, summary="How far the grid is")
     def status(known: int = Query(-1, description="the version that is known")) -> Response:
