@@ -14,8 +14,6 @@ import torch
 from onnx_double import runtime
 from test_control import last, run, values_of
 from test_hints import batches, config
-from test_hosts import difference
-from worlds import doubled
 
 from lib_tuner.data.conditions import Recipe
 from lib_tuner.data.depth import OnnxDepth, Preparation, fitted, stretched
@@ -176,29 +174,3 @@ def test_without_a_model_the_standalone_program_says_what_to_name(small_run):
         run(depth_run(small_run))
     with pytest.raises(ValueError, match="depth_model: names a model, but hint is canny"):
         METHODS["controlnet"](settings({"data.folder": "x", "method": "controlnet", "controlnet.depth_model": "x.onnx"}))
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Any:
-    with doubled(tmp_path_factory.mktemp("webui")) as made:
-        yield made
-
-
-def test_inside_the_webui_its_midas_is_asked_and_nothing_of_it_stays(world, small_run, monkeypatch):
-    from lib_tuner.hosts.a1111 import WebUI, webui
-
-    api = webui().sd_models.midas.api
-    asked = []
-    monkeypatch.setattr(api, "load_model", lambda kind, inner=api.load_model: (asked.append(kind), inner(kind))[1])
-    picture = torch.stack([torch.linspace(0, 1, 96).expand(64, 96), torch.rand(64, 96), torch.rand(64, 96)])
-    cfg, before = settings({**depth_run(small_run), "checkpoint": ""}), world.snapshot()
-    with WebUI(cfg).exclusive() as sd:
-        with pytest.raises(ValueError, match=r"the WebUI cannot load MiDaS .*no connection.*delete that file if it is there"):
-            sd.depth(picture)
-        Path(api.ISL_PATHS["dpt_hybrid"]).parent.mkdir(parents=True, exist_ok=True)
-        Path(api.ISL_PATHS["dpt_hybrid"]).touch()
-        found = sd.depth(picture)
-        assert found.shape == (1, 64, 96) and (found[0] - picture[0]).abs().max() < 0.03 and asked == ["dpt_hybrid"] * 2
-        sd.depth(picture)
-        assert len(asked) == 2  # loaded once
-    assert difference(before, world.snapshot()) == {}

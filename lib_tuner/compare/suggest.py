@@ -1,7 +1,7 @@
 """Which saved step to take, by its numbers alone: how much of the subject was learned against how far the model drifted. Pure functions of rows.
 
-Learned is how far the loss has fallen from the base model's. Held-out loss begins to rise before pictures get worse, so that of saves which have learned nearly the
-same the latest is taken, as long as it has drifted no further; one that has drifted much less wins over one that has learned a little more.
+Learned is how far the loss has fallen from the base model's. Of saves which have learned about the same the earliest is taken: what comes after it learns the
+pictures by heart, which the loss shows late (how often this rule is right, and others: `benchmarks/README.md`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from .numbers import Row
 
 UNDER, OVER = "underfitting", "overfitting"
-NEARLY = 0.85  # of what the best save has learned: as good, where it is a later one
-WHOLLY = 0.95  # of it: as good, where it is an earlier one that has drifted less
-FURTHER, LESS = 1.2, 0.5  # times the drift: further, much less
+NEARLY = 0.95  # of what the best save has learned: as good
+LACKING = 0.85  # of it: much is missing, or lost again
+FURTHER = 1.5  # times the drift
 NOTHING = 0.02  # of the base model's loss: nothing was learned
 RISING = 0.05  # of what was learned, since the save before: more is to come
 
@@ -46,19 +46,17 @@ def _of_whole(base: Row, saves: Sequence[Row]) -> Suggestion:
     learned = {row.step: (base.loss - row.loss) / max(base.loss - best.loss, 1e-12) for row in saves}
     if base.loss - best.loss < NOTHING * base.loss:
         return _nothing(base, best, saves)
-    flags = {row.step: flag for row in saves if (flag := _flag(row, best, learned[row.step]))}
-    latest = [row for row in saves if row.step >= best.step and row.step not in flags][-1]
-    calm = [row for row in saves if row.step < latest.step and learned[row.step] >= WHOLLY and row.drift < LESS * latest.drift]
-    chosen = min(calm, key=lambda row: row.drift) if calm else latest
-    verdict = UNDER if _still_falling(saves, learned) and chosen is saves[-1] else OVER if OVER in flags.values() else ""
-    return Suggestion(chosen.step, _why(base, chosen, best, calm, verdict), verdict, {step: flag for step, flag in flags.items() if step != chosen.step})
+    chosen = next(row for row in saves if learned[row.step] >= NEARLY)
+    flags = {row.step: flag for row in saves if row is not chosen and (flag := _flag(row, chosen, learned[row.step]))}
+    verdict = UNDER if chosen is saves[-1] and _still_falling(saves, learned) else OVER if OVER in flags.values() else ""
+    return Suggestion(chosen.step, _why(base, chosen, best, verdict), verdict, flags)
 
 
-def _flag(row: Row, best: Row, learned: float) -> str:
-    """A save before the best that lacks much is underfitted; one after it that is worse, or has drifted further, overfitted."""
-    if row.step < best.step:
-        return OVER if learned < 0 and row.drift > FURTHER * best.drift else UNDER if learned < NEARLY else ""
-    return OVER if learned < NEARLY or row.drift > FURTHER * best.drift else ""
+def _flag(row: Row, chosen: Row, learned: float) -> str:
+    """A save before the chosen one that lacks much is underfitted; one after it that has lost much again, or has drifted further, overfitted."""
+    if row.step < chosen.step:
+        return OVER if learned < 0 and row.drift > FURTHER * chosen.drift else UNDER if learned < LACKING else ""
+    return OVER if learned < LACKING or row.drift > FURTHER * chosen.drift else ""
 
 
 def _still_falling(saves: Sequence[Row], learned: dict[int, float]) -> bool:
@@ -76,14 +74,12 @@ def _nothing(base: Row, best: Row, saves: Sequence[Row]) -> Suggestion:
     return Suggestion(best.step, why, UNDER, {row.step: UNDER for row in saves if row.step != best.step})
 
 
-def _why(base: Row, chosen: Row, best: Row, calm: Sequence[Row], verdict: str) -> str:
+def _why(base: Row, chosen: Row, best: Row, verdict: str) -> str:
     fall = f"{base.loss:.4g} before the run to {chosen.loss:.4g}"
-    if calm:
-        return f"Its loss fell from {fall}, nearly as far as that of any save, and it has moved other prompts much less than the later ones (drift {chosen.drift:.3g})."
     if verdict == UNDER:
         return f"It is the last save and its loss was still falling, from {fall}: underfitting, so train longer for more."
     if verdict == OVER:
         return f"Its loss fell from {fall}; other saves are overfitting: they predict the pictures worse or have moved other prompts further."
     if chosen is best:
         return f"It has learned the most of all saves: its loss fell from {fall}."
-    return f"Its loss fell from {fall}, nearly as far as that of any save, and it was trained longer without moving other prompts further (drift {chosen.drift:.3g})."
+    return f"It is the first save whose loss fell about as far as that of any, from {fall}; what comes after it learns the pictures by heart."
