@@ -124,7 +124,8 @@ class Comparisons:
     def _planned(self, order: GridOrder) -> tuple[Cell, Plan, TrainConfig]:
         offer = self.offer()
         cfg = self._settings(order)
-        base = Cell(_request(order), tuple(use for row in order.files for use in _uses(offer, *row)))
+        checkpoint = str(self.tools.find(order.checkpoint)) if order.checkpoint else ""
+        base = Cell(_request(order), tuple(use for row in order.files for use in _uses(offer, *row)), checkpoint)
         unknown = [name for name in order.axes if name not in NAMES]
         if unknown:
             raise ValueError(f"{unknown[0]} is no axis; there are x, y and z.")
@@ -133,8 +134,7 @@ class Comparisons:
     def _settings(self, order: GridOrder) -> TrainConfig:
         """What a host is made with: as the run has it, or as the host would."""
         values = flat_values(runs.settings_of(self.jobs.folder_of(order.run))) if order.run else {}
-        cfg = settings({key: value for key, value in values.items() if key not in (*self.decided, "resume", "webui.sampler")})  # the sampler is the order's
-        return replace(cfg, checkpoint=str(self.tools.find(order.checkpoint))) if order.checkpoint else cfg
+        return settings({key: value for key, value in values.items() if key not in (*self.decided, "resume", "webui.sampler")})  # the sampler is the order's
 
     # ---- drawing -----------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import until
+from conftest import until, write_random
 from PIL import Image
 from tool_files import lora
 
@@ -19,6 +19,7 @@ from lib_tuner.compare.cells import Axis
 from lib_tuner.comparisons import Comparisons, GridOrder, as_json, order_of
 from lib_tuner import runs
 from lib_tuner.config import flat_values, to_toml
+from lib_tuner.host import GenerateRequest
 from lib_tuner.hosts.standalone import Standalone
 from lib_tuner.jobs import Jobs, run_id
 from lib_tuner.keeping import Best
@@ -154,6 +155,23 @@ def test_much_is_asked_first(made, run):
     with pytest.raises(ValueError, match="This grid has 200 pictures; say that you are sure"):
         made.start(many)
     assert made.grid is None and not made.home.exists()
+
+
+def test_a_whole_grid_on_another_checkpoint(made, run, tmp_path):
+    other = write_random(tmp_path / "models" / "second.safetensors", 5)
+    axes = {"x": Axis("seed", "3")}
+    made.start(order(run, axes=axes, checkpoint="second.safetensors"))
+    done(made)
+    values = flat_values(runs.settings_of(run)) | {"checkpoint": str(other), "resume": ""}
+    expected = Standalone(settings(values)).generate([GenerateRequest("a cat", width=64, height=64, steps=2, seed=3)])[0]
+    assert np.abs(pixels(made.cell(0)) - np.asarray(expected).astype(int)).max() <= 2
+    seen = pixels(made.cell(0))
+    made.start(order(run, axes=axes))
+    done(made)
+    assert np.abs(pixels(made.cell(0)) - seen).max() > 20
+    made.start(order(run, axes=axes, checkpoint="no-such.safetensors"))
+    grid = done(made)
+    assert grid["states"] == ["failed"] and "no-such.safetensors does not exist" in grid["errors"][0]
 
 
 def test_a_run_and_a_grid_take_turns(made, run, small_run, monkeypatch):
