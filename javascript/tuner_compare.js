@@ -41,9 +41,12 @@
     // The settings of a grid, to change some of them.
     compare.takeOrder = function (order) {
         fill(order);
-        if (!compare.about.runs.some((run) => run.id === form.run)) form.run = "";
+        const gone = form.run && !compare.about.runs.some((run) => run.id === form.run);
+        if (gone) form.run = "";
         keep();
         compare.mount();
+        if (order.checkpoint) compare.say(tuner.t("This grid was drawn on {0}, which the form cannot name: choose it as an axis.", order.checkpoint), true);
+        else if (gone) compare.say(tuner.t("The run of this grid is gone, so its model is not chosen."), true);
     };
 
     // From the list of a run's files.

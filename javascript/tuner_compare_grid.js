@@ -25,7 +25,7 @@
                 if (other) { open = null; compare.drawGrid(); } else fill();
             }
             drawWork();
-            if (worked && !going()) drawEarlier();
+            if (worked !== going()) await drawEarlier();
             worked = going();
         } catch (error) {
             compare.say(error.message, true);
@@ -65,8 +65,12 @@
         const title = (one) => [one.name, one.kinds.map((kind) => tuner.t(kind)).join(" × "), compare.pictures(one.pictures), one.prompt.length > 40 ? `${one.prompt.slice(0, 40)}…` : one.prompt].filter(Boolean).join(" · ");
         const select = h("select", { id: "tuner-c-grids", disabled: going(), onchange: compare.doing(async () => {
             if (!select.value) return;
-            await tuner.send("compare/open", { name: select.value });
-            await compare.look();
+            try {
+                await tuner.send("compare/open", { name: select.value });
+            } finally {
+                await compare.look();
+                await drawEarlier();
+            }
         }) }, grid ? null : h("option", { value: "" }, tuner.t("choose one…")), grids.map((one) => h("option", { value: one.name, selected: grid && one.name === grid.name }, title(one))));
         box.replaceChildren(h("div", { class: "tuner-c-field" }, h("label", { for: "tuner-c-grids" }, tuner.t("Grids drawn so far")), select));
     }

@@ -25,7 +25,7 @@ from .compare.numbers import Asked, usable_kind
 from .compare.numbers import saves_of as by_step
 from .config import flat_values
 from .disk import atomic
-from .grid import Grid, earlier
+from .grid import Grid, Watched, earlier
 from .host import GenerateRequest, Host
 from .jobs import Jobs, run_id
 from .keeping import Best, keep
@@ -147,7 +147,7 @@ class Comparisons:
         with self._lock:
             self._idle()
             self.grid = Grid(self._folder(), as_json(order), plan, base, self._next())
-            self.grid.write()
+            self.grid.begin()
             return self._begin(self.grid, cfg, list(range(len(plan.cells))))
 
     def again(self, cells: Sequence[int]) -> dict[str, Any]:
@@ -184,7 +184,7 @@ class Comparisons:
         def host(checkpoint: str) -> Host:
             nonlocal device
             made = self.hosts(cfg)
-            made = made.on(Path(checkpoint)) if checkpoint else made
+            made = made.on(Path(checkpoint)) if checkpoint else Watched(made, grid.drawn_on)
             device = device or made.forecast().note
             return made
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from .compare.cells import KINDS, NAMES, Cell, Plan, Value
 from .compare.draw import Drawn, infotext, png_info
 from .compare.sheet import compose
 from .disk import atomic
-from .host import GenerateRequest
+from .host import Components, GenerateRequest, Host
 
 SHEET, ORDER, CELLS = "grid.png", "grid.json", "cells.json"
 
@@ -32,11 +33,12 @@ class Grid:
     version: int
     states: list[str] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
+    model: str = ""  # the name of the one that was there when it was drawn
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     def __post_init__(self) -> None:
         self.states = [""] * len(self.plan.cells)
-        self.stamps = {use.path: _stamp(use.path) for cell in self.plan.cells if isinstance(cell, Cell) for use in cell.uses}
+        self.stamps = {path: _stamp(path) for cell in self.plan.cells if isinstance(cell, Cell) for path in _files(cell)}
 
     def picture(self, index: int) -> Path:
         """Where a cell's picture is."""
@@ -51,17 +53,27 @@ class Grid:
     def changed_files(self, indices: Iterable[int]) -> list[Path]:
         """Files of these cells that are not what they were when the grid was planned: written anew, renamed, another in their place."""
         cells = [self.plan.cells[index] for index in indices]
-        return [path for path in dict.fromkeys(use.path for cell in cells if isinstance(cell, Cell) for use in cell.uses) if path.is_file() and _stamp(path) != self.stamps[path]]
+        return [path for path in dict.fromkeys(path for cell in cells if isinstance(cell, Cell) for path in _files(cell)) if path.is_file() and _stamp(path) != self.stamps.get(path)]
+
+    def drawn_on(self, model: str) -> None:
+        """The model beside which cells without a checkpoint of their own are drawn. Raises ValueError where the others were drawn on another one."""
+        if self.model and self.model != model:
+            raise ValueError(f"This grid was drawn on {self.model}, and the model that is there is {model}: choose that one again, or draw a new grid.")
+        self.model = model
 
     # ---- on the disk -------------------------------------------------------------------------------------------------
 
+    def begin(self) -> None:
+        """Makes the folder, which nobody else has. Raises OSError."""
+        self.folder.mkdir(parents=True)
+        self.write()
+
     def write(self) -> None:
         """What was asked for, and what each cell is, so that the grid can be opened again. Raises OSError."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         with self._lock:
             axes = {name: {"kind": self.plan.axes[name][0], "labels": self.plan.labels(name)} for name in NAMES}
             stamps = {str(path): stamp for path, stamp in self.stamps.items()}
-            values = {"axes": axes, "base": _written(self.base), "cells": list(map(_written, self.plan.cells)), "stamps": stamps, "errors": self.errors}
+            values = {"axes": axes, "base": _written(self.base), "cells": list(map(_written, self.plan.cells)), "stamps": stamps, "errors": self.errors, "model": self.model}
         for name, content in ((ORDER, self.order), (CELLS, values)):
             with atomic(self.folder / name) as temporary:
                 temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -74,7 +86,7 @@ class Grid:
             axes = {name: (values["axes"][name]["kind"], tuple(Value(label, None) for label in values["axes"][name]["labels"])) for name in NAMES}
             grid = cls(folder, order, Plan(axes, tuple(map(_read, values["cells"]))), _read(values["base"]), version)
             grid.stamps |= {Path(path): stamp and tuple(stamp) for path, stamp in values["stamps"].items()}
-            grid.errors = {int(index): str(error) for index, error in values["errors"].items()}
+            grid.errors, grid.model = {int(index): str(error) for index, error in values["errors"].items()}, str(values.get("model", ""))
             if len(grid.states) != grid.plan.shape[0] * grid.plan.shape[1] * grid.plan.shape[2] or any(kind and kind not in KINDS for kind, _ in axes.values()):
                 raise ValueError
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -139,6 +151,22 @@ class Grid:
         return self.folder / SHEET
 
 
+class Watched:
+    """A host that says on which model it is, each time that it is entered."""
+
+    def __init__(self, host: Host, entered: Callable[[str], None]):
+        self._host, self._entered = host, entered
+
+    @contextmanager
+    def exclusive(self) -> Iterator[Components]:
+        with self._host.exclusive() as sd:
+            self._entered(f"{sd.model_name} [{sd.model_hash[:10]}]")
+            yield sd
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._host, name)
+
+
 def _stamp(path: Path) -> tuple[int, int] | None:
     try:
         now = path.stat()
@@ -158,6 +186,11 @@ def earlier(home: Path) -> Iterator[dict[str, Any]]:
             continue
 
 
+def _files(cell: Cell) -> list[Path]:
+    """All that a cell is made of."""
+    return [*(use.path for use in cell.uses), *([Path(cell.checkpoint)] if cell.checkpoint else [])]
+
+
 def _written(cell: Cell | str) -> Any:
     return cell if isinstance(cell, str) else {**asdict(cell), "uses": [{**asdict(use), "path": str(use.path)} for use in cell.uses]}
 
@@ -165,4 +198,9 @@ def _written(cell: Cell | str) -> Any:
 def _read(values: Any) -> Any:
     if isinstance(values, str):
         return values
-    return Cell(GenerateRequest(**values["request"]), tuple(Use(**{**use, "path": Path(use["path"])}) for use in values["uses"]), values["checkpoint"])
+    return Cell(GenerateRequest(**_known(GenerateRequest, values["request"])), tuple(Use(**{**_known(Use, use), "path": Path(use["path"])}) for use in values["uses"]), values["checkpoint"])
+
+
+def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """What this program knows of it: another release may have written more."""
+    return {f.name: values[f.name] for f in fields(kind) if f.name in values}

@@ -232,7 +232,7 @@ def _existing(folder: str | Path, name: str) -> Path:
 
 def _text(values: Mapping[str, Any]) -> str:
     """The values that a preset keeps, as a TOML file."""
-    kept = {key: value for key, value in values.items() if key not in LEFT_OUT and not key.endswith((".start", ".hints", ".sample_hints"))}
+    kept = {key: value for key, value in values.items() if key not in LEFT_OUT and not key.endswith((".start", ".hints", ".sample_hints", ".depth_model"))}
     for key, value in kept.items():
         if not _KEY.fullmatch(key) or not isinstance(value, (bool, int, float, str)):
             raise ValueError(f"{key}: {value!r:.60} cannot be kept in a preset; a setting is true or false, a number or text")

@@ -338,6 +338,47 @@ def test_saves_that_changed_since_an_earlier_grid_are_not_taken_for_the_same(mad
             other.again([1])
 
 
+def test_a_row_of_an_earlier_grid_is_not_drawn_on_another_model(made, run, tmp_path):
+    """As inside the WebUI, where the model is the one that is loaded."""
+    axes = {"x": Axis("seed", "1, 2")}
+    made.start(order(run, axes=axes))
+    name = done(made)["name"]
+    text = (run / "settings.toml").read_text()
+    (run / "settings.toml").write_text(to_toml(settings(flat_values(runs.settings_of(run)) | {"checkpoint": str(write_random(tmp_path / "other.safetensors", 6))})))
+    with closing(Comparisons(made.jobs, made.tools)) as other:
+        other.open(name)
+        other.again([1])
+        grid = done(other)
+        assert grid["states"] == ["drawn", "failed"] and "choose that one again, or draw a new grid" in grid["errors"][1]
+        (run / "settings.toml").write_text(text)
+        other.again([1])
+        assert done(other)["states"] == ["drawn", "drawn"]
+
+
+def test_a_checkpoint_that_was_written_anew_is_another_one(made, run, tmp_path):
+    second = write_random(tmp_path / "models" / "second.safetensors", 5)
+    made.start(order(run, axes={"x": Axis("seed", "1")}, checkpoint="second.safetensors"))
+    name = done(made)["name"]
+    write_random(second, 6)
+    with closing(Comparisons(made.jobs, made.tools)) as other:
+        other.open(name)
+        with pytest.raises(ValueError, match="second.safetensors is another file since this grid was begun"):
+            other.again([0])
+
+
+def test_a_grid_of_a_release_that_says_more_is_opened(made, run):
+    made.start(order(run))
+    name = done(made)["name"]
+    file = made.home / name / "cells.json"
+    values = json.loads(file.read_text())
+    for cell in values["cells"]:
+        cell["request"]["hires"] = True
+        cell["uses"][0]["from"] = 0.5
+    file.write_text(json.dumps(values))
+    with closing(Comparisons(made.jobs, made.tools)) as other:
+        assert other.open(name)["states"] == ["drawn"] * 6
+
+
 def test_a_grid_that_is_not_one_is_refused_and_the_shown_one_stays(made, run, monkeypatch):
     made.start(order(run))
     name = done(made)["name"]

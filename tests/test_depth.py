@@ -46,11 +46,11 @@ def opened(monkeypatch, file: Path, model: Any = red, shape: tuple = SHAPE, **mo
 # ---- what a model is given
 
 
-@pytest.mark.parametrize("asks", [Preparation(), Preparation(side=384, multiple=32), Preparation(side=256, multiple=1)])
+@pytest.mark.parametrize("asks", [Preparation(), Preparation(size=(384, 384), multiple=32), Preparation(size=(256, 320), multiple=1), Preparation(size=(384, 384), multiple=1, keeps_shape=False)])
 @pytest.mark.parametrize("size", [(480, 640), (640, 480), (1024, 1024), (512, 768), (64, 640), (300, 301)])
 def test_the_size_is_the_one_that_transformers_takes(size, asks):
     theirs = pytest.importorskip("transformers.models.dpt.image_processing_pil_dpt").get_resize_output_image_size
-    expected = theirs(np.zeros((3, *size)), (asks.side, asks.side), True, asks.multiple)
+    expected = theirs(np.zeros((3, *size)), asks.size, asks.keeps_shape, asks.multiple)
     assert fitted(size, asks) == (expected.height, expected.width)
 
 
@@ -65,11 +65,15 @@ def test_it_is_normalised_as_imagenet_is_unless_the_models_repository_says_other
     opened(monkeypatch, file, keep, (1, 3, 14, 28))[0](picture)
     expected = (picture - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
     assert seen[0].dtype == np.float32 and np.allclose(seen[0][0], expected, atol=1e-5)
-    said = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 384, "width": 384}, "ensure_multiple_of": 32}
+    said = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 384, "width": 384}, "ensure_multiple_of": 32, "keep_aspect_ratio": True}
     (file.parent.parent / "preprocessor_config.json").write_text(json.dumps(said), encoding="utf-8")
     model, fake = opened(monkeypatch, file, keep)
     model(torch.full((3, 14, 28), 0.75))
     assert fake.ran == [(1, 3, 192, 384)] and np.allclose(seen[1], 0.5, atol=1e-5)
+    (file.parent.parent / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 64, "width": 96}, "do_normalize": False}), encoding="utf-8")
+    model, fake = opened(monkeypatch, file, keep)
+    model(torch.full((3, 14, 28), 0.75))
+    assert fake.ran == [(1, 3, 64, 96)] and np.allclose(seen[2], 0.75, atol=1e-5)
     (file.parent / "preprocessor_config.json").write_text('{"image_mean": [1]}', encoding="utf-8")
     with pytest.raises(ValueError, match="preprocessor_config.json says nothing that a depth model could be given"):
         opened(monkeypatch, file)

@@ -74,6 +74,41 @@ print(before, resident())
     assert after < before + PIECE
 
 
+@glibc
+def test_in_a_thread_as_a_job_has_it():
+    (later,) = said("""
+import threading
+def job():
+    global later
+    with heap_kept():
+        update()
+        later = faults(2)
+thread = threading.Thread(target=job)
+thread.start()
+thread.join()
+print(later)
+""")
+    assert later < PIECE // os.sysconf("SC_PAGESIZE") / 10
+
+
+def test_an_older_glibc_that_refuses_so_much_gets_its_usual_limit(monkeypatch):
+    from lib_tuner.hosts import heap
+
+    class Old:
+        asked: list[tuple[int, int]] = []
+
+        def mallopt(self, option: int, value: int) -> int:
+            self.asked.append((option, value))
+            return int(option != heap.MMAP or value <= 2**25)
+
+        def malloc_trim(self, pad: int) -> int:
+            return 1
+
+    monkeypatch.setattr(heap, "_glibc", lambda: Old())
+    with heap.heap_kept():
+        assert Old.asked == [(heap.MMAP, heap.NEVER), (heap.MMAP, 2**25), (heap.TRIM, heap.NEVER)]
+
+
 def test_with_another_library_nothing_happens(monkeypatch):
     from lib_tuner.hosts import heap
 

@@ -165,6 +165,25 @@ def test_a_file_of_another_model_is_one_sentence(sd, values, folder):
             assert len(list(numbers(folder, settings(values), [save], Place(sd)))) == 2
 
 
+def test_numbers_beside_another_model_are_not_taken_for_the_same(sd, values, folder, tmp_path):
+    """The host's own model, which no setting names: first the wrong one, then the one that the saves were trained on."""
+    cfg, (first, second) = settings(values), two_saves(folder)
+    tensors = read_tensors(second.files[0])[0]
+    write_tensors(second.files[0], tensors, {"ss_new_sd_model_hash": "f" * 64})
+    right = replace(sd, model_hash="f" * 64, unet=load_model(write_random(tmp_path / "right.safetensors", 8), torch.float32, "cpu").unet)
+    with pytest.raises(ValueError, match="another model"):
+        list(numbers(folder, cfg, [first, second], Place(sd)))
+    expected = list(numbers(tmp_path / "run", cfg, [first, second], Place(right)))
+    assert [row.step for row in expected] == [0, 5, 10]
+    on_both = [list(numbers(folder, cfg, [first], Place(model)))[0].loss for model in (sd, right)]
+    assert on_both[0] == on_both[1] == expected[0].loss  # nothing was missing, so no model was asked for
+    extra = Saved(7, (lora(folder / "it-000007.safetensors", seed=4),))
+    other = list(numbers(folder, cfg, [extra], Place(sd)))
+    (tmp_path / "fresh").mkdir()
+    assert other[0].loss != expected[0].loss
+    assert other == list(numbers(tmp_path / "fresh", cfg, [extra], Place(sd)))
+
+
 def test_without_held_out_pictures_some_of_the_training_ones_are_taken_and_that_is_said(sd, values, folder):
     rows = list(numbers(folder, settings({**values, "data.validation_folder": ""}), two_saves(folder)[:1], Place(sd)))
     assert not any(row.held_out for row in rows)

@@ -96,7 +96,7 @@ def test_no_choice_is_no_values_for_any_method():
 
 # ---- one's own
 
-PLACES = {key: "somewhere" for key in LEFT_OUT} | {"lora.start": "a.safetensors", "textual_inversion.start": "b.pt", "controlnet.hints": "d", "t2i_adapter.sample_hints": "e"}
+PLACES = {key: "somewhere" for key in LEFT_OUT} | {"lora.start": "a.safetensors", "textual_inversion.start": "b.pt", "controlnet.hints": "d", "t2i_adapter.sample_hints": "e", "controlnet.depth_model": "f.onnx"}
 OWN = {"method": "lora", "steps": 7, "optim.lr": "1e-3", "loss.min_snr": 5.0, "data.shuffle_tags": True, "lora.rank": 4, "trigger": 'é "q" \\ \n\x7f😀'}
 
 

@@ -109,15 +109,17 @@ def numbers(folder: Path, cfg: TrainConfig, saves: Sequence[Saved], host: Host, 
     check(cfg)
     asked = Asked(cfg)
     kept, looks = Kept(folder / FILE, asked.key), Looks(clip, folder, asked.sampled, asked.trained_on) if clip else None
+    every = (Saved(0, ()), *saves)
     with ExitStack() as stack:
-        measure: Measure | None = None
-        for save in (Saved(0, ()), *saves):
+        if any(kept.get(save) is None for save in every):
+            sd = stack.enter_context(host.exclusive())
+            for save in saves:  # before anything is measured: the row of a wrong model would be kept as that of the right one
+                same_model(save, sd)
+            kept.measured_on(sd.model_hash)
+            measure = Measure(cfg, asked, sd)
+        for save in every:
             row = kept.get(save)
             if row is None:
-                if measure is None:
-                    sd = stack.enter_context(host.exclusive())
-                    measure = Measure(cfg, asked, sd)
-                same_model(save, sd)
                 row = measure.row(save)
                 kept.put(save, row)
             yield replace(row, more=kept.more(save, looks) if looks else {})
@@ -308,8 +310,14 @@ class Kept:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             self.rows: dict[str, Any] = dict(found["rows"]) if found["key"] == key else {}
+            self.model = str(found.get("model", ""))
         except (OSError, ValueError, KeyError, TypeError):
-            self.rows = {}
+            self.rows, self.model = {}, ""
+
+    def measured_on(self, model: str) -> None:
+        """The hash of the model beside which rows are measured from now on; those of another one are forgotten."""
+        if model != self.model:
+            self.rows, self.model = {}, model
 
     def get(self, save: Saved) -> Row | None:
         """The row of a save, if it was measured as it is now."""
@@ -334,7 +342,7 @@ class Kept:
 
     def _write(self) -> None:
         with atomic(self.path, durable=False) as part:
-            part.write_text(json.dumps({"key": self.key, "rows": self.rows}, indent=1) + "\n", encoding="utf-8")
+            part.write_text(json.dumps({"key": self.key, "model": self.model, "rows": self.rows}, indent=1) + "\n", encoding="utf-8")
 
 
 def row_of(values: dict[str, Any]) -> Row:

@@ -28,8 +28,9 @@ class Preparation:
 
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    side: int = 518
+    size: tuple[int, int] = (518, 518)  # height, width
     multiple: int = 14
+    keeps_shape: bool = True  # of the picture; else it is stretched to `size`
 
 
 class OnnxDepth:
@@ -57,8 +58,10 @@ class OnnxDepth:
 
 def fitted(size: tuple[int, int], asks: Preparation) -> tuple[int, int]:
     """(h, w) for a picture of (H, W): that side becomes the model's which then changes less, both a multiple (transformers' DPTImageProcessor)."""
-    scale = min((asks.side / length for length in size), key=lambda s: abs(1 - s))
-    h, w = (max(1, round(scale * length / asks.multiple)) * asks.multiple for length in size)
+    scales = tuple(own / length for own, length in zip(asks.size, size))
+    if asks.keeps_shape:
+        scales = (min(scales, key=lambda s: abs(1 - s)),) * 2
+    h, w = (max(1, round(scale * length / asks.multiple)) * asks.multiple for scale, length in zip(scales, size))
     return h, w
 
 
@@ -79,11 +82,13 @@ def _preparation(path: Path) -> Preparation:
     usual = Preparation()
     try:
         own = json.loads(file.read_text(encoding="utf-8"))
-        size = own.get("size") or usual.side
-        side = int(size if not isinstance(size, dict) else size.get("height") or size["shortest_edge"])
+        size = own.get("size") or usual.size[0]
+        height, width = (int(size if not isinstance(size, dict) else size.get(name) or size["shortest_edge"]) for name in ("height", "width"))
         mean, std = (tuple(float(v) for v in own.get(name) or default) for name, default in (("image_mean", usual.mean), ("image_std", usual.std)))
-        made = Preparation(mean, std, side, int(own.get("ensure_multiple_of") or 1))
-        if not (len(mean) == len(std) == 3 and min(std) > 0 and made.side > 0 and made.multiple > 0):
+        if own.get("do_normalize", True) is False:
+            mean, std = (0.0,) * 3, (1.0,) * 3
+        made = Preparation(mean, std, (height, width), int(own.get("ensure_multiple_of") or 1), bool(own.get("keep_aspect_ratio", False)))  # as the processor's own defaults
+        if not (len(mean) == len(std) == 3 and min(std) > 0 and min(made.size) > 0 and made.multiple > 0):
             raise ValueError
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         raise ValueError(f"{file} says nothing that a depth model could be given (image_mean, image_std, size, ensure_multiple_of); download it anew, or take it away.") from None

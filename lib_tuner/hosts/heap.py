@@ -1,7 +1,7 @@
 """Memory of tensors that glibc keeps for the next update instead of giving it back to the system.
 
-Every update frees all that it computed and asks for as much again, in pieces of up to 64 MB; each page then costs a fault and is filled with zeros, 120,000 of
-them in an update at 512 px, 3% of its time (`benchmarks/README.md`).
+Every update frees all that it computed and asks for as much again; each page then costs a fault and is filled with zeros, 120,000 of them in an update at 512 px,
+3% of its time (`benchmarks/README.md`). Within a thread other than the main one glibc still takes pieces from 64 MB on from the system each time.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def heap_kept() -> Iterator[None]:
     if libc is None:
         yield
         return
-    for option in USUAL:
-        libc.mallopt(option, NEVER)
+    for option, usual in USUAL.items():
+        libc.mallopt(option, NEVER) or libc.mallopt(option, usual)  # an older glibc refuses to keep so much, and without a value it would stop at 128 KB
     try:
         yield
     finally:
