@@ -19,13 +19,14 @@ from worlds import DRAWN, REAL, SIZE, WORLDS, world_of
 
 from lib_tuner.compare.applied import Use
 from lib_tuner.compare.cells import Axis, Cell, Choice, Offer, plan_grid
-from lib_tuner.compare.draw import Interrupted, draw
+from lib_tuner.compare.draw import Interrupted, Lost, draw
 from lib_tuner.compare.numbers import FILE, numbers
 from lib_tuner.events import Saved
 from lib_tuner.host import GenerateRequest
 from lib_tuner.hosts import switched
 from lib_tuner.measuring import saves_in
 from lib_tuner.methods import settings
+from lib_tuner.progress import sentence
 
 REQUEST = GenerateRequest(PROMPT, width=SIZE, height=SIZE, steps=DRAWN, cfg=3.0, seed=3, plain=True)
 OUT = "model.diffusion_model.out.2.bias"
@@ -136,6 +137,28 @@ def test_the_users_model_comes_back_however_it_ends(world, other, ending, monkey
             assert ending == "stopped" and world.model.sd_checkpoint_info.filename == str(other)
             assert w.shared.opts.data["sd_model_checkpoint"] == before["option sd_model_checkpoint"]
     assert difference(before, state(world)) == {} and np.array_equal(world.picture(), mine)
+
+
+@pytest.mark.parametrize("ending", ["done", "stopped"])
+def test_where_the_users_model_does_not_come_back_the_work_ends_with_that_sentence(world, other, ending, monkeypatch, caplog):
+    w, own, told = world.w, world.model.sd_checkpoint_info, []
+
+    def load(w: Any, info: Any, was: Any = switched._load) -> None:
+        told.append(info.filename)
+        if info is own:
+            raise RuntimeError("no room\nfor it")
+        was(w, info)
+
+    monkeypatch.setattr(switched, "_load", load)
+    try:
+        with pytest.raises(Lost) as raised, closing(draw(grid(world, other, Path(own.filename)), hosts(world))) as drawing:
+            next(drawing)
+            if ending == "done":
+                list(drawing)
+        assert sentence(raised.value) == f"{own.model_name} could not be loaded again by the WebUI (no room): choose a checkpoint at the top of the page."
+        assert told == [str(other), own.filename] and "could not load" in caplog.text
+    finally:
+        w.sd_models.reload_model_weights(info=own)
 
 
 def test_what_is_no_checkpoint_of_its_kind_is_a_sentence_and_the_rest_is_drawn(world, other, tmp_path, loads):

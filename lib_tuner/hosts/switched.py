@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..compare.draw import Lost
 from ..sd.files import read_checkpoint
 from .kept import random_state
 from .ldm import refuse
@@ -24,7 +25,7 @@ LOG = logging.getLogger("lib_tuner")
 def switched(w: Any, path: Path) -> Iterator[None]:
     """The host with this checkpoint. Entered under its lock and before anything refers to its model, which may be another object within and afterwards.
 
-    Raises ValueError or OSError, one sentence, for a file that is no SD1.5 checkpoint, before the host's model is touched.
+    Raises ValueError or OSError, one sentence, for a file that is no SD1.5 checkpoint, before the host's model is touched; Lost at the end where the host is left without its own.
     """
     data, own = w.sd_models.model_data, _own(w)
     info = _entry(w, own, path)
@@ -89,7 +90,8 @@ def _put_back(w: Any, own: Any, loaded: list[Any]) -> None:
     try:
         _load(w, own)
     except Exception as error:  # whatever the host raises: the user has to choose
-        raise ValueError(f"{own.model_name} could not be loaded again by the WebUI ({_first_line(error)}): choose a checkpoint at the top of the page.") from error
+        LOG.warning("The WebUI could not load %s again", own.filename, exc_info=True)
+        raise Lost(f"{own.model_name} could not be loaded again by the WebUI ({_first_line(error)}): choose a checkpoint at the top of the page.") from error
     for model in [m for m in data.loaded_sd_models if m is not data.sd_model and not any(m is known for known in loaded)]:
         data.loaded_sd_models.remove(model)
         w.sd_models.send_model_to_trash(model)
