@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import shutil
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
@@ -212,6 +213,29 @@ def test_what_the_user_chooses_meanwhile_stands_and_its_list_may_be_read_anew(wo
     finally:
         opts.data["sd_model_checkpoint"] = own
         world.picture()
+
+
+def test_what_the_user_chooses_within_a_picture_stands_and_the_settings_never_name_another(world, other, listed, tmp_path):
+    w, opts, saved = world.w, world.w.shared.opts, []
+    own, title = opts.data["sd_model_checkpoint"], next(info.title for info in w.sd_models.checkpoints_list.values() if info.filename == str(listed))
+
+    def choose(*given: Any) -> None:
+        opts.save(str(tmp_path / "config.json"))
+        saved.append(json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["sd_model_checkpoint"])
+        opts.data["sd_model_checkpoint"] = title
+
+    host = hosts(world)(str(other))
+    try:
+        with host.exclusive() as sd:
+            hook = sd.unet.register_forward_hook(choose)
+            first = host.generate([REQUEST])[0]
+            hook.remove()
+            assert saved[0] == own and set(saved[1:]) == {title} and opts.data["sd_model_checkpoint"] == title
+            assert np.array_equal(np.asarray(first), np.asarray(host.generate([REQUEST])[0]))
+        assert opts.data["sd_model_checkpoint"] == title and world.model.sd_checkpoint_info.title == own
+    finally:
+        opts.data["sd_model_checkpoint"] = own
+    world.picture()
 
 
 @pytest.mark.skipif(not REAL, reason="the double keeps one model in memory")

@@ -36,7 +36,6 @@ def switched(w: Any, path: Path) -> Iterator[None]:
         stack.enter_context(random_state())
         stack.enter_context(_kept(w))
         stack.enter_context(without_networks(w.networks, lambda: data.sd_model))
-        stack.callback(w.sd_models.checkpoint_aliases.pop, str(path), None)  # the name of an entry of ours
         stack.callback(_put_back, w, own, list(data.loaded_sd_models))
         try:
             _load(w, info)
@@ -69,7 +68,6 @@ def _entry(w: Any, own: Any, path: Path) -> Any:
     info.sha256 = info.shorthash = None  # the host keeps hashes by a file's bare name, which saves of two runs may share: as with --no-hashing
     info.calculate_shorthash = lambda: None
     info.title = str(path)
-    w.sd_models.checkpoint_aliases[info.title] = info
     return info
 
 
