@@ -238,13 +238,84 @@ def test_what_the_user_chooses_within_a_picture_stands_and_the_settings_never_na
     world.picture()
 
 
-@pytest.mark.skipif(not REAL, reason="the double keeps one model in memory")
+@contextmanager
+def several(world, limit: int):
+    """As if its user had set that so many models are kept in memory; one again afterwards."""
+    data = world.w.sd_models.model_data
+    with option(world.w.shared.opts, "sd_checkpoints_limit", limit):
+        try:
+            yield data
+        finally:
+            for model in [m for m in data.loaded_sd_models if m is not data.sd_model]:
+                data.loaded_sd_models.remove(model)
+                world.w.sd_models.send_model_to_trash(model)
+
+
+def known(world) -> list[bool]:
+    """Whether the host knows its model's layers and text encoder as its own."""
+    hijack = world.w.sd_hijack.model_hijack
+    return [hijack.clip is world.model.cond_stage_model, any(layer is world.model.model.diffusion_model.out[2] for layer in hijack.layers)]
+
+
 def test_where_the_host_keeps_several_models_in_memory_none_of_ours_stays(world, other):
     model = world.model
-    with option(world.w.shared.opts, "sd_checkpoints_limit", 2):
+    with several(world, 2):
         before = state(world)
         drawn = list(draw(grid(world, other), hosts(world)))
-        assert [d.error for d in drawn] == ["", ""] and difference(before, state(world)) == {} and world.model is model
+        assert [d.error for d in drawn] == ["", ""] and difference(before, state(world)) == {} and world.model is model and known(world) == [True, True]
+
+
+def test_a_model_in_memory_into_which_a_file_of_ours_was_put_is_not_left_under_its_name(world, unlisted, tmp_path):
+    w, model, own = world.w, world.model, world.model.sd_checkpoint_info
+    with several(world, 2) as data:
+        with w.sd_models.SkipWritingToConfig():
+            w.sd_models.reload_model_weights(info=w.sd_models.CheckpointInfo(str(shutil.copyfile(unlisted, tmp_path / "beside.safetensors"))))
+            w.sd_models.reload_model_weights(info=own)
+        w.sd_models.list_models()
+        mine = world.picture()
+        assert len(data.loaded_sd_models) == 2
+        drawn = list(draw(grid(world, unlisted), hosts(world)))
+        assert [d.error for d in drawn] == ["", ""] and data.loaded_sd_models == [model] and world.model is model
+        assert np.array_equal(world.picture(), mine)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_after_a_failed_load_the_model_that_is_still_in_memory_is_taken(world, listed, tmp_path, beside):
+    w, model, own, wide = world.w, world.model, world.model.sd_checkpoint_info, tmp_path / "wide.safetensors"
+    save_file({**load_file(listed), OUT: torch.zeros(7)}, wide)
+    shutil.copyfile(listed.with_suffix(".yaml"), wide.with_suffix(".yaml"))
+    mine = world.picture()
+    with several(world, 2) as data:
+        if beside:
+            with w.sd_models.SkipWritingToConfig():
+                w.sd_models.reload_model_weights(info=next(i for i in w.sd_models.checkpoints_list.values() if i.filename == str(listed)))
+                w.sd_models.reload_model_weights(info=own)
+        drawn = list(draw(grid(world, wide), hosts(world)))
+        assert "could not be loaded by the WebUI" in drawn[0].error
+        assert data.loaded_sd_models == [model] and world.model is model and known(world) == [True, True]
+    assert np.array_equal(world.picture(), mine)
+
+
+def test_files_that_the_host_keeps_in_memory_are_those_of_its_user_and_it_makes_no_entry_of_ours(world, unlisted, monkeypatch):
+    models = world.w.sd_models
+    monkeypatch.setattr(models, "CheckpointInfo", lambda file: pytest.fail(f"the host keeps metadata of {file}"))
+    with option(world.w.shared.opts, "sd_checkpoint_cache", 2):
+        models.checkpoints_loaded["one of the user's"] = {}
+        try:
+            assert [d.error for d in draw(grid(world, unlisted), hosts(world))] == ["", ""] and dict(models.checkpoints_loaded) == {"one of the user's": {}}
+        finally:
+            models.checkpoints_loaded.clear()
+
+
+def test_where_the_webui_moves_models_in_pieces_none_is_loaded_for_it(world, other, loads, monkeypatch):
+    monkeypatch.setattr(world.model, "lowvram", True)
+    assert all("--medvram" in d.error for d in draw(grid(world, other), hosts(world))) and loads == []
+
+
+def test_the_loaded_checkpoint_is_not_read_for_its_own_cells(world, loads, monkeypatch):
+    """It may be one without a VAE, which the host has from elsewhere."""
+    monkeypatch.setattr(switched, "read_checkpoint", lambda path: (_ for _ in ()).throw(ValueError("no VAE")))
+    assert [d.error for d in draw(grid(world, Path(world.model.sd_checkpoint_info.filename)), hosts(world))] == ["", ""] and loads == []
 
 
 def test_a_model_that_somebody_else_loads_meanwhile_is_noticed(world, other):
