@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import shutil
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
@@ -19,13 +20,14 @@ from worlds import DRAWN, REAL, SIZE, WORLDS, world_of
 
 from lib_tuner.compare.applied import Use
 from lib_tuner.compare.cells import Axis, Cell, Choice, Offer, plan_grid
-from lib_tuner.compare.draw import Interrupted, draw
+from lib_tuner.compare.draw import Interrupted, Lost, draw
 from lib_tuner.compare.numbers import FILE, numbers
 from lib_tuner.events import Saved
 from lib_tuner.host import GenerateRequest
 from lib_tuner.hosts import switched
 from lib_tuner.measuring import saves_in
 from lib_tuner.methods import settings
+from lib_tuner.progress import sentence
 
 REQUEST = GenerateRequest(PROMPT, width=SIZE, height=SIZE, steps=DRAWN, cfg=3.0, seed=3, plain=True)
 OUT = "model.diffusion_model.out.2.bias"
@@ -138,6 +140,28 @@ def test_the_users_model_comes_back_however_it_ends(world, other, ending, monkey
     assert difference(before, state(world)) == {} and np.array_equal(world.picture(), mine)
 
 
+@pytest.mark.parametrize("ending", ["done", "stopped"])
+def test_where_the_users_model_does_not_come_back_the_work_ends_with_that_sentence(world, other, ending, monkeypatch, caplog):
+    w, own, told = world.w, world.model.sd_checkpoint_info, []
+
+    def load(w: Any, info: Any, was: Any = switched._load) -> None:
+        told.append(info.filename)
+        if info is own:
+            raise RuntimeError("no room\nfor it")
+        was(w, info)
+
+    monkeypatch.setattr(switched, "_load", load)
+    try:
+        with pytest.raises(Lost) as raised, closing(draw(grid(world, other, Path(own.filename)), hosts(world))) as drawing:
+            next(drawing)
+            if ending == "done":
+                list(drawing)
+        assert sentence(raised.value) == f"{own.model_name} could not be loaded again by the WebUI (no room): choose a checkpoint at the top of the page."
+        assert told == [str(other), own.filename] and "could not load" in caplog.text
+    finally:
+        w.sd_models.reload_model_weights(info=own)
+
+
 def test_what_is_no_checkpoint_of_its_kind_is_a_sentence_and_the_rest_is_drawn(world, other, tmp_path, loads):
     names = ("two", "cut", "wide", "gone", "lora", "nan")
     two, cut, wide, gone, lora, nan = files = [tmp_path / f"{name}.safetensors" for name in names]
@@ -191,13 +215,107 @@ def test_what_the_user_chooses_meanwhile_stands_and_its_list_may_be_read_anew(wo
         world.picture()
 
 
-@pytest.mark.skipif(not REAL, reason="the double keeps one model in memory")
+def test_what_the_user_chooses_within_a_picture_stands_and_the_settings_never_name_another(world, other, listed, tmp_path):
+    w, opts, saved = world.w, world.w.shared.opts, []
+    own, title = opts.data["sd_model_checkpoint"], next(info.title for info in w.sd_models.checkpoints_list.values() if info.filename == str(listed))
+
+    def choose(*given: Any) -> None:
+        opts.save(str(tmp_path / "config.json"))
+        saved.append(json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["sd_model_checkpoint"])
+        opts.data["sd_model_checkpoint"] = title
+
+    host = hosts(world)(str(other))
+    try:
+        with host.exclusive() as sd:
+            hook = sd.unet.register_forward_hook(choose)
+            first = host.generate([REQUEST])[0]
+            hook.remove()
+            assert saved[0] == own and set(saved[1:]) == {title} and opts.data["sd_model_checkpoint"] == title
+            assert np.array_equal(np.asarray(first), np.asarray(host.generate([REQUEST])[0]))
+        assert opts.data["sd_model_checkpoint"] == title and world.model.sd_checkpoint_info.title == own
+    finally:
+        opts.data["sd_model_checkpoint"] = own
+    world.picture()
+
+
+@contextmanager
+def several(world, limit: int):
+    """As if its user had set that so many models are kept in memory; one again afterwards."""
+    data = world.w.sd_models.model_data
+    with option(world.w.shared.opts, "sd_checkpoints_limit", limit):
+        try:
+            yield data
+        finally:
+            for model in [m for m in data.loaded_sd_models if m is not data.sd_model]:
+                data.loaded_sd_models.remove(model)
+                world.w.sd_models.send_model_to_trash(model)
+
+
+def known(world) -> list[bool]:
+    """Whether the host knows its model's layers and text encoder as its own."""
+    hijack = world.w.sd_hijack.model_hijack
+    return [hijack.clip is world.model.cond_stage_model, any(layer is world.model.model.diffusion_model.out[2] for layer in hijack.layers)]
+
+
 def test_where_the_host_keeps_several_models_in_memory_none_of_ours_stays(world, other):
     model = world.model
-    with option(world.w.shared.opts, "sd_checkpoints_limit", 2):
+    with several(world, 2):
         before = state(world)
         drawn = list(draw(grid(world, other), hosts(world)))
-        assert [d.error for d in drawn] == ["", ""] and difference(before, state(world)) == {} and world.model is model
+        assert [d.error for d in drawn] == ["", ""] and difference(before, state(world)) == {} and world.model is model and known(world) == [True, True]
+
+
+def test_a_model_in_memory_into_which_a_file_of_ours_was_put_is_not_left_under_its_name(world, unlisted, tmp_path):
+    w, model, own = world.w, world.model, world.model.sd_checkpoint_info
+    with several(world, 2) as data:
+        with w.sd_models.SkipWritingToConfig():
+            w.sd_models.reload_model_weights(info=w.sd_models.CheckpointInfo(str(shutil.copyfile(unlisted, tmp_path / "beside.safetensors"))))
+            w.sd_models.reload_model_weights(info=own)
+        w.sd_models.list_models()
+        mine = world.picture()
+        assert len(data.loaded_sd_models) == 2
+        drawn = list(draw(grid(world, unlisted), hosts(world)))
+        assert [d.error for d in drawn] == ["", ""] and data.loaded_sd_models == [model] and world.model is model
+        assert np.array_equal(world.picture(), mine)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_after_a_failed_load_the_model_that_is_still_in_memory_is_taken(world, listed, tmp_path, beside):
+    w, model, own, wide = world.w, world.model, world.model.sd_checkpoint_info, tmp_path / "wide.safetensors"
+    save_file({**load_file(listed), OUT: torch.zeros(7)}, wide)
+    shutil.copyfile(listed.with_suffix(".yaml"), wide.with_suffix(".yaml"))
+    mine = world.picture()
+    with several(world, 2) as data:
+        if beside:
+            with w.sd_models.SkipWritingToConfig():
+                w.sd_models.reload_model_weights(info=next(i for i in w.sd_models.checkpoints_list.values() if i.filename == str(listed)))
+                w.sd_models.reload_model_weights(info=own)
+        drawn = list(draw(grid(world, wide), hosts(world)))
+        assert "could not be loaded by the WebUI" in drawn[0].error
+        assert data.loaded_sd_models == [model] and world.model is model and known(world) == [True, True]
+    assert np.array_equal(world.picture(), mine)
+
+
+def test_files_that_the_host_keeps_in_memory_are_those_of_its_user_and_it_makes_no_entry_of_ours(world, unlisted, monkeypatch):
+    models = world.w.sd_models
+    monkeypatch.setattr(models, "CheckpointInfo", lambda file: pytest.fail(f"the host keeps metadata of {file}"))
+    with option(world.w.shared.opts, "sd_checkpoint_cache", 2):
+        models.checkpoints_loaded["one of the user's"] = {}
+        try:
+            assert [d.error for d in draw(grid(world, unlisted), hosts(world))] == ["", ""] and dict(models.checkpoints_loaded) == {"one of the user's": {}}
+        finally:
+            models.checkpoints_loaded.clear()
+
+
+def test_where_the_webui_moves_models_in_pieces_none_is_loaded_for_it(world, other, loads, monkeypatch):
+    monkeypatch.setattr(world.model, "lowvram", True)
+    assert all("--medvram" in d.error for d in draw(grid(world, other), hosts(world))) and loads == []
+
+
+def test_the_loaded_checkpoint_is_not_read_for_its_own_cells(world, loads, monkeypatch):
+    """It may be one without a VAE, which the host has from elsewhere."""
+    monkeypatch.setattr(switched, "read_checkpoint", lambda path: (_ for _ in ()).throw(ValueError("no VAE")))
+    assert [d.error for d in draw(grid(world, Path(world.model.sd_checkpoint_info.filename)), hosts(world))] == ["", ""] and loads == []
 
 
 def test_a_model_that_somebody_else_loads_meanwhile_is_noticed(world, other):

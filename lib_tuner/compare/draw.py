@@ -35,7 +35,7 @@ class Drawn:
 def draw(plan: Plan, hosts: Hosts, only: Iterable[int] | None = None) -> Iterator[Drawn]:
     """The cells of a plan, or those that `only` names, in the order that changes models and files least often. A cell that fails is a sentence; the others are still drawn.
 
-    Raises Interrupted where somebody stops it at the host.
+    Raises Interrupted where somebody stops it at the host, Lost where that could not load its own model again.
     """
     wanted = range(len(plan.cells)) if only is None else only
     for index in wanted:
@@ -53,12 +53,18 @@ def draw(plan: Plan, hosts: Hosts, only: Iterable[int] | None = None) -> Iterato
                     group = [index for index in of_checkpoint if plan.cells[index].uses == uses]
                     of_checkpoint = [index for index in of_checkpoint if index not in group]
                     yield from _with_files(plan, host, sd, uses, group)
+        except Lost:
+            raise
         except (ValueError, OSError) as error:  # of the model itself: nothing that is left can be drawn on it
             yield from (Drawn(index, None, str(error)) for index in of_checkpoint)
 
 
 class Interrupted(Exception):
     """Somebody has pressed the host's own button; what is not drawn yet stays so."""
+
+
+class Lost(ValueError):
+    """A host could not load its own model again, so that the work ends with this sentence: it is nothing of a cell's."""
 
 
 def _free() -> None:

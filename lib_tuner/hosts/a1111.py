@@ -148,7 +148,6 @@ class WebUI:
         if self._sd is None:
             with job(self.w):
                 return self._drawn(self.w.shared.sd_model, None, requests)
-        self.w.sd_models.checkpoint_aliases.setdefault(self._checkpoint.title, self._checkpoint)  # somebody may have had its list read anew
         with ExitStack() as stack:
             for part in (self._sd.vae, self._sd.text):
                 stack.enter_context(part.place())

@@ -16,17 +16,17 @@ from PIL import Image
 from ..host import GenerateRequest
 from ..sd.text import TextEncoder
 from ..settings import TrainConfig, WebUIConfig
-from .kept import random_state
+from .kept import attributes, random_state
 
 SAMPLERS = {"ddim": ("DDIM", None), "euler_a": ("Euler a", None), "dpmpp_2m": ("DPM++ 2M", "Karras")}
-_OVERRIDDEN = ("sd_model_checkpoint", "CLIP_stop_at_last_layers")
+_CLIP_SKIP = "CLIP_stop_at_last_layers"
 _COUNTERS = ("job_count", "job_no", "sampling_step", "sampling_steps", "textinfo", "job", "processing_has_refined_job_count")
 
 
 def draw(w: Any, model: Any, cfg: TrainConfig, text: TextEncoder | None, requests: Iterable[GenerateRequest]) -> list[Image.Image]:
     """One picture per request; fewer where the host is interrupted meanwhile. `text`: whose spliced words are live in the prompts."""
     pictures = []
-    with random_state(), _counters(w.shared.state), _prompt_file(w), _options(w.shared.opts), _words(w, model, text):
+    with random_state(), _counters(w.shared.state), _prompt_file(w), _options(w.shared.opts), _checkpoint(w, model), _words(w, model, text):
         for request in requests:
             if w.shared.state.interrupted:
                 break
@@ -47,7 +47,7 @@ def _processing(w: Any, model: Any, cfg: TrainConfig, request: GenerateRequest) 
         sd_model=model, prompt=request.prompt, negative_prompt=request.negative, styles=[s.strip() for s in own.styles.split(",") if s.strip()],
         seed=request.seed, steps=request.steps, cfg_scale=request.cfg, width=request.width, height=request.height, sampler_name=own.sampler or sampler,
         do_not_save_samples=True, do_not_save_grid=True, do_not_reload_embeddings=True,
-        override_settings=dict(zip(_OVERRIDDEN, (model.sd_checkpoint_info.title, request.clip_skip or cfg.clip_skip))), **hires,
+        override_settings={_CLIP_SKIP: request.clip_skip or cfg.clip_skip}, **hires,
     )  # fmt: skip
     if hasattr(p, "scheduler"):  # since 1.9; before, it was part of the sampler's name
         p.scheduler = own.scheduler or (None if own.sampler else scheduler)
@@ -72,12 +72,20 @@ def _counters(state: Any) -> Iterator[None]:
 @contextmanager
 def _options(opts: Any) -> Iterator[None]:
     """The host puts an overridden option back only where it had been set before: a clip skip that nobody had chosen would stay chosen."""
-    absent = [name for name in _OVERRIDDEN if name not in opts.data]
+    absent = _CLIP_SKIP not in opts.data
     try:
         yield
     finally:
-        for name in absent:
-            opts.data.pop(name, None)
+        if absent:
+            opts.data.pop(_CLIP_SKIP, None)
+
+
+@contextmanager
+def _checkpoint(w: Any, model: Any) -> Iterator[None]:
+    """The host draws on this model, whatever its settings name. An override of these would stand in a config.json that is saved meanwhile, and undo what is chosen meanwhile."""
+    info = model.sd_checkpoint_info
+    with attributes(w.sd_models, select_checkpoint=lambda: info):
+        yield
 
 
 @contextmanager

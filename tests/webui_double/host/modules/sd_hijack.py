@@ -64,13 +64,13 @@ class StableDiffusionModelHijack:
         self.comments: list[str] = []
         self.circular_enabled, self.optimization_method = False, None
         self.clip: Any = None
-        self._convolutions: list[nn.Conv2d] = []
+        self.layers: list[nn.Module] | None = None
 
     def hijack(self, m: Any) -> None:
         for owner, name, wrapper in _wrapped_places(m):
             setattr(owner, name, wrapper(getattr(owner, name), self))
         apply_optimizations()
-        self.clip, self._convolutions = m.cond_stage_model, [module for module in m.modules() if isinstance(module, nn.Conv2d)]
+        self.clip, self.layers = m.cond_stage_model, list(m.modules())
 
     def undo_hijack(self, m: Any) -> None:
         """The bare model, whose names are the file's."""
@@ -79,13 +79,14 @@ class StableDiffusionModelHijack:
             setattr(owner, name, found.wrapped if isinstance(found, wrapper) else found)
         undo_optimizations()
         self.apply_circular(False)
-        self._convolutions, self.clip = [], None
+        self.layers = self.clip = None
 
     def apply_circular(self, on: bool) -> None:
         """Pictures that continue at the other edge."""
         self.circular_enabled, mode = on, ("zeros", "circular")[on]
-        for convolution in self._convolutions:
-            convolution.padding_mode = mode
+        for layer in self.layers or ():
+            if isinstance(layer, nn.Conv2d):
+                layer.padding_mode = mode
 
     def clear_comments(self) -> None:
         self.comments.clear()

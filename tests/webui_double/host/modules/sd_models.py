@@ -72,6 +72,7 @@ class CheckpointInfo:
 
 checkpoints_list: dict[str, CheckpointInfo] = {}  # by title
 checkpoint_aliases: dict[str, CheckpointInfo] = {}  # by any name
+checkpoints_loaded: dict[CheckpointInfo, dict[str, Tensor]] = {}  # contents of files, for as many as a setting allows
 _known_hashes: dict[tuple[str, int], str] = {}
 
 
@@ -113,7 +114,7 @@ class Current:
     """Loads the first model when somebody asks for it; while it is loaded, other threads wait."""
 
     sd_model: Any = None
-    loaded_sd_models: list[Any] = field(default_factory=list)  # the double keeps one
+    loaded_sd_models: list[Any] = field(default_factory=list)  # the one of now first
     was_loaded_at_least_once: bool = False
     _loading: Any = field(default_factory=threading.RLock)  # loading asks for the model itself
 
@@ -129,7 +130,7 @@ class Current:
 
     def set_sd_model(self, model: Any) -> None:
         self.sd_model = model
-        self.loaded_sd_models[:] = [model for model in (model,) if model is not None]
+        self.loaded_sd_models[:] = [held for held in (model, *(held for held in self.loaded_sd_models if held is not model)) if held is not None]
 
 
 model_data = Current()
@@ -159,6 +160,7 @@ def load_model(checkpoint_info: CheckpointInfo | None = None) -> Any:
         hijack.undo_hijack(old)
         send_model_to_trash(old)
         model_data.sd_model = None
+        model_data.loaded_sd_models[:] = [held for held in model_data.loaded_sd_models if held is not old]
     _put_weights(model, info, state)
     hijack.hijack(model)
     model.cond_stage_model.training = False  # eval(), which ldm does not let through to what is inside
@@ -184,7 +186,12 @@ def reload_model_weights(sd_model: Any = None, info: CheckpointInfo | None = Non
         return model
     before = model.sd_checkpoint_info
     if before.filename != info.filename:
-        model_data.loaded_sd_models.remove(model)
+        model = model_data.sd_model = _place_of(info)
+        if model is None:
+            return load_model(info)
+        if model.sd_checkpoint_info.filename == info.filename and not forced_reload:  # nothing is told of it, nor wrapped
+            model_data.set_sd_model(model)
+            return model
     sd_hijack.model_hijack.undo_hijack(model)
     state = read_state_dict(info.filename)
     if model.used_config != config_of(info):
@@ -199,6 +206,18 @@ def reload_model_weights(sd_model: Any = None, info: CheckpointInfo | None = Non
         script_callbacks.model_loaded_callback(model)
     model_data.set_sd_model(model)
     return model
+
+
+def _place_of(info: CheckpointInfo) -> Any:
+    """Of the models in memory the one with this file, or the one whose place it gets, which is not among them any more; None where there is room for another."""
+    held, limit = model_data.loaded_sd_models, shared.opts.sd_checkpoints_limit
+    found = next((model for model in held if model.sd_checkpoint_info.filename == info.filename), None)
+    for model in [model for model in reversed(held) if model is not found][: max(len(held) - limit, 0)]:
+        held.remove(model)
+        send_model_to_trash(model)
+    if found is not None or not held or limit > len(held):
+        return found
+    return held.pop()
 
 
 def config_of(info: CheckpointInfo) -> str:
@@ -239,7 +258,11 @@ def _put_weights(model: Any, info: CheckpointInfo, state: dict[str, Tensor]) -> 
     model.sd_model_hash = info.calculate_shorthash()
     if not _unwritten:
         shared.opts.data["sd_model_checkpoint"] = info.title
+    if shared.opts.sd_checkpoint_cache > 0:
+        checkpoints_loaded[info] = state
     model.load_state_dict(state, strict=False)
+    while len(checkpoints_loaded) > shared.opts.sd_checkpoint_cache:
+        checkpoints_loaded.pop(next(iter(checkpoints_loaded)))
     model.alphas_cumprod = model.alphas_cumprod_original
     model.sd_model_checkpoint, model.sd_checkpoint_info = info.filename, info
     shared.opts.data["sd_checkpoint_hash"] = info.sha256

@@ -6,7 +6,7 @@ from .options import OptionInfo, options_section
 
 DEFAULTS = {
     ("sd", "Stable Diffusion"): {
-        "sd_model_checkpoint": None, "sd_unet": "Automatic", "emphasis": "Original",
+        "sd_model_checkpoint": None, "sd_checkpoints_limit": 1, "sd_checkpoint_cache": 0, "sd_unet": "Automatic", "emphasis": "Original",
         "comma_padding_backtrack": 20, "CLIP_stop_at_last_layers": 1, "randn_source": "GPU", "tiling": False,
     },
     ("vae", "VAE"): {"sd_vae": "Automatic"},
