@@ -70,7 +70,7 @@ class Comparisons:
         self.hosts = jobs.hosts
         self.home = jobs.home / FOLDER
         self.grid: Grid | None = None
-        self.version = int(time.time())  # of the next grid: never one that a page knows of an earlier one, or of an earlier program
+        self.version = int(time.time() * 1000)  # of the next grid: never one that a page knows of an earlier one, or of an earlier program
         self.work: Work | None = None
         self._lock = threading.RLock()
 

@@ -126,7 +126,7 @@ def test_an_earlier_grid_is_opened_after_a_reload_and_its_settings_taken(page, t
 @own_script
 def test_a_drawing_is_stopped_and_what_was_drawn_stays(page, trained):
     choose(page, "robot-a-001")
-    page.page.fill("#tuner-c-steps", "60")
+    page.page.fill("#tuner-c-steps", "12")
     page.page.fill("#tuner-c-axis-y-text", "1-30")
     page.sees("#tuner-c-plan", "90 pictures")
     page.page.on("dialog", lambda dialog: dialog.accept())  # by what pictures of two steps took here it may be said to take long
