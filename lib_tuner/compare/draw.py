@@ -42,9 +42,10 @@ def draw(plan: Plan, hosts: Hosts, only: Iterable[int] | None = None) -> Iterato
         if isinstance(cell := plan.cells[index], str):
             yield Drawn(index, None, cell)
     members = [index for index in wanted if isinstance(plan.cells[index], Cell)]
-    for checkpoint, of_checkpoint in _grouped(plan, members, lambda cell: cell.checkpoint):
+    for number, (checkpoint, of_checkpoint) in enumerate(_grouped(plan, members, lambda cell: cell.checkpoint)):
         host = None
-        _free()  # the model of the last checkpoint hangs in circles
+        if number:  # the model of the last checkpoint hangs in circles; to look for them takes longer than five changes of files
+            _free()
         try:
             host = hosts(checkpoint)
             with host.exclusive() as sd:
