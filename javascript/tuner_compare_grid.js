@@ -67,10 +67,11 @@
             if (!select.value) return;
             try {
                 await tuner.send("compare/open", { name: select.value });
-            } finally {
-                await compare.look();
-                await drawEarlier();
+            } catch (error) {
+                await drawEarlier(); // the grid that is still there
+                throw error;
             }
+            await compare.look();
         }) }, grid ? null : h("option", { value: "" }, tuner.t("choose one…")), grids.map((one) => h("option", { value: one.name, selected: grid && one.name === grid.name }, title(one))));
         box.replaceChildren(h("div", { class: "tuner-c-field" }, h("label", { for: "tuner-c-grids" }, tuner.t("Grids drawn so far")), select));
     }

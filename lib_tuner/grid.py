@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from PIL import Image
 from .compare.applied import Use
 from .compare.cells import KINDS, NAMES, Cell, Plan, Value
 from .compare.draw import Drawn, infotext, png_info
+from .compare.numbers import known_fields
 from .compare.sheet import compose
 from .disk import atomic
 from .host import Components, GenerateRequest, Host
@@ -198,9 +199,4 @@ def _written(cell: Cell | str) -> Any:
 def _read(values: Any) -> Any:
     if isinstance(values, str):
         return values
-    return Cell(GenerateRequest(**_known(GenerateRequest, values["request"])), tuple(Use(**{**_known(Use, use), "path": Path(use["path"])}) for use in values["uses"]), values["checkpoint"])
-
-
-def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    """What this program knows of it: another release may have written more."""
-    return {f.name: values[f.name] for f in fields(kind) if f.name in values}
+    return Cell(GenerateRequest(**known_fields(GenerateRequest, values["request"])), tuple(Use(**{**known_fields(Use, use), "path": Path(use["path"])}) for use in values["uses"]), values["checkpoint"])

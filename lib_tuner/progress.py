@@ -140,3 +140,8 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, (ValueError, OSError)):
         return str(error)
     return f"The run ended by a fault of the Tuner or of a package ({type(error).__name__}: {error}); the details help whoever mends it."
+
+
+def reason_of(error: BaseException) -> str:
+    """Why something of a host's own failed, for within a sentence."""
+    return sentence(error).rstrip(".") if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {error}"

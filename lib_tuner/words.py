@@ -6,3 +6,8 @@ from __future__ import annotations
 def number_of(n: int, what: str) -> str:
     """`1 picture`, `2,000 pictures`."""
     return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says in many lines, in one; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -43,6 +43,13 @@ def choose(page: Page, run: str) -> None:
     page.page.fill("#tuner-c-steps", "2")
 
 
+def rows(page: Page, seeds: str, count: int, size: str) -> None:
+    """Fills in the rows and draws them."""
+    page.page.fill("#tuner-c-axis-y-text", seeds)
+    page.sees("#tuner-c-plan", f"{count} pictures ({size})")
+    drawn(page, count)
+
+
 def drawn(page: Page, count: int) -> None:
     page.click("#tuner-c-draw")
     page.page.wait_for_function(f"document.querySelectorAll('{GRID}').length === {count} && [...document.querySelectorAll('{GRID}')].every((i) => i.complete && i.naturalWidth)")
@@ -67,9 +74,7 @@ def test_the_saves_of_a_run_are_beside_each_other(page, server, trained):  # noq
 @own_script
 def test_a_cell_is_shown_large_and_a_row_is_drawn_again(page, trained):
     choose(page, "robot-a-001")
-    page.page.fill("#tuner-c-axis-y-text", "5, 6,")
-    page.sees("#tuner-c-plan", "6 pictures (3 × 2)")
-    drawn(page, 6)
+    rows(page, "5, 6,", 6, "3 × 2")
     page.page.locator(GRID).nth(1).click()
     page.sees(".tuner-c-large pre", "Seed: 5")
     page.sees(".tuner-c-large pre", "robot-a-000002 (")
@@ -106,12 +111,8 @@ def test_what_is_wrong_is_said_before_anything_is_drawn(page, trained):
 @own_script
 def test_an_earlier_grid_is_opened_after_a_reload_and_its_settings_taken(page, trained):
     choose(page, "robot-a-001")
-    page.page.fill("#tuner-c-axis-y-text", "7")
-    page.sees("#tuner-c-plan", "3 pictures (3 × 1)")
-    drawn(page, 3)
-    page.page.fill("#tuner-c-axis-y-text", "8, 9")
-    page.sees("#tuner-c-plan", "6 pictures (3 × 2)")
-    drawn(page, 6)
+    rows(page, "7", 3, "3 × 1")
+    rows(page, "8, 9", 6, "3 × 2")
     page.page.reload()
     page.click("#tuner-view-compare")
     earlier = page.page.locator("#tuner-c-grids option", has_text="3 pictures · a green robot").first

@@ -347,8 +347,13 @@ class Kept:
 
 def row_of(values: dict[str, Any]) -> Row:
     """A row as `asdict` and JSON made it. Raises TypeError."""
-    row = Row(**{f.name: values[f.name] for f in fields(Row) if f.name in values})
+    row = Row(**known_fields(Row, values))
     return replace(row, files=tuple(row.files))
+
+
+def known_fields(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a dataclass's fields that JSON has: another release may have written more."""
+    return {f.name: values[f.name] for f in fields(kind) if f.name in values}
 
 
 def _name(save: Saved) -> str:

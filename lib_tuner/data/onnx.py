@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ..words import number_of
+from ..words import first_line, number_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +38,7 @@ class Model:
         try:
             return torch.from_numpy(self._session.run([self._output], {self._input: x.numpy()})[0])
         except self._errors as error:
-            raise ValueError(f"The model failed on {number_of(len(x), 'picture')} ({_first_line(error)}); close other programs, or compute on the CPU.") from error
+            raise ValueError(f"The model failed on {number_of(len(x), 'picture')} ({first_line(error)}); close other programs, or compute on the CPU.") from error
 
 
 def check_runtime() -> ModuleType:
@@ -73,14 +73,10 @@ def _session(runtime: Any, model: Path, providers: Sequence[str]) -> Any:
             return runtime.InferenceSession(str(model), options, providers=list(providers[at:]))
         except _errors(runtime) as error:
             failed = error
-    raise ValueError(f"{model.name} is no model that onnxruntime {runtime.__version__} can load ({_first_line(failed)}); download it anew.") from failed
+    raise ValueError(f"{model.name} is no model that onnxruntime {runtime.__version__} can load ({first_line(failed)}); download it anew.") from failed
 
 
 def _errors(runtime: Any) -> tuple[type[Exception], ...]:
     """What onnxruntime raises: each of its errors derives from Exception itself."""
     state = runtime.capi.onnxruntime_pybind11_state
     return (RuntimeError, *(kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

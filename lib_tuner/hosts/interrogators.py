@@ -14,7 +14,7 @@ from typing import Any
 from PIL.Image import Image
 
 from ..host import Captioner
-from ..progress import sentence
+from ..progress import reason_of
 from .job import interrupted, job
 
 BLIP = ("interrogate_clip_num_beams", "interrogate_clip_min_length", "interrogate_clip_max_length")  # settings that the words depend on
@@ -82,7 +82,7 @@ def _load(title: str, load: Callable[[], Any]) -> None:
     try:
         load()
     except Exception as error:  # whatever the host raises: where its download fails it only finds no file in a list
-        reason = "its file could not be fetched" if isinstance(error, IndexError) else sentence(error).rstrip(".") if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {error}"
+        reason = "its file could not be fetched" if isinstance(error, IndexError) else reason_of(error)
         raise ValueError(f"The WebUI cannot load {title} ({reason}); at its first use it is fetched from the internet: check the connection, then try again. The WebUI's log may say more.") from error
 
 

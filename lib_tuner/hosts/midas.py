@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.depth import stretched
-from ..progress import sentence
+from ..progress import reason_of
 from ..sd.place import in_ram, stays
 
 TYPE = "dpt_hybrid"  # as SD2's depth model and the ControlNet extension's depth_midas
@@ -42,8 +42,7 @@ class Midas:
             self._model, self._transform = api.load_model(TYPE)
         except Exception as error:  # whatever the host raises: no connection, a file that was cut off, packages that do not fit
             gc.collect()
-            reason = sentence(error).rstrip(".") if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {error}"
-            raise ValueError(f"depth_model: the WebUI cannot load MiDaS ({reason}); it is fetched at its first use to {file}: check the connection, delete that file if it is there, and try again, "
+            raise ValueError(f"depth_model: the WebUI cannot load MiDaS ({reason_of(error)}); it is fetched at its first use to {file}: check the connection, delete that file if it is there, and try again, "
                              "or name an .onnx file of a depth model.") from error
         self._model.requires_grad_(False)
         self._place = stays if self.device.type == "cpu" else in_ram(self._model, self.device)

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..compare.draw import Lost
 from ..sd.files import read_checkpoint
+from ..words import first_line
 from .kept import random_state
 from .ldm import refuse
 from .networks import without_networks
@@ -42,7 +43,7 @@ def switched(w: Any, path: Path) -> Iterator[None]:
             _load(w, info)
         except Exception as error:  # whatever the host raises for a file that it does not take
             LOG.warning("The WebUI could not load %s", path, exc_info=True)
-            raise ValueError(f"{path.name} could not be loaded by the WebUI ({_first_line(error)}); choose another checkpoint.") from error
+            raise ValueError(f"{path.name} could not be loaded by the WebUI ({first_line(error)}); choose another checkpoint.") from error
         yield
 
 
@@ -96,7 +97,7 @@ def _put_back(w: Any, own: Any, loaded: list[tuple[Any, Any]]) -> None:
         _load(w, own)
     except Exception as error:  # whatever the host raises: the user has to choose
         LOG.warning("The WebUI could not load %s again", own.filename, exc_info=True)
-        raise Lost(f"{own.model_name} could not be loaded again by the WebUI ({_first_line(error)}): choose a checkpoint at the top of the page.") from error
+        raise Lost(f"{own.model_name} could not be loaded again by the WebUI ({first_line(error)}): choose a checkpoint at the top of the page.") from error
     for model in [m for m in data.loaded_sd_models if m is not data.sd_model and not any(m is known and m.sd_checkpoint_info is info for known, info in loaded)]:
         data.loaded_sd_models.remove(model)
         w.sd_models.send_model_to_trash(model)
@@ -121,7 +122,3 @@ def _kept(w: Any) -> Iterator[None]:
             options[name] = before
         else:
             options.pop(name, None)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
