@@ -125,6 +125,8 @@
             h("p", { id: "tuner-d-crop-count" }, tuner.t("{0} with crops, {1} to look at", number(cropped), number(states.auto || 0))),
             h("div", { class: "tuner-d-counts" }, chips.filter(([, , n]) => n).map((chosen) => chip(...chosen)), data.filter ? h("button", { type: "button", class: "tuner-d-count", onclick: data.doing(() => data.setFilter("")) }, tuner.t("all")) : null)] : []),
             ...(cropped || crops.undoable ? [h("div", { class: "tuner-buttons" }, cropped ? button("tuner-d-crop-approve", "", async () => { await crops.approve(data.scope().order); }) : null, button("tuner-d-crop-undo", "", crops.undo))] : [])));
+        const written = byId("tuner-d-crop-written");
+        if (counts.zip && !written.childElementCount) written.append(download(counts.zip)); // the page was loaded anew since
         scoped();
         crops.drawUndo();
     };
@@ -146,6 +148,8 @@
         data.say([tuner.t("Crops found: {0}.", found.found), found.kept ? tuner.count(found.kept, "{0} that you have set stays.", "{0} that you have set stay.") : "", ...found.told.slice(0, 3).map(tuner.said)].filter(Boolean).join(" "), Boolean(found.problems));
     }
 
+    const download = (name) => h("p", {}, h("a", { id: "tuner-d-crop-download", class: "tuner-button", href: tuner.url(`data/${data.folder.id}/crops/zip`), download: name }, tuner.t("Download {0}", name)));
+
     async function write(zip) {
         await crops.flush();
         byId("tuner-d-crop-written").replaceChildren();
@@ -153,7 +157,6 @@
         const done = await data.begin("crops/export", body).catch((error) => { throw new Error(labelled(error.message)); });
         const text = tuner.t("Pictures saved: {0}, in {1}", number(done.pictures), done.path);
         if (!byId("tuner-d-crop-written") || data.folder.id !== id) { data.say(text); return; }
-        const name = done.path.split(/[\\/]/).pop(), link = h("a", { id: "tuner-d-crop-download", class: "tuner-button", href: tuner.url(`data/${id}/crops/zip`), download: name }, tuner.t("Download {0}", name));
-        byId("tuner-d-crop-written").replaceChildren(h("p", {}, text), done.zip ? h("p", {}, link) : "", done.problems ? h("details", {}, h("summary", {}, tuner.count(done.problems, "{0} thing to know", "{0} things to know")), h("ul", {}, done.told.map((line) => h("li", {}, tuner.said(line))))) : "");
+        byId("tuner-d-crop-written").replaceChildren(h("p", {}, text), done.zip ? download(done.path.split(/[\\/]/).pop()) : "", done.problems ? h("details", {}, h("summary", {}, tuner.count(done.problems, "{0} thing to know", "{0} things to know")), h("ul", {}, done.told.map((line) => h("li", {}, tuner.said(line))))) : "");
     }
 })(window.tuner);

@@ -81,7 +81,7 @@ class FolderCrops:
 
     def _summary(self) -> dict[str, Any]:
         count = len(self.library.pictures)
-        more = {"undo": self._undo(), "version": self.opened.version}
+        more = {"undo": self._undo(), "version": self.opened.version, "zip": self._zip[0].name if self._zip and _stamp(self._zip[0]) == self._zip[1] else ""}
         if not self._book:
             return {"pictures": count, "states": {"none": count}, "troubles": {}, **more}
         paths = self.library.pictures.values()

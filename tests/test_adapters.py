@@ -200,6 +200,17 @@ def test_a_block_of_a_file_at_rate_0_takes_part_and_stays(sd, tmp_path, kind):
         assert all(layer.delta_weight().any() for layer in method.layers.values())
 
 
+def test_blocks_that_would_lose_layers_of_a_start_are_refused(sd, tmp_path):
+    with (first := method_of("lora", rank=2, blocks="M00, OUT03, IN04")).attached(sd):
+        path = first.export(tmp_path / "x", {}, MADE)[0]
+    with pytest.raises(ValueError, match=r"blocks: the file in start has layers in IN04, OUT03 too, .*choose these blocks as well") as caught:
+        with method_of("lora", start=str(path), blocks="M00").attached(sd):
+            pass
+    assert "\n" not in str(caught.value) and not any(m._forward_hooks for m in sd.unet.modules())
+    with method_of("lora", start=str(path), blocks="M00, OUT03, IN04, IN05").attached(sd):
+        pass
+
+
 def test_rates_of_blocks_as_names_and_as_the_rows_that_users_know():
     assert block_rates("m00=0.5, OUT03 = 0,") == {"M00": 0.5, "OUT03": 0.0} and block_rates("") == {}
     row = [i / 4 for i in range(26)]

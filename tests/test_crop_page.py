@@ -337,6 +337,11 @@ def test_the_zip_is_downloaded(panel, folder):
     with panel.page.expect_download() as download:
         panel.click("#tuner-d-crop-download")
     assert download.value.suggested_filename == "图 片.zip" and Path(download.value.path()).read_bytes() == (folder.parent / "图 片.zip").read_bytes()
+    panel.page.reload()
+    panel.show(folder)
+    panel.click("#tuner-d-cropping > summary")
+    panel.click("#tuner-d-crop-write > summary")
+    panel.sees("#tuner-d-crop-download", "Download 图 片.zip")
     panel.page.fill("#tuner-d-crop-out", "a folder")
     panel.click("#tuner-d-crop-save")
     panel.sees("#tuner-d-crop-written", "Pictures saved: 3")

@@ -268,8 +268,9 @@ def test_the_zip_of_the_last_export_can_be_fetched_and_no_other(client, folder):
     answer = client.get("crops/zip")
     assert result["zip"] and answer.status_code == 200 and answer.content == (folder.parent / "Bücher.zip").read_bytes() and answer.headers["content-type"] == "application/zip"
     assert "attachment" in answer.headers["content-disposition"] and "B%C3%BCcher.zip" in answer.headers["content-disposition"]
+    assert client.crops("summary")["zip"] == "Bücher.zip"
     (folder.parent / "Bücher.zip").write_bytes(b"another")
-    assert client.get("crops/zip").status_code == 404 and "save the crops as ZIP again" in client.get("crops/zip").text
+    assert client.crops("summary")["zip"] == "" and client.get("crops/zip").status_code == 404 and "save the crops as ZIP again" in client.get("crops/zip").text
     client.work("export", zip=True)
     assert client.get("crops/zip").status_code == 200
     assert client.work("export", out="plain")["zip"] is False and client.get("crops/zip").status_code == 404

@@ -156,11 +156,16 @@ COLLECTORS: dict[str, Callable[[], Any]] = {
 
 
 @lru_cache(maxsize=None)
+def collected(kind: str) -> tuple[str, ...]:
+    return tuple(COLLECTORS[kind]())
+
+
+@lru_cache(maxsize=None)
 def wanted() -> dict[str, str]:
     """{text: where it comes from}."""
     found: dict[str, str] = {}
-    for kind, collect in COLLECTORS.items():
-        for text in collect():
+    for kind in COLLECTORS:
+        for text in collected(kind):
             if text and text not in TERMS and (kind == "scripts" or not SYMBOLS.fullmatch(text)):
                 found.setdefault(text, kind)
     return found
@@ -241,12 +246,12 @@ def test_chinese_marks_beside_chinese_letters():
     ),
 }.items())  # fmt: skip
 def test_known_texts_are_found(kind, texts):
-    found = set(COLLECTORS[kind]())
+    found = collected(kind)
     assert [text for text in texts if text not in found] == []
 
 
 def test_no_sentence_of_the_scripts_escapes():
     """Whatever is written like words in the scripts goes through `tuner.t`."""
-    literals = {json.loads(f'"{found}"') for found in re.findall(LITERAL, scripts())}
+    literals, known = {json.loads(f'"{found}"') for found in re.findall(LITERAL, scripts())}, set(of_scripts())
     words = {text for text in literals if re.match(r"[A-Z][a-z]+[ .,:…]", text) or re.match(r"[a-z]+ \{\d\}|\{\d\} [a-z]", text)}
-    assert sorted(text for text in words if text not in set(of_scripts()) and not NOT_WORDS.fullmatch(text)) == []
+    assert sorted(text for text in words if text not in known and not NOT_WORDS.fullmatch(text)) == []

@@ -139,6 +139,7 @@ def test_warnings_and_their_fixes_are_chinese(chinese):
     assert chinese.english() == {}
 
 
+@own_script
 def test_a_run_its_files_and_the_history_are_chinese(chinese):
     chinese.unfold()
     train(chinese, "robot-zh", steps=4, sample__every=2)

@@ -285,6 +285,8 @@ def find_items(cfg: DataConfig) -> tuple[list[Item], list[Problem]]:
         digests = {item.digest for item in held}
         problems += issues + [Problem(i.path, "is held out for validation, so it is not trained on", "held out") for i in items if i.digest in digests]
         items = [item for item in items if item.digest not in digests]
+    if cfg.masks and not any(item.mask or item.has_alpha for item in items):
+        problems.append(Problem(Path(os.path.abspath(Path(cfg.folder).expanduser())), "has no mask and no picture with transparency, so the masked loss changes nothing", "mask"))
     if all(item.is_class for item in items):
         raise ValueError(f"data.validation_folder: {cfg.validation_folder!r} holds every picture of data.folder; leave some to train on.")
     return items, problems

@@ -20,7 +20,7 @@ from ..host import Components
 from ..optim import text_scale
 from ..sd.inpaint import FIRST, INPUTS
 from ..sd.loss import generator_for
-from ..sd.names import block_name
+from ..sd.names import BLOCKS26, block_name
 from .base import Layer, LayerMethod, Target, parts, weight_shapes
 from .blocks import RATE_HELP, block_ranks, block_rates, check_blocks, chosen_blocks, rate_of
 from .lora_file import LoraFile, check_fits, read_lora, write_lora
@@ -202,10 +202,16 @@ class Adapters(LayerMethod):
         if self.settings.start:
             self._read_start(sd)
         groups = super().attach(sd)
+        self._check_start_kept()
         self.trains_text = any(part == "text" for part, _ in self.layers)  # those of a file to start from too
         if self.settings.text_encoder and not self.trains_text:
             raise ValueError(f"{self.kind}.text_encoder is on, but the file in {self.kind}.start has no layer of the text encoder: turn it off, or start from another file.")
         return groups
+
+    def _check_start_kept(self) -> None:
+        """Raises ValueError where layers of the file to start from would be missing in what is saved."""
+        if lost := sorted({block_name(path) for part, path in self._start if (part, path) not in self.layers}, key=BLOCKS26.index):
+            raise ValueError(f"blocks: the file in start has layers in {', '.join(lost)} too, which the saved file would lack; choose these blocks as well (block_rates 0 keeps them as they are).")
 
     def groups(self) -> list[dict[str, Any]]:
         groups = []

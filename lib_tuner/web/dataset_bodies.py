@@ -253,6 +253,7 @@ class CropSummary(BaseModel):
     troubles: Dict[str, int]
     undo: Optional[Dict[str, Any]] = Field(description="What would be taken back: number, name (find, change, approve), pictures")
     version: int
+    zip: str = Field(description="Name of the ZIP that `crops/zip` gives; empty without one")
 
 
 class TakenBack(CropSummary):
