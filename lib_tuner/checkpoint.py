@@ -2,7 +2,8 @@
 
 A state is any nest of dicts, lists and tuples with tensors, numbers, strings, bools and None at its ends. Its tensors lie in
 `state/state-<step>.safetensors` bit for bit, with their strides: a fused optimizer walks weight and average by their memory, so an average that
-came back in another layout would be another one. The tree around them is JSON in the file's metadata, and a checksum covers both.
+came back in another layout would be another one. The tree around them is JSON, packed into a tensor of bytes, since a file's header holds 100 MB at most and a
+large data set has more; a checksum covers both.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from torch import Tensor
 
 from .sd.files import write_tensors
 
-VERSION = 1
+VERSION = 2
+READ = ("1", "2")  # 1 had the tree in the header
+TREE = "tree"
 KEPT = 2  # states of a run: the newest, and one in case a disk loses it
 _NAME = re.compile(r"state-(\d+)\.safetensors")
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
@@ -54,11 +57,10 @@ def save(folder: str | Path, step: int, state: Mapping) -> Path:
     """
     path = Path(folder) / "state" / f"state-{step}.safetensors"
     tensors: dict[str, Tensor] = {}
-    tree = json.dumps({"step": step, "state": _pack(state, tensors, set(), "state")})
-    if not tensors:
-        tensors["0"] = torch.zeros(1)  # safetensors 0.4.2 writes a file without tensors that it cannot read
-    metadata = {"tuner_state": str(VERSION), "tree": tree, "crc32": str(_crc32(tree, tensors))}
-    _write(path, tensors, metadata)
+    tree = json.dumps({"step": step, "state": _pack(state, tensors, set(), "state")}).encode()
+    metadata = {"tuner_state": str(VERSION), "crc32": str(_crc32(tree, tensors))}
+    packed = torch.frombuffer(bytearray(zlib.compress(tree, 1)), dtype=torch.uint8)
+    _write(path, {**tensors, TREE: packed}, metadata)
     others = [p for p in _states(folder) if p != path]
     # a state of a later step is one that load() had to skip, or the run would be past it
     keep = [p for p in others if _step(p) < step][: KEPT - 1]
@@ -148,22 +150,32 @@ def _read(path: Path) -> tuple[int, dict]:
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # a mapped file could not be deleted on Windows
     except (OSError, SafetensorError) as error:
         raise _Damaged(f"it cannot be read ({error})") from error
-    tree = metadata.get("tree", "")
+    tree = _tree(metadata, tensors)
     if metadata.get("crc32") != str(_crc32(tree, tensors)):
         raise _Damaged("its content does not match its checksum")
     saved = json.loads(tree)
     return saved["step"], _unpack(saved["state"], tensors)
 
 
+def _tree(metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> bytes:
+    """The JSON of the tree, whose bytes are no longer among the tensors then."""
+    if metadata["tuner_state"] == "1":
+        return metadata.get("tree", "").encode()
+    try:
+        return zlib.decompress(tensors.pop(TREE).numpy().tobytes())
+    except (KeyError, zlib.error) as error:
+        raise _Damaged("its content does not match its checksum") from error
+
+
 def _check_version(path: Path, version: str | None) -> None:
     if version is None:
         raise _Damaged("it is not a run's state")
-    if version != str(VERSION):
-        raise ValueError(f"{path} is a state of version {version}, and this Tuner reads version {VERSION}; resume the run with the Tuner that saved it.")
+    if version not in READ:
+        raise ValueError(f"{path} is a state of version {version}, and this Tuner reads version {' or '.join(READ)}; resume the run with the Tuner that saved it.")
 
 
-def _crc32(tree: str, tensors: Mapping[str, Tensor]) -> int:
-    crc = zlib.crc32(tree.encode())
+def _crc32(tree: bytes, tensors: Mapping[str, Tensor]) -> int:
+    crc = zlib.crc32(tree)
     for key, tensor in sorted(tensors.items()):
         crc = zlib.crc32(f"{key} {tensor.dtype} {list(tensor.shape)}".encode(), crc)
         crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), crc)

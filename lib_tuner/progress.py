@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO
 
 from .events import Drifted, Event, Finished, Preparing, Sampled, Saved, Started, Stepped, Validated, Warned
+from .words import lacks_memory
 
 BAR = 20  # characters
 WINDOW = 50  # steps that the speed is the mean of
@@ -133,7 +134,7 @@ def duration(seconds: float) -> str:
 
 def sentence(error: BaseException) -> str:
     """What a person reads of an error: its own sentence, or what kind of fault it is."""
-    if "out of memory" in str(error).lower():
+    if lacks_memory(error):
         return "There was not enough memory: choose a smaller batch or resolution, turn gradient checkpointing on, or close other programs."
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"

@@ -50,7 +50,11 @@ class State:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.method.load_state_dict(state["method"])
+        scales = [group.get("lr_scale") for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, scale in zip(self.optimizer.param_groups, scales):  # the settings say them, and a rate may be another in a resumed run
+            if scale is not None:
+                group["lr_scale"] = scale
         for part, saved in ((self.ema, state["ema"]), (self.scaler, state["scaler"])):
             if (part is None) != (saved is None):
                 raise ValueError("The saved run used another EMA or precision; resume with the settings of the run that was saved.")
@@ -75,6 +79,7 @@ class Step:
     rank: int = 0
     world: int = 1
     reduce: Callable[[list[Tensor]], None] | None = None  # sums tensors over all processes, in place
+    look_every: int = 0  # updates between two looks at whether all were numbers; 0: each where that is free
     _cached: TextCache = field(init=False)
 
     def __post_init__(self):
@@ -83,6 +88,7 @@ class Step:
         self._cached = TextCache(self.sd.text)
         self._frozen_text = TextCache(self.sd.text) if method.trains_text else self._cached
         self.params = [p for group in self.state.optimizer.param_groups for p in group["params"]]
+        self.look_every = self.look_every or (1 if self.sd.device.type == "cpu" else READ_EVERY)
         self._bad = torch.zeros((), dtype=torch.bool, device=self.sd.device)
         self.good: tuple[int, dict[str, Any]] = (0, {})  # updates done, and a snapshot of the method then
 
@@ -166,12 +172,11 @@ class Step:
         # With a scaler an infinite gradient only means that the scale was too high, and scaler.step leaves that update out.
         fine = torch.isfinite(loss) if scaler is not None else torch.isfinite(loss) & torch.isfinite(norm)
         self._watch(fine, number)
-        due = not self.good[1] or number % self.state.method.good_every == 0
-        if due and (fine.device.type == "cpu" or number % READ_EVERY == 0):
-            with weights_for_eval(optimizer, self.state.ema):  # those that would be saved
-                self.good = (number, self.state.method.snapshot())
         if clip:
             torch._foreach_mul_(grads, (clip / (norm + 1e-6)).clamp(max=1.0))
+        if self.look_every > 1:  # nobody has looked: what is bad moves nothing
+            for grad in grads:
+                grad.masked_fill_(~fine, 0.0)
         if scaler is None:
             self._move(number)
         else:
@@ -187,15 +192,23 @@ class Step:
         rounded_step(self.state.optimizer, torch.Generator(self.params[0].device).manual_seed(seed))
 
     def _watch(self, fine: Tensor, number: int) -> None:
-        """Raises NotANumber at once where looking is free; on a GPU zeroes the gradients of a bad step and looks every few steps."""
-        if fine.device.type != "cpu":
-            for p in self.params:
-                p.grad = None if p.grad is None else torch.where(fine, p.grad, torch.zeros_like(p.grad))
-            self._bad |= ~fine
-            if number % READ_EVERY:
-                return
-            fine = ~self._bad
-        if not bool(fine):
+        """Notes an update that is none, looks every few, and keeps a snapshot of weights that were seen to be good; the first ones are."""
+        self._bad |= ~fine
+        first = not self.good[1]
+        if first:
+            self._keep(number)
+        if number % self.look_every == 0:
+            self.look(number)
+            if not first and number % self.state.method.good_every == 0:
+                self._keep(number)
+
+    def _keep(self, number: int) -> None:
+        with weights_for_eval(self.state.optimizer, self.state.ema):  # those that would be saved
+            self.good = (number, self.state.method.snapshot())
+
+    def look(self, number: int) -> None:
+        """Raises NotANumber where update `number` or one since the last look was none; a GPU is waited for."""
+        if bool(self._bad):
             raise NotANumber(
                 f"The loss is no longer a number at step {number + 1}, learning rate {self.state.method.lr_at(number):g}: "
                 "lower the learning rate, or train in fp32 or bf16 instead of fp16."

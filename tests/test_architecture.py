@@ -27,6 +27,7 @@ LEVELS = (
     ("methods",),
     ("checkpoint", "metrics", "tools"),
     ("step",),
+    ("milestones",),
     ("train",),
     ("compare", "recorders", "progress"),
     ("live",),

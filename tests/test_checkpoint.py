@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import time
+import zlib
 from collections import OrderedDict
 from pathlib import Path
 
@@ -133,9 +134,25 @@ def test_an_optimizer_resumes_bit_for_bit(tmp_path, make):
 def test_the_file_is_one_that_safetensors_reads_with_a_tree_in_standard_json(tmp_path):
     path = save(tmp_path, 12, OrderedDict(a=torch.ones(2), b=math.nan))
     with safe_open(str(path), "pt") as file:
-        tree = json.loads(file.metadata()["tree"], parse_constant=pytest.fail)
+        tree = json.loads(zlib.decompress(file.get_tensor("tree").numpy().tobytes()), parse_constant=pytest.fail)
         assert torch.equal(file.get_tensor("0"), torch.ones(2))
     assert tree == {"step": 12, "state": {"dict": [["a", {"tensor": "0"}], ["b", {"float": "nan"}]]}}
+
+
+def test_a_data_set_larger_than_a_files_header_is_kept(tmp_path):
+    """safetensors takes 100 MB there, which is less than the captions of some data sets."""
+    rows = [f"{'caption ' * 40}{number} \udce9 é" for number in range(400_000)]
+    path = save(tmp_path, 1, {"items": rows, "weights": torch.arange(3.0)})
+    assert path.stat().st_size < 40e6 and load(tmp_path).state["items"] == rows
+
+
+def test_a_state_of_the_first_version_is_read(tmp_path):
+    """It had the tree in the header."""
+    (tmp_path / "state").mkdir()
+    weights, tree = torch.arange(3.0), json.dumps({"step": 4, "state": {"dict": [["a", {"tensor": "0"}]]}})
+    crc = zlib.crc32(weights.numpy().tobytes(), zlib.crc32(b"0 torch.float32 [3]", zlib.crc32(tree.encode())))
+    save_file({"0": weights}, str(tmp_path / "state" / "state-4.safetensors"), {"tuner_state": "1", "tree": tree, "crc32": str(crc)})
+    assert load(tmp_path).step == 4 and torch.equal(load(tmp_path).state["a"], weights)
 
 
 @pytest.mark.parametrize(("value", "message"), [
@@ -190,7 +207,7 @@ def _flip(path, at):
     (lambda p: p.write_bytes(b""), "it cannot be read"),
     (lambda p: p.write_bytes(bytes(p.stat().st_size)), "it cannot be read"),
     (lambda p: _flip(p, -1), "its content does not match its checksum"),
-    (lambda p: _flip(p, p.read_bytes().index(b"momentum")), "its content does not match its checksum"),
+    (lambda p: _flip(p, -40), "its content does not match its checksum"),
     (lambda p: save_file({"w": torch.ones(1)}, str(p)), "it is not a run's state"),
     (lambda p: (p.unlink(), p.mkdir()), "it cannot be read"),
 ], ids=["cut", "empty", "zeros", "bit in a tensor", "bit in the tree", "another file", "a folder"])
@@ -224,7 +241,7 @@ def test_a_state_of_a_newer_tuner_is_refused_and_not_passed_over(tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "VERSION", 8)
         save(tmp_path, 2, {})
-    with pytest.raises(ValueError, match="state-2.safetensors is a state of version 8, and this Tuner reads version 1; resume the run with"):
+    with pytest.raises(ValueError, match="state-2.safetensors is a state of version 8, and this Tuner reads version 1 or 2; resume the run with"):
         load(tmp_path)
 
 

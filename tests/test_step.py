@@ -116,6 +116,35 @@ def test_a_gradient_that_is_no_number_changes_no_weight(make):
     assert torch.equal(running.weights(), before)
 
 
+def test_where_looking_means_waiting_gradients_are_clipped_all_the_same(make):
+    """On a GPU the flag is read every few updates alone."""
+    moved = {}
+    for every in (1, 10):
+        running = make(optim__clip=1e-3, optim__name="adamw")
+        running.step.look_every = every
+        running.step(0), running.step(1)
+        moved[every] = torch.cat([p.grad.flatten() for p in running.params]), running.weights()
+    assert float(moved[10][0].norm()) <= 1.0001e-3 and all(map(torch.equal, moved[1], moved[10]))
+
+
+def test_where_looking_means_waiting_a_bad_update_moves_nothing_and_is_said_at_the_next_look(make):
+    running = make(optim__weight_decay=0.0, optim__betas="0.0, 0.0")
+    running.step.look_every = 3
+    running.step(0)
+    before, fine = running.weights(), running.step.loss
+    running.step.loss = lambda batch: fine(batch) * float("nan")
+    running.step(1)
+    assert torch.equal(running.weights(), before)
+    running.step.loss = fine
+    running.step(2)
+    assert torch.isfinite(running.weights()).all()
+    with pytest.raises(NotANumber, match="at step 3, "):
+        running.step.look(2)
+    with pytest.raises(NotANumber, match="at step 4, "):
+        running.step(3)
+    assert running.step.good[0] == 0  # nothing since was known to be good
+
+
 def test_ema_averages_the_weights(make):
     running = make(optim__ema=0.5)
     first = running.weights()

@@ -25,6 +25,7 @@ from lib_tuner.hosts.standalone import Standalone
 from lib_tuner.methods import METHODS
 from lib_tuner.recorders import csv
 from lib_tuner.settings import TrainConfig
+from lib_tuner.step import Step
 from lib_tuner.train import Orders, train
 
 LORA = {"method": "lora", "lora.rank": 2, "lora.alpha": 2, "lora.dropout": 0.1, "optim.lr": "1e-2", "optim.name": "adamw"}
@@ -119,6 +120,34 @@ def test_a_save_that_fails_leaves_the_state_to_resume_from(values, monkeypatch, 
     assert {k: v.tolist() for k, v in tensors(second).items()} == {k: v.tolist() for k, v in tensors(whole).items()}
 
 
+class Failing(Standalone):
+    """Its second drawing fails."""
+
+    error, drawn = RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 0
+
+    def generate(self, requests):
+        self.drawn += 1
+        if self.drawn == 2:
+            raise self.error
+        return super().generate(requests)
+
+
+def test_samples_for_which_memory_is_short_are_left_out_and_the_run_goes_on(values):
+    values = {**values, "sample.prompts": "a dog", "sample.every": 2, "sample.steps": 1}
+    events = run(values, host=Failing(settings(values)))
+    assert [event.step for event in of(Sampled, events)] == [0, 4, 6] and of(Finished, events)[0].reason == "done"
+    assert [event.text for event in of(Warned, events)] == ["The samples of step 2 were left out, because there was not enough memory for them: draw smaller or fewer ones."]
+
+
+def test_whatever_fails_beside_the_updates_leaves_the_state_to_resume_from(values):
+    values = {**values, "sample.prompts": "a dog", "sample.every": 2, "sample.steps": 1, "save_every": 0}
+    host = Failing(settings(values))
+    host.error = RuntimeError("a fault of a package")
+    with pytest.raises(RuntimeError, match="a fault of a package"):
+        run(values, host=host)
+    assert of(Started, run({**values, "resume": str(Path(values["output"]) / "thing-001")}))[0].start == 2
+
+
 def test_orders_are_carried_out_once_after_the_step_that_is_done(values):
     given = iter([Orders(), Orders(save=True), Orders(sample=True, prompts="a [name]\na dog"), Orders(), Orders(), Orders(sample=True)])
     cfg = settings({**values, "save_every": 0, "trigger": "thing", "sample.steps": 1, "sample.prompts": "another"})
@@ -155,6 +184,9 @@ def test_the_settings_of_a_resumed_run_start_a_new_one(values):
         ({"optim.weight_decay": 0.5}, "optim.weight_decay was 0.01 and is now 0.5"),
         ({"lora.rank": 4}, "lora.rank was 2 and is now 4"),
         ({"lora.up_lr_ratio": 16}, "lora.up_lr_ratio was 1.0 and is now 16.0"),
+        ({"data.repeats": 7}, "data.repeats was 1 and is now 7"),
+        ({"data.folder": "elsewhere"}, "data.folder was .* and is now 'elsewhere'"),
+        ({"data.masks": True}, "data.masks was False and is now True"),
     ],
 )
 def test_a_resumed_run_refuses_settings_that_its_state_would_overrule(values, change, sentence):
@@ -165,6 +197,7 @@ def test_a_resumed_run_refuses_settings_that_its_state_would_overrule(values, ch
     if "lora.rank" in change:
         with pytest.raises(ValueError, match="has other layers"):
             run({**values, **change, "resume": str(folder)})
+    values["data.folder"] += "/../pictures/."  # the same one
     assert of(Finished, run({**values, "optim.lr": "5e-3", "steps": 8, "lora.save_dtype": "fp32", "resume": str(folder)}))[0].step == 8
 
 
@@ -269,6 +302,47 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_weights(
     finished, good = of(Finished, events)[0], run({**values, "optim.lr": "0.01", "steps": 3})
     assert (finished.reason, finished.step) == ("nan", 3) and any("lower the learning rate" in w.text for w in of(Warned, events))
     assert all(torch.equal(a, b) for a, b in zip(tensors(events).values(), tensors(good).values()))
+
+
+def test_numbers_that_are_none_in_the_first_update_after_a_resume_leave_the_files_as_they_are(values, monkeypatch):
+    """With an average: the weights that go on are not those that were saved."""
+    values = {**values, "optim.ema": 0.9, "save_every": 0}
+    first = run(values, stop_after=3)
+    folder = of(Started, first)[0].folder
+    before = {path: path.read_bytes() for path in folder.rglob("*.safetensors")}
+    monkeypatch.setattr(Step, "loss", lambda self, batch, loss=Step.loss: loss(self, batch) * float("nan"))
+    events = run({**values, "resume": str(folder)})
+    assert (of(Finished, events)[0].reason, of(Finished, events)[0].step, of(Finished, events)[0].files) == ("nan", 3, [])
+    assert before == {path: path.read_bytes() for path in folder.rglob("*.safetensors")}
+
+
+def test_numbers_that_are_none_in_the_last_updates_are_seen_before_the_end_and_before_a_save(values, monkeypatch):
+    """On a GPU nobody looks at each."""
+    monkeypatch.setattr(Step, "__post_init__", lambda self, made=Step.__post_init__: (setattr(self, "look_every", 10), made(self))[1])
+    for bad in (4, 5):
+        losses = iter(range(100))
+        monkeypatch.setattr(Step, "loss", lambda self, batch, bad=bad, count=losses, loss=Step.loss: loss(self, batch) * (float("nan") if next(count) == bad else 1))
+        events = run({**values, "save_every": 5})
+        monkeypatch.undo()
+        monkeypatch.setattr(Step, "__post_init__", lambda self, made=Step.__post_init__: (setattr(self, "look_every", 10), made(self))[1])
+        assert (of(Finished, events)[0].reason, of(Finished, events)[0].step) == ("nan", 0) and [event.step for event in of(Saved, events)] == [5] * (bad == 5)
+
+
+def test_a_state_that_cannot_be_read_is_said_when_an_older_one_is_taken(values):
+    folder = of(Started, run({**values, "save_every": 2}, stop_after=4))[0].folder
+    newest = folder / "state" / "state-4.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-3])
+    events = run({**values, "resume": str(folder)})
+    assert of(Started, events)[0].start == 2 and [str(newest) in event.text for event in of(Warned, events)] == [True]
+
+
+def test_another_learning_rate_after_a_resume_leaves_the_text_encoders_as_the_settings_say(values, monkeypatch):
+    values = {**values, "lora.text_encoder": True, "optim.text_lr": 1e-3}
+    folder = of(Started, run(values, stop_after=3))[0].folder
+    rates = []
+    monkeypatch.setattr(Step, "_move", lambda self, number, move=Step._move: (rates.append([group["lr"] for group in self.state.optimizer.param_groups]), move(self, number))[1])
+    run({**values, "optim.lr": "1e-3", "resume": str(folder)})
+    assert rates[0] == pytest.approx([1e-3] * len(rates[0]))
 
 
 def test_keep_last_prunes_older_saves(values):

@@ -15,6 +15,7 @@ from PIL.Image import Image
 
 from ..host import Captioner
 from ..progress import reason_of
+from ..words import lacks_memory
 from .job import interrupted, job
 
 BLIP = ("interrogate_clip_num_beams", "interrogate_clip_min_length", "interrogate_clip_max_length")  # settings that the words depend on
@@ -92,5 +93,5 @@ def _said(title: str, w: Any, say: Callable[[Image], str], picture: Image) -> st
     try:
         return say(picture)
     except Exception as error:  # out of memory, or a model that does not fit the host's packages
-        reason = "there is not enough memory" if "out of memory" in str(error).lower() else f"{type(error).__name__}: {error}"
+        reason = "there is not enough memory" if lacks_memory(error) else f"{type(error).__name__}: {error}"
         raise ValueError(f"{title} fails in the WebUI ({reason}); what was described so far is kept. Close other programs or see the WebUI's log, then go on.") from error
