@@ -58,6 +58,7 @@ class Forecast:
     file: float = 0.0  # bytes of a saved file and of a state to resume from, where those are many
     state: float = 0.0
     inpainting: bool | None = None  # None: it does not know
+    idle_gpu: bool = False  # there is a card that this PyTorch cannot use
 
 
 class TextEncoder(Protocol):

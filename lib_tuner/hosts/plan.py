@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ class Plan:
     inpainting: bool | None = None  # None: its header does not tell
     products: bool = False  # attention as products (sd.attention), for which memory decides nothing: the numbers are others
     keep: bool = False  # with its probabilities kept, which changes no number
+    idle_gpu: bool = False  # there is a card that this PyTorch cannot use
 
 
 def plan_for(cfg: TrainConfig, checkpoint: Path) -> Plan:
@@ -62,7 +64,7 @@ def plan_for(cfg: TrainConfig, checkpoint: Path) -> Plan:
     need -= activations * CHECKPOINTED * checkpointing
     products, kept = dtype == torch.bfloat16 and slow_attention(device), _passes(cfg) * kept_bytes((cfg.data.resolution / 8) ** 2, cfg.data.batch)
     keep = products and not checkpointing and (free is None or need + kept <= 0.9 * free)
-    return Plan(device, dtype, checkpointing, channels_last, note, need + kept * keep, free, small, costs, reads_nine(shapes), products, keep)
+    return Plan(device, dtype, checkpointing, channels_last, note, need + kept * keep, free, small, costs, reads_nine(shapes), products, keep, _idle_gpu(device))
 
 
 def activation_bytes(cfg: TrainConfig, width: int, dtype: torch.dtype) -> float:
@@ -105,6 +107,11 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"memory.device: {name!r}, but this machine has {torch.cuda.device_count()} GPU(s), counted from 0; write another number or auto.")
     return device
+
+
+def _idle_gpu(device: torch.device) -> bool:
+    """Whether a run on the CPU leaves an NVIDIA card idle for want of CUDA in PyTorch, as in the build that pip installs on Windows."""
+    return device.type == "cpu" and torch.version.cuda is None and torch.version.hip is None and shutil.which("nvidia-smi") is not None
 
 
 def _dtype(name: str, device: torch.device, small: bool) -> torch.dtype:

@@ -148,7 +148,7 @@ class Standalone:
     def forecast(self) -> Forecast:
         """How this run would go."""
         plan = self.plan
-        return Forecast(plan.note, plan.need, plan.free, plan.small, plan.checkpointing, plan.costs.file, plan.costs.state, plan.inpainting)
+        return Forecast(plan.note, plan.need, plan.free, plan.small, plan.checkpointing, plan.costs.file, plan.costs.state, plan.inpainting, plan.idle_gpu)
 
     def told(self, event: Event) -> None:
         """The page and the command line show the run by themselves."""
