@@ -115,6 +115,22 @@ def test_kohya_folders_repeat(tmp_path):
     assert scan(DataConfig(), tmp_path / "3_cat")[0][0].repeats == 3
 
 
+def test_a_kohya_folder_of_no_repeats_is_left_out_and_one_of_too_many_is_cut(tmp_path):
+    for i, name in enumerate(["0_cat/a.png", "0_cat/more/b.png", "00_fox/a.png", "99999_dog/c.png", "99999_dog/d.png", "2_cow/0/e.png"]):
+        paint(tmp_path / name, color=colors(9)[i])
+    items, problems = find(tmp_path, caption_from="folder")
+    assert {name: item.repeats for name, item in items.items()} == {"2_cow/0/e.png": 2, "99999_dog/c.png": 10000, "99999_dog/d.png": 10000}
+    assert [(p.path.name, p.kind) for p in problems] == [("0_cat", "folder"), ("00_fox", "folder"), ("99999_dog", "folder")]  # each once
+    assert str(problems[0]).startswith("0_cat stands for 0 repeats, so its pictures are left out") and "of which 10000 are made" in str(problems[2])
+
+
+def test_folders_of_no_repeats_alone_say_so_and_can_still_be_held_out(tmp_path):
+    paint(tmp_path / "0_cat" / "a.png")
+    with pytest.raises(ValueError, match="holds no picture to train on: 0_cat stands for 0 repeats"):
+        find(tmp_path)
+    assert len(scan(DataConfig(validation_folder=str(tmp_path)), tmp_path)[0]) == 1
+
+
 def test_class_pictures_carry_their_weight(tmp_path):
     paint(tmp_path / "a.png")
     item = scan(DataConfig(class_weight=0.25), tmp_path, is_class=True)[0][0]

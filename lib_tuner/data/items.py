@@ -25,6 +25,7 @@ _MASK_FOLDERS = frozenset(("mask", "masks"))
 _MASK_FILE = re.compile(r"(\.mask|-masklabel|\.preview)$", re.IGNORECASE)  # OneTrainer's masks; the WebUI's card pictures
 _KOHYA = re.compile(r"^(\d+)_(.+)$")
 _NUMBERS = re.compile(r"^[-\d]+\s*")  # modules/textual_inversion/dataset.py of the WebUI: what it cuts off a file name
+_MOST_REPEATS = 10000
 _DRAWN = re.compile(r"class-\d{5}")  # pictures that data.class_pictures drew
 _NO_WORDS = re.compile(  # names that cameras, browsers and programs give, which say nothing about the picture
     r"^((img|dsc|dscn|dscf|pxl|mvimg|p|image|images|photo|picture|pic|frame|file|sample|screenshot|untitled|unnamed|download)[\s_()\-\d]*"
@@ -51,10 +52,14 @@ class _Scan:
     root: Path
     is_class: bool
     problems: list[Problem] = field(default_factory=list)
+    held_out: bool = False  # pictures that are looked at once, whatever their folder's repeats
     listed: dict[Path, str] = field(default_factory=dict)
+    told: set[Path] = field(default_factory=set)  # what was complained of `once`
 
-    def complain(self, path: Path, text: str, kind: str) -> None:
-        self.problems.append(Problem(path, text, kind))
+    def complain(self, path: Path, text: str, kind: str, once: bool = False) -> None:
+        if not (once and path in self.told):
+            self.problems.append(Problem(path, text, kind))
+        self.told |= {path} if once else set()
 
 
 def scan(cfg: DataConfig, folder: str | Path, is_class: bool = False) -> tuple[list[Item], list[Problem]]:
@@ -66,7 +71,7 @@ def scan(cfg: DataConfig, folder: str | Path, is_class: bool = False) -> tuple[l
     root = Path(os.path.abspath(Path(folder).expanduser()))  # not resolved: a linked `10_name` keeps its name
     if not root.exists():
         raise ValueError(f"{what}: {str(folder)!r} does not exist; name the folder that holds the pictures.")
-    job = _Scan(cfg, root, is_class)
+    job = _Scan(cfg, root, is_class, held_out=what == "data.validation_folder")
     files = [root] if root.is_file() else sorted(_files(job), key=lambda path: natural(path.relative_to(root).as_posix()))
     for path in files:
         if path.name in sources.LISTS:
@@ -151,9 +156,12 @@ def _other_folders(job: _Scan) -> set[Path]:
 
 
 def _items(job: _Scan, path: Path) -> Iterator[Item]:
-    if path.suffix.lower() == ".parquet":
+    ending = path.suffix.lower()
+    if ending not in PICTURES and ending != ".parquet" or not _repeats(job, path):
+        return
+    if ending == ".parquet":
         yield from _parquet_items(job, path)
-    elif path.suffix.lower() in PICTURES:
+    else:
         try:
             data = path.read_bytes()
         except OSError as error:
@@ -185,20 +193,31 @@ def _item(job: _Scan, item: Item, data: bytes) -> Item | None:
         job.complain(item.path, f"{_row(item)}is animated; its first frame is used", "animated")
     if facts.transparent:
         job.complain(item.path, f"{_row(item)}is fully transparent" + ("; its mask counts as none" if job.cfg.masks else ""), "mask")
-    repeats, _ = _kohya(job, item.path)
     weight = job.cfg.class_weight if job.is_class else 1.0
-    return replace(item, repeats=job.cfg.repeats * repeats, weight=weight, is_class=job.is_class, size=facts.size,
+    return replace(item, repeats=job.cfg.repeats * _repeats(job, item.path), weight=weight, is_class=job.is_class, size=facts.size,
                    digest=sources.digest(data), has_alpha=facts.has_alpha)
 
 
-def _kohya(job: _Scan, path: Path) -> tuple[int, str]:
-    """Repeats and name of the nearest folder called `10_name`, the scanned folder included; (1, "") without one."""
+def _repeats(job: _Scan, path: Path) -> int:
+    """How often its kohya folder repeats a picture. 0 leaves it out, as in sd-scripts (library/train_util.py DreamBoothDataset: fewer than 1 are ignored)."""
+    folder, number, _ = _kohya(job, path)
+    if job.held_out:
+        return 1
+    if number == 0:
+        job.complain(folder, "stands for 0 repeats, so its pictures are left out; write another number in front of its name to train on them", "folder", once=True)
+    if number > _MOST_REPEATS:
+        job.complain(folder, f"stands for {number} repeats, of which {_MOST_REPEATS} are made; set more steps instead", "folder", once=True)
+    return min(number, _MOST_REPEATS)
+
+
+def _kohya(job: _Scan, path: Path) -> tuple[Path, int, str]:
+    """The nearest folder called `10_name`, the scanned folder included, its repeats and name; (the picture's folder, 1, "") without one."""
     top = job.root.parent if job.root.is_file() else job.root
     for folder in path.parents[: len(path.parts) - len(top.parts)]:
         found = _KOHYA.match(folder.name)
         if found:
-            return min(max(int(found[1]), 1), 10000), found[2]
-    return 1, ""
+            return folder, int(found[1]), found[2]
+    return path.parent, 1, ""
 
 
 def _row(item: Item) -> str:
@@ -218,7 +237,7 @@ def _with_caption(job: _Scan, item: Item, named: Path | None = None, own: str | 
     if way in ("auto", "file"):
         caption, source = (own, "parquet") if own else _beside(job, item.path)
     if source == "none" and way in ("auto", "folder"):
-        folder = _kohya(job, item.path)[1] or (folder_words(item.path) if way == "folder" else "")
+        folder = _kohya(job, item.path)[2] or (folder_words(item.path) if way == "folder" else "")
         caption, source = (folder, "folder") if folder else ("", "none")
     if source == "none" and way in ("auto", "filename"):
         words = file_words(named or item.path)
