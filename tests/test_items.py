@@ -154,6 +154,32 @@ def test_imagefolder_lists(tmp_path, column):
     assert [item.caption for item in items.values()] == ['x, "y"', "b"] and not problems
 
 
+SEVERAL = [["", " a cat ", "a red cat"], [None, "a dog"], [], 7, ["a fox", 7]]
+
+
+@pytest.mark.parametrize(("wildcards", "captions"), [(False, ["a cat", "a dog", "", "", "a fox"]), (True, ["a cat\na red cat", "a dog", "", "", "a fox"])])
+def test_of_several_listed_captions_the_first_counts_or_with_wildcards_each_is_a_line(tmp_path, wildcards, captions):
+    for i in range(len(SEVERAL)):
+        paint(tmp_path / f"{i}.png", color=colors(9)[i])
+    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps({"file_name": f"{i}.png", "text": value}) for i, value in enumerate(SEVERAL)))
+    items, problems = find(tmp_path, wildcards=wildcards)
+    assert [item.caption for item in items.values()] == captions and [item.caption_source for item in items.values()] == ["list"] * 3 + ["none", "list"]
+    assert [p.text for p in problems if p.kind == "list"] == ["line 4 has a caption that is no text; it was left out", "line 5 has a caption that is no text"]
+
+
+@pytest.mark.parametrize(("cells", "captions", "told"), [
+    ([["", "a cat", "a red cat"], None, []], ["a cat", "", ""], []),
+    ([7, 8, None], ["", "", ""], ["row 0 has a caption that is no text; such captions are left out"]),
+    ([{"en": "a cat"}, None, None], ["", "", ""], ["row 0 has a caption that is no text; such captions are left out"]),
+])  # fmt: skip
+def test_captions_of_parquet_are_text_or_lists_of_it(tmp_path, cells, captions, told):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    data = [encode(Image.new("RGB", (40, 30), color)) for color in colors(len(cells))]
+    parquet.write_table(pyarrow.table({"image": data, "captions": cells}), tmp_path / "train.parquet")
+    items, problems = find(tmp_path)
+    assert [item.caption for item in items.values()] == captions and [p.text for p in problems if p.kind == "list"] == told
+
+
 def test_a_quote_that_is_never_closed_is_a_problem_and_the_lines_before_count(tmp_path):
     paint(tmp_path / "a.png", color="red"), paint(tmp_path / "b.png", color="blue")
     (tmp_path / "metadata.csv").write_text('file_name,text\na.png,one\nb.png,"' + "x" * 200_000)

@@ -75,7 +75,7 @@ def scan(cfg: DataConfig, folder: str | Path, is_class: bool = False) -> tuple[l
     files = [root] if root.is_file() else sorted(_files(job), key=lambda path: natural(path.relative_to(root).as_posix()))
     for path in files:
         if path.name in sources.LISTS:
-            job.listed |= sources.listed_captions(path, job.complain)
+            job.listed |= sources.listed_captions(path, job.complain, cfg.wildcards)
     items = [item for path in files for item in _items(job, path)]
     _report_pairs(job, items)
     if not items:
@@ -174,7 +174,7 @@ def _items(job: _Scan, path: Path) -> Iterator[Item]:
 
 def _parquet_items(job: _Scan, path: Path) -> Iterator[Item]:
     try:
-        for row, data, name, caption in sources.parquet_rows(path):
+        for row, data, name, caption in sources.parquet_rows(path, job.complain, job.cfg.wildcards):
             item = _item(job, Item(path, "", row=row), data)
             if item:
                 yield _with_caption(job, item, Path(name or f"{row}"), caption)
