@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TextIO
+
 
 def number_of(n: int, what: str) -> str:
     """`1 picture`, `2,000 pictures`."""
@@ -11,3 +13,9 @@ def number_of(n: int, what: str) -> str:
 def first_line(error: BaseException) -> str:
     """What a library says in many lines, in one; its kind where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def writable(text: str, stream: TextIO) -> str:
+    """The text with a question mark where the stream has no letter: a Windows console lacks some of a path, and a name on the disk may be bytes that are no text."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)

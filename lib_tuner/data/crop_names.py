@@ -57,6 +57,9 @@ class ExportConfig:
             raise ValueError(f"background: {self.background!r} is no colour; write a name such as white, or #808080") from None
 
 
+_NO_TEXT = re.compile("[\ud800-\udfff]")  # bytes of a name on the disk that are no UTF-8: a ZIP cannot hold them
+
+
 @dataclass(frozen=True)
 class Output:
     """One picture that is going to be written: `stem` is its path in the target without ending; `captions` are endings and where the bytes come from."""
@@ -95,7 +98,7 @@ def _stem(piece: Piece, root: Path, cfg: ExportConfig, index: str) -> str:
     name = _PLACE.sub(lambda found: values[found[1]], cfg.name)
     if piece.count > 1 and not {"index", "crop"} & set(_PLACE.findall(cfg.name)):
         name += f"_{piece.number}"
-    return name if cfg.flat else (path.parent.relative_to(root) / name).as_posix()
+    return _NO_TEXT.sub("_", name if cfg.flat else (path.parent.relative_to(root) / name).as_posix())
 
 
 def _free(stem: str, taken: set[str]) -> str:
