@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import struct
 import sys
 import zlib
@@ -231,7 +232,25 @@ def test_folders_named_for_other_purposes_are_not_scanned(tmp_path):
 def test_folder_names_with_brackets_and_links_to_above_are_harmless(tmp_path):
     paint(tmp_path / "a [1] (x)" / "a.png")
     (tmp_path / "a [1] (x)" / "loop").symlink_to(tmp_path)
-    assert len(find(tmp_path)[0]) == 1
+    items, problems = find(tmp_path)
+    assert len(items) == 1 and [(p.path.name, p.kind) for p in problems if p.kind != "no caption"] == [("loop", "folder")]
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_of_a_folder_and_a_link_to_it_the_first_by_name_counts_on_every_disk(tmp_path, monkeypatch, backwards):
+    paint(tmp_path / "10_cat" / "a.png")
+    (tmp_path / "2_cat").symlink_to(tmp_path / "10_cat")
+    walk = os.walk
+
+    def listed(*where, **how):
+        for folder, names, files in walk(*where, **how):
+            names.sort(reverse=backwards)
+            yield folder, names, files
+
+    monkeypatch.setattr(os, "walk", listed)
+    items, problems = find(tmp_path)
+    assert {name: item.repeats for name, item in items.items()} == {"2_cat/a.png": 2}
+    assert [str(p) for p in problems] == [f"10_cat is the folder '{tmp_path.name}/2_cat' once more, by a link, and is left out."]
 
 
 def bomb():

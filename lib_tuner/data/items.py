@@ -131,18 +131,19 @@ def from_rows(rows: list[dict[str, Any]]) -> list[Item]:
 
 def _files(job: _Scan, endings: Collection[str] = ()) -> Iterator[Path]:
     """Files below the root that are no masks, previews or caches, and in none of the other folders that the settings name; all, or with these endings."""
-    apart, seen = _other_folders(job), set()
+    apart, seen = _other_folders(job), dict[str, str]()
 
     def failed(error: OSError) -> None:
         job.complain(Path(error.filename), f"cannot be listed ({error.strerror})", "folder")
 
     for folder, names, files in os.walk(job.root, followlinks=True, onerror=failed):
         real = os.path.realpath(folder)
-        if real in seen:  # a link to a folder above
+        if real in seen:  # a link to a folder above or beside, or what the link leads to
+            job.complain(Path(folder), f"is the folder {os.path.relpath(seen[real], job.root.parent)!r} once more, by a link, and is left out", "folder")
             names.clear()
             continue
-        seen.add(real)
-        names[:] = [n for n in names if not n.startswith(_NOT_DATA) and n.lower() not in _MASK_FOLDERS and Path(real, n).resolve() not in apart]
+        seen[real] = folder
+        names[:] = [n for n in sorted(names, key=natural) if not n.startswith(_NOT_DATA) and n.lower() not in _MASK_FOLDERS and Path(real, n).resolve() not in apart]
         for name in files:
             stem, ending = os.path.splitext(name)
             if (not endings or ending.lower() in endings) and not name.startswith(".") and not _MASK_FILE.search(stem):
