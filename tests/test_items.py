@@ -288,6 +288,32 @@ def test_one_bad_picture_does_not_stop_the_others(tmp_path):
     assert list(items) == ["good cat.png"] and [(p.path.name, p.kind) for p in problems] == [("bad.png", "unreadable")]
 
 
+def test_what_lies_beside_a_picture_and_cannot_be_read_is_a_problem(tmp_path):
+    paint(tmp_path / "a cat.png")
+    (tmp_path / "a cat.txt").mkdir(), (tmp_path / "a cat.mask.png").mkdir()
+    items, problems = find(tmp_path, masks=True)
+    assert (items["a cat.png"].caption, items["a cat.png"].mask) == ("", None)
+    assert [(p.path.name, p.kind) for p in problems] == [("a cat.txt", "unreadable"), ("a cat.png", "no caption"), ("a cat.mask.png", "mask")]
+    assert str(problems[2]).startswith("a cat.mask.png cannot be read (") and str(problems[2]).endswith("); a cat.png is trained without it.")
+
+
+@pytest.mark.parametrize("name", ["a cat.txt", "metadata.jsonl", "a cat.mask.png", "class-00000.txt", "train.parquet"])
+def test_files_that_may_not_be_read_or_vanish_end_no_scan(tmp_path, monkeypatch, name):
+    paint(tmp_path / "a cat.png"), paint(tmp_path / "class-00000.png", color="blue")
+    (tmp_path / name).write_bytes(b"x")
+    read = type(tmp_path).read_bytes
+
+    def refused(path):
+        if path.name == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(type(tmp_path), "read_bytes", refused)
+    monkeypatch.setattr("lib_tuner.data.sources._open_parquet", lambda path: refused(path))
+    items, problems = scan(DataConfig(folder=str(tmp_path), masks=True), tmp_path, is_class=True)
+    assert len(items) == 2 and any(p.path.name == name and "Permission denied" in p.text for p in problems)
+
+
 @pytest.mark.parametrize("make", [lambda p: p / "gone", lambda p: p, lambda p: ""])
 def test_missing_and_empty_folders_are_one_sentence(tmp_path, make):
     with pytest.raises(ValueError, match=r"^data.folder.*(does not exist|holds no picture|is empty)"):

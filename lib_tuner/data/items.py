@@ -181,6 +181,8 @@ def _parquet_items(job: _Scan, path: Path) -> Iterator[Item]:
                 yield _with_caption(job, item, Path(name or f"{row}"), caption)
     except ValueError as error:
         job.complain(path, str(error), "unreadable")
+    except OSError as error:
+        job.complain(path, f"cannot be read ({error.strerror or error})", "unreadable")
 
 
 def _item(job: _Scan, item: Item, data: bytes) -> Item | None:
@@ -232,7 +234,7 @@ def _with_caption(job: _Scan, item: Item, named: Path | None = None, own: str | 
     """The item with its caption from where the settings say; `named` and `own` are a parquet row's picture name and text."""
     way, caption, source = job.cfg.caption_from, "", "none"
     prompt = item.path.with_suffix(".txt")
-    if job.is_class and item.row < 0 and _DRAWN.fullmatch(item.path.stem) and prompt.is_file():
+    if job.is_class and item.row < 0 and _DRAWN.fullmatch(item.path.stem) and os.path.exists(prompt):
         # data.class_pictures wrote what the picture was drawn from, wherever the subject's captions come from
         return replace(item, caption=sources.read_text(prompt, job.complain), caption_source="file")
     if way in ("auto", "file"):
@@ -252,7 +254,7 @@ def _with_caption(job: _Scan, item: Item, named: Path | None = None, own: str | 
 def _beside(job: _Scan, path: Path) -> tuple[str, str]:
     if path in job.listed:
         return job.listed[path], "list"
-    file = next((file for file in caption_files(path, job.cfg.caption_extension) if file.is_file()), None)
+    file = next((file for file in caption_files(path, job.cfg.caption_extension) if os.path.exists(file)), None)
     if file:
         return sources.read_text(file, job.complain), "file"
     return "", "none"
@@ -282,12 +284,15 @@ def _with_mask(job: _Scan, item: Item) -> Item:
     """The item with its mask file, where masks are on and there is one that can be read."""
     folder, stem = item.path.parent, item.path.stem
     candidates = [folder / f"{stem}.mask.png", *(folder / name / f"{stem}.png" for name in sorted(_MASK_FOLDERS)), folder / f"{stem}-masklabel.png"]
-    mask = next((path for path in candidates if path.is_file()), None) if job.cfg.masks else None
+    mask = next((path for path in candidates if os.path.exists(path)), None) if job.cfg.masks else None
     if mask is None:
         return item
-    data = mask.read_bytes()
     try:
+        data = mask.read_bytes()
         (w, h), (mw, mh) = item.size, pictures.mask_size(data)
+    except OSError as error:
+        job.complain(mask, f"cannot be read ({error.strerror}); {item.name} is trained without it", "mask")
+        return item
     except ValueError as error:
         job.complain(mask, f"{error}; {item.name} is trained without it", "mask")
         return item

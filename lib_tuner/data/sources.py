@@ -24,8 +24,15 @@ _IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png")
 
 
 def read_text(path: Path, complain: Complain) -> str:
-    """A text file's content with line breaks as \\n: UTF-8, UTF-16, or with a complaint Windows-1252; a byte order mark is left out."""
-    data = path.read_bytes()
+    """A text file's content with line breaks as \\n: UTF-8, UTF-16, or with a complaint Windows-1252; a byte order mark is left out.
+
+    Of a file that cannot be read nothing, with a complaint.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        complain(path, f"cannot be read ({error.strerror})", "unreadable")
+        return ""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         text = data.decode("utf-16", errors="replace")
     else:
