@@ -10,7 +10,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from lib_tuner.data.items import from_rows, items_digest, natural, scan, to_rows
+from lib_tuner.data.items import caption_files, from_rows, items_digest, natural, scan, to_rows
 from lib_tuner.data.pictures import load
 from lib_tuner.data.sources import Reader, digest
 from lib_tuner.settings import DataConfig
@@ -57,6 +57,17 @@ def test_caption_beside_the_picture_in_order_of_endings(tmp_path):
     assert one(tmp_path).caption == "from txt"
     assert one(tmp_path, caption_extension="caption,txt").caption == "from caption"
     assert one(tmp_path, caption_extension=".caption").caption == "from caption"
+
+
+@pytest.mark.parametrize("ending", ["a/b", "a\\b", ".", "\0"])
+def test_endings_that_no_file_has_are_one_sentence_with_the_setting(tmp_path, ending):
+    paint(tmp_path / "a.png")
+    with pytest.raises(ValueError) as refused:
+        find(tmp_path, caption_extension=f"txt, {ending}")
+    assert str(refused.value) == f"data.caption_extension: {ending!r} is no ending of a file's name; write endings between commas, such as txt,caption."
+    with pytest.raises(ValueError, match="^captions: "):
+        caption_files(tmp_path / "a.png", ending)
+    assert [path.name for path in caption_files(tmp_path / "a.png", " .txt,, tar.gz")] == ["a.txt", "a.tar.gz"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from ..config import opt
 from . import mirrored
 from .crop_plan import Piece
 from .item import Item
-from .items import Problem, caption_files, folder_words
+from .items import Problem, caption_endings, caption_files, folder_words
 
 FILTERS = {name: Image.Resampling[name.upper()] for name in ("lanczos", "bicubic", "hamming", "bilinear", "box", "nearest")}
 PLACES = ("name", "index", "crop", "folder", "width", "height")
@@ -46,6 +46,7 @@ class ExportConfig:
         bare = _PLACE.sub("", self.name)
         if not self.name.strip() or bare.startswith(".") or _FORBIDDEN.search(bare):
             raise ValueError(f"name: {self.name!r} makes no file name; write it without / \\ : * ? and a dot at the start")
+        caption_endings(self.captions)
         if self.background:
             self.colour()
 

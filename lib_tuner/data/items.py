@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ def scan(cfg: DataConfig, folder: str | Path, is_class: bool = False) -> tuple[l
     what = setting.get(str(folder), "data.class_folder" if is_class else "data.folder")
     if not str(folder):
         raise ValueError(f"{what} is empty; name the folder that holds the pictures.")
+    caption_endings(cfg.caption_extension, "data.caption_extension")
     root = Path(os.path.abspath(Path(folder).expanduser()))  # not resolved: a linked `10_name` keeps its name
     if not root.exists():
         raise ValueError(f"{what}: {str(folder)!r} does not exist; name the folder that holds the pictures.")
@@ -261,8 +263,20 @@ def _beside(job: _Scan, path: Path) -> tuple[str, str]:
 
 
 def caption_files(path: Path, extensions: str) -> list[Path]:
-    """Where a picture's caption may lie beside it, in order of preference: `extensions` are endings between commas."""
-    return [path.with_suffix("." + ending.strip().lstrip(".")) for ending in extensions.split(",") if ending.strip()]
+    """Where a picture's caption may lie beside it, in order of preference; see `caption_endings`."""
+    return [path.with_suffix(ending) for ending in caption_endings(extensions)]
+
+
+@lru_cache(maxsize=16)  # asked for once for each picture
+def caption_endings(extensions: str, setting: str = "captions") -> tuple[str, ...]:
+    """`txt,caption` as (".txt", ".caption"). Raises ValueError, beginning with `setting`, for what no file's name can end with."""
+    found = []
+    for ending in filter(None, map(str.strip, extensions.split(","))):
+        bare = ending.lstrip(".")
+        if not bare or set(bare) & set("/\\\0"):
+            raise ValueError(f"{setting}: {ending!r} is no ending of a file's name; write endings between commas, such as txt,caption.")
+        found.append(f".{bare}")
+    return tuple(found)
 
 
 def folder_words(path: Path) -> str:
