@@ -21,15 +21,18 @@ def split_flags(rest: list[str]) -> tuple[list[str], dict[str, str]]:
 
     Not argparse: which flags exist depends on the method, which the file or another flag names. `build` then knows a wrong key, and the one meant.
     """
-    files, given, words = [], {}, iter(rest)
-    for word in words:
+    files, given, words = [], {}, list(rest)
+    while words:
+        word = words.pop(0)
         key, equals, value = word[2:].partition("=")
         if not word.startswith("--"):
             files.append(word)
-        elif not equals and (value := next(words, None)) is None:
-            raise ValueError(f"{word} lacks its value: write {word} VALUE")
-        else:
+        elif equals:
             given[key] = value
+        elif words and not words[0].startswith("--"):  # `-1` is a value
+            given[key] = words.pop(0)
+        else:
+            raise ValueError(f"{word} lacks its value: write {word} VALUE, which is true or false for what is on or off")
     return files, given
 
 

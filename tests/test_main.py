@@ -331,6 +331,7 @@ def test_train_help_lists_every_setting_and_the_chosen_methods_own(capsys):
         (["train"], ["one settings file", "got none"]),
         (["train", "a.toml", "b.toml"], ["one settings file", "got a.toml b.toml"]),
         (["train", "a.toml", "--steps"], ["--steps lacks its value"]),
+        (["train", "a.toml", "--tensorboard", "--steps", "3"], ["--tensorboard lacks its value", "true or false"]),
         (["train", "none.toml"], ["none.toml: cannot be read"]),
         (["train", "--help", "--method", "lroa"], ["method: 'lroa' is not one of", "did you mean lora?"]),
     ],
@@ -376,6 +377,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
 
 def test_flags_are_split_from_the_file_wherever_they_stand():
     assert cli_train.split_flags(["--optim.lr", "-1", "run.toml", "--name=a=b"]) == (["run.toml"], {"optim.lr": "-1", "name": "a=b"})
+    assert cli_train.split_flags(["--sample.negative=--x", "--trigger", ""]) == ([], {"sample.negative": "--x", "trigger": ""})
 
 
 def test_flags_win_over_the_file_and_wrong_ones_are_named(tmp_path):
