@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import avg_pool2d
 
-from lib_tuner.data.batches import Batches, validation
+from lib_tuner.data.batches import Batches, check_world, validation
 from lib_tuner.data.items import from_rows, to_rows
 from lib_tuner.settings import DataConfig
 
@@ -109,6 +109,9 @@ def test_more_processes_than_pictures_in_a_batch_are_refused_and_a_small_last_ba
     assert len(batches.at(0, 3, 4)) == 0 and batches.at(0, 3, 4).latents.shape[1:] == batches.at(0).latents.shape[1:]
     with pytest.raises(ValueError, match="data.batch: 4 cannot be shared by 5 processes"):
         batches.at(0, 0, 5)
+    with pytest.raises(ValueError, match="cannot be shared by 5 processes"):
+        check_world(DataConfig(batch=4), 5)  # before anything is read
+    check_world(DataConfig(batch=4), 4)
 
 
 def test_sample_indices_are_unique_over_the_run(photos):

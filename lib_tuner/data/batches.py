@@ -108,8 +108,7 @@ class Batches:
 
         `update`: the weight update the step belongs to, where gradients are accumulated; the token warm-up counts these.
         """
-        if world > self.cfg.batch:
-            raise ValueError(f"data.batch: {self.cfg.batch} cannot be shared by {world} processes; set it to at least {world}.")
+        check_world(self.cfg, world)
         epoch, start = self._locate(step)
         chosen = list(enumerate(self._epoch(epoch)[step - start], start=step * self.cfg.batch))
         shape = self._buckets[chosen[0][1]]
@@ -228,6 +227,12 @@ class Batches:
 
     def _may_flip(self, i: int) -> bool:
         return self.cfg.flip == "all" or (self.cfg.flip == "safe" and not mirrored.NAMED.search(self.items[i].caption))
+
+
+def check_world(cfg: DataConfig, world: int) -> None:
+    """Raises ValueError where so many processes could not share a batch; nothing has to be read to see that."""
+    if world > cfg.batch:
+        raise ValueError(f"data.batch: {cfg.batch} cannot be shared by {world} processes; set it to at least {world}.")
 
 
 def validation(cfg: DataConfig, sd: Any, trigger: str = "", hints: Hints | None = None, holes: Holes | None = None) -> list[Batch]:
