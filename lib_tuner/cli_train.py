@@ -46,7 +46,10 @@ def settings_of(file: str, given: dict[str, str]) -> tuple[Any, type]:
 
 
 def run(cfg: Any, method: type) -> int:
-    """Trains, with the progress on stderr; 0 where the run got to its end, 130 where it was stopped, 1 where the loss was lost."""
+    """Trains, with the progress on stderr; 0 where the run got to its end, 130 where it was stopped, 1 where the loss was lost.
+
+    Raises ValueError or OSError of one sentence, also where memory runs out.
+    """
     from .events import Finished
     from .hosts.standalone import Standalone
     from .progress import progress
@@ -54,12 +57,25 @@ def run(cfg: Any, method: type) -> int:
     from .train import train
 
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    with _process_group(world), stoppable() as stop, closing(train(cfg, method(cfg), Standalone(cfg), stop, rank, world)) as events:
+    with _memory_told(), _process_group(world), stoppable() as stop, closing(train(cfg, method(cfg), Standalone(cfg), stop, rank, world)) as events:
         if rank == 0:
             events = csv(progress(events, sys.stderr), every=cfg.csv_every)
             events = tensorboard(events) if cfg.tensorboard else events
         last = deque(events, maxlen=1)  # runs to the end
     return next(({"done": 0, "stopped": 130}.get(event.reason, 1) for event in last if isinstance(event, Finished)), 1)
+
+
+@contextmanager
+def _memory_told() -> Iterator[None]:
+    """The page's sentence where memory runs out, which is no fault of the program; such a fault keeps its traceback."""
+    from .progress import lacks_memory, sentence
+
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch's OutOfMemoryError is a RuntimeError
+        if not lacks_memory(error):
+            raise
+        raise OSError(sentence(error)) from error
 
 
 @contextmanager

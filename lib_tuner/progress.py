@@ -133,13 +133,19 @@ def duration(seconds: float) -> str:
 
 def sentence(error: BaseException) -> str:
     """What a person reads of an error: its own sentence, or what kind of fault it is."""
-    if "out of memory" in str(error).lower():
+    if lacks_memory(error):
         return "There was not enough memory: choose a smaller batch or resolution, turn gradient checkpointing on, or close other programs."
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, (ValueError, OSError)):
         return str(error)
     return f"The run ended by a fault of the Tuner or of a package ({type(error).__name__}: {error}); the details help whoever mends it."
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether memory ran out: of a GPU, or of the computer, of which torch and Python speak in words of their own on each system."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(sign in text for sign in ("out of memory", "not enough memory", "allocate memory"))
 
 
 def reason_of(error: BaseException) -> str:

@@ -413,6 +413,32 @@ def test_train_ends_with_a_code_that_tells_how_it_ended(monkeypatch, tmp_path, c
 
 
 @posix
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), MemoryError()])
+def test_memory_that_runs_out_is_one_sentence(monkeypatch, tmp_path, capsys, error):
+    def train(cfg, method, host, stop, rank, world):
+        yield Started(0, cfg.steps, tmp_path)
+        raise error
+
+    monkeypatch.setattr("lib_tuner.train.train", train)
+    path = tmp_path / "run.toml"
+    path.write_text('name = "x"\n')
+    assert run("train", str(path)) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("There was not enough memory: choose a smaller batch")
+    with pytest.raises(OSError, match="not enough memory"):
+        run("train", str(path), "--debug")
+
+
+def test_a_fault_in_a_run_keeps_its_traceback(monkeypatch, tmp_path):
+    def train(cfg, method, host, stop, rank, world):
+        yield Started(0, cfg.steps, tmp_path)
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("lib_tuner.train.train", train)
+    (tmp_path / "run.toml").write_text('name = "x"\n')
+    with pytest.raises(RuntimeError, match="a bug"):
+        run("train", str(tmp_path / "run.toml"))
+
+
 def test_the_first_ctrl_c_asks_to_stop_and_the_handler_is_put_back(capsys):
     before = signal.getsignal(signal.SIGINT)
     with cli_train.stoppable() as stop:
