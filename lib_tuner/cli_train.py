@@ -50,19 +50,34 @@ def run(cfg: Any, method: type) -> int:
 
     Raises ValueError or OSError of one sentence, also where memory runs out.
     """
-    from .events import Finished
+    from .events import Finished, Warned
     from .hosts.standalone import Standalone
-    from .progress import progress
+    from .progress import line_of, progress
     from .recorders import csv, tensorboard
     from .train import train
 
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if rank == 0:
+        sys.stderr.writelines(f"{line_of(Warned(text))}\n" for text in foreseen(cfg))
     with _memory_told(), _process_group(world), stoppable() as stop, closing(train(cfg, method(cfg), Standalone(cfg), stop, rank, world)) as events:
         if rank == 0:
             events = csv(progress(events, sys.stderr), every=cfg.csv_every)
             events = tensorboard(events) if cfg.tensorboard else events
         last = deque(events, maxlen=1)  # runs to the end
     return next(({"done": 0, "stopped": 130}.get(event.reason, 1) for event in last if isinstance(event, Finished)), 1)
+
+
+def foreseen(cfg: Any) -> list[str]:
+    """What the page's *Show the plan* warns of. Nothing of a run that goes on, which was warned of, nor where the run itself is going to be refused."""
+    from .hosts.standalone import Standalone
+    from .outlook import outlook
+
+    if cfg.resume:
+        return []
+    try:
+        return [warning.text for warning in outlook(cfg, Standalone(cfg).forecast()).warnings]
+    except (ValueError, OSError):  # `train` says what is wrong
+        return []
 
 
 @contextmanager
