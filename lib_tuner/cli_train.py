@@ -21,15 +21,18 @@ def split_flags(rest: list[str]) -> tuple[list[str], dict[str, str]]:
 
     Not argparse: which flags exist depends on the method, which the file or another flag names. `build` then knows a wrong key, and the one meant.
     """
-    files, given, words = [], {}, iter(rest)
-    for word in words:
+    files, given, words = [], {}, list(rest)
+    while words:
+        word = words.pop(0)
         key, equals, value = word[2:].partition("=")
         if not word.startswith("--"):
             files.append(word)
-        elif not equals and (value := next(words, None)) is None:
-            raise ValueError(f"{word} lacks its value: write {word} VALUE")
-        else:
+        elif equals:
             given[key] = value
+        elif words and not words[0].startswith("--"):  # `-1` is a value
+            given[key] = words.pop(0)
+        else:
+            raise ValueError(f"{word} lacks its value: write {word} VALUE, which is true or false for what is on or off")
     return files, given
 
 
@@ -43,20 +46,52 @@ def settings_of(file: str, given: dict[str, str]) -> tuple[Any, type]:
 
 
 def run(cfg: Any, method: type) -> int:
-    """Trains, with the progress on stderr; 0 where the run got to its end, 130 where it was stopped, 1 where the loss was lost."""
-    from .events import Finished
+    """Trains, with the progress on stderr; 0 where the run got to its end, 130 where it was stopped, 1 where the loss was lost.
+
+    Raises ValueError or OSError of one sentence, also where memory runs out.
+    """
+    from .events import Finished, Warned
     from .hosts.standalone import Standalone
-    from .progress import progress
+    from .progress import line_of, progress
     from .recorders import csv, tensorboard
     from .train import train
 
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    with _process_group(world), stoppable() as stop, closing(train(cfg, method(cfg), Standalone(cfg), stop, rank, world)) as events:
+    if rank == 0:
+        sys.stderr.writelines(f"{line_of(Warned(text))}\n" for text in foreseen(cfg))
+    with _memory_told(), _process_group(world), stoppable() as stop, closing(train(cfg, method(cfg), Standalone(cfg), stop, rank, world)) as events:
         if rank == 0:
             events = csv(progress(events, sys.stderr), every=cfg.csv_every)
             events = tensorboard(events) if cfg.tensorboard else events
         last = deque(events, maxlen=1)  # runs to the end
     return next(({"done": 0, "stopped": 130}.get(event.reason, 1) for event in last if isinstance(event, Finished)), 1)
+
+
+def foreseen(cfg: Any) -> list[str]:
+    """What the page's *Show the plan* warns of. Nothing of a run that goes on, which was warned of, nor where the run itself is going to be refused."""
+    from .hosts.standalone import Standalone
+    from .outlook import outlook
+
+    if cfg.resume:
+        return []
+    try:
+        return [warning.text for warning in outlook(cfg, Standalone(cfg).forecast()).warnings]
+    except (ValueError, OSError):  # `train` says what is wrong
+        return []
+
+
+@contextmanager
+def _memory_told() -> Iterator[None]:
+    """The page's sentence where memory runs out, which is no fault of the program; such a fault keeps its traceback."""
+    from .progress import sentence
+    from .words import lacks_memory
+
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch's OutOfMemoryError is a RuntimeError
+        if not lacks_memory(error):
+            raise
+        raise OSError(sentence(error)) from error
 
 
 @contextmanager

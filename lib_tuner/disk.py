@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
+from typing import Any, Iterator
 
 
 @contextmanager
@@ -27,6 +28,14 @@ def atomic(path: Path, durable: bool = True) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def json_bytes(value: Any, **how: Any) -> bytes:
+    """JSON in UTF-8, in which a person can read every letter; in ASCII where a file's name in it is bytes that are no text, which UTF-8 has no letters for."""
+    try:
+        return json.dumps(value, ensure_ascii=False, **how).encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value, **how).encode("ascii")
 
 
 def take_lock(descriptor: int) -> None:

@@ -17,7 +17,7 @@ from .compare.cells import KINDS, NAMES, Cell, Plan, Value
 from .compare.draw import Drawn, infotext, png_info
 from .compare.numbers import known_fields
 from .compare.sheet import compose
-from .disk import atomic
+from .disk import atomic, json_bytes
 from .host import Components, GenerateRequest, Host
 
 SHEET, ORDER, CELLS = "grid.png", "grid.json", "cells.json"
@@ -77,7 +77,7 @@ class Grid:
             values = {"axes": axes, "base": _written(self.base), "cells": list(map(_written, self.plan.cells)), "stamps": stamps, "errors": self.errors, "model": self.model}
         for name, content in ((ORDER, self.order), (CELLS, values)):
             with atomic(self.folder / name) as temporary:
-                temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+                temporary.write_bytes(json_bytes(content, indent=1))
 
     @classmethod
     def read(cls, folder: Path, version: int) -> Grid:

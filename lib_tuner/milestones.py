@@ -165,7 +165,7 @@ def _sample(run: Run, step: int) -> Iterator[Event]:
     try:
         with run.method.folded() if run.host.folds else nullcontext():
             images = run.host.generate(requests) if run.method.hints is None else _under_hints(run, requests)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not lacks_memory(error):
             raise
         yield Warned(f"The samples of step {step} were left out, because there was not enough memory for them: draw smaller or fewer ones.")

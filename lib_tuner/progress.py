@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO
 
 from .events import Drifted, Event, Finished, Preparing, Sampled, Saved, Started, Stepped, Validated, Warned
-from .words import lacks_memory
+from .words import lacks_memory, writable
 
 BAR = 20  # characters
 WINDOW = 50  # steps that the speed is the mean of
@@ -54,8 +54,7 @@ class Status:
             self.width = 0
 
     def _write(self, text: str) -> None:
-        encoding = getattr(self.stream, "encoding", None) or "utf-8"
-        self.stream.write(text.encode(encoding, "replace").decode(encoding))  # a Windows console may lack a letter of a path
+        self.stream.write(writable(text, self.stream))
         self.stream.flush()
 
 

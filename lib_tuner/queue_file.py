@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import MIGRATIONS, migrate
-from .disk import atomic, take_lock
+from .disk import atomic, json_bytes, take_lock
 
 LOG = logging.getLogger("lib_tuner")
 ENDED = ("done", "stopped", "nan", "failed")
@@ -53,7 +53,7 @@ class QueueFile:
         version = len(MIGRATIONS) + 1
         rows = [{**asdict(e), "values": {"version": version, **e.values}} for e in entries]
         with atomic(self.path) as temporary:
-            temporary.write_text(json.dumps({"held": held, "outputs": outputs, "entries": rows}, indent=1, ensure_ascii=False), encoding="utf-8")
+            temporary.write_bytes(json_bytes({"held": held, "outputs": outputs, "entries": rows}, indent=1))
 
     def load(self) -> tuple[list[Entry], bool, list[str]]:
         """Entries, whether the queue is held, and output folders; a file that cannot be read is set aside, not overwritten."""

@@ -22,7 +22,7 @@ from typing import Any
 
 from .checkpoint import newest_step
 from .config import build, flat_values, read_toml
-from .disk import atomic
+from .disk import atomic, json_bytes
 from .events import Event, Finished, Saved, Started, Stepped, Validated
 from .live import finite
 from .methods import METHODS, settings
@@ -139,7 +139,7 @@ def _first(cfg: TrainConfig) -> Record:
 
 def _write(folder: Path, what: Record) -> None:
     with atomic(folder / RECORD) as temporary:
-        temporary.write_text(json.dumps(asdict(what), indent=1, ensure_ascii=False), encoding="utf-8")
+        temporary.write_bytes(json_bytes(asdict(what), indent=1))
 
 
 def read_record(folder: Path) -> Record:

@@ -15,7 +15,7 @@ import torch
 from . import checkpoint
 from .config import build, flat_values, read_toml
 from .data import class_pictures
-from .data.batches import Batches, find_items, validation
+from .data.batches import Batches, check_world, find_items, validation
 from .data.holes import Holes
 from .data.items import from_rows
 from .events import Event, Finished, Preparing, Started, Stepped, Warned
@@ -51,6 +51,7 @@ def train(cfg: TrainConfig, method: Method, host: Host, stop: Callable[[], bool]
     Closing the generator cancels the run without saving. Raises ValueError or OSError with one sentence before the first step where something does not fit.
     """
     method.check(cfg)
+    check_world(cfg.data, world)
     reduce, stopped = _reducer(world), False
     yield Preparing(0, 0, "Loading the model")
     with host.exclusive() as sd, ExitStack() as attached:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TextIO
+
 
 def number_of(n: int, what: str) -> str:
     """`1 picture`, `2,000 pictures`."""
@@ -14,5 +16,12 @@ def first_line(error: BaseException) -> str:
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether it says that memory was short; there is no one type for it in all of torch's versions and devices."""
-    return "out of memory" in str(error).lower()
+    """Whether memory ran out: of a GPU, or of the computer, of which torch and Python speak in words of their own on each system."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(sign in text for sign in ("out of memory", "not enough memory", "allocate memory"))
+
+
+def writable(text: str, stream: TextIO) -> str:
+    """The text with a question mark where the stream has no letter: a Windows console lacks some of a path, and a name on the disk may be bytes that are no text."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)

@@ -135,6 +135,20 @@ def small_run(checkpoint_file: Path, data_folder: Path, tmp_path: Path) -> dict:
     }
 
 
+@pytest.fixture
+def unreadable_name() -> Callable[[Path], Path]:
+    """Renames a file to one whose name is bytes that are no UTF-8, as an old ZIP or disk leaves them."""
+
+    def rename(path: Path) -> Path:
+        named = path.with_name(os.fsdecode(b"0 caf\xe9") + path.suffix)
+        try:
+            return path.rename(named)
+        except OSError:
+            pytest.skip("this file system takes names in UTF-8 alone")
+
+    return rename
+
+
 LONG = (
     "test_world", "test_page", "test_dataset_page", "test_localization_page", "test_webui_page", "test_train", "test_hosts", "test_methods", "test_dreambooth", "test_webui_traps", "test_jobs",
     "test_runs", "test_control", "test_bench_compare", "test_webui_double", "test_webui_switch", "test_matrix",

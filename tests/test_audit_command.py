@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,16 @@ def test_counts_come_first_then_findings_then_advice_and_nothing_is_written(fold
                  "'black hair' is also written 'black_hair'", "'black hair' is in 4 of 4 captions (100%): leave it out", "5 pictures a LoRA is usually trained"):  # fmt: skip
         assert text in said, text
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_name_that_is_no_text_can_be_written_to_a_console_of_utf8(folder, monkeypatch, unreadable_name, more):
+    unreadable_name(folder / "10_cat" / "1.txt")
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="utf-8", errors="strict"))
+    assert audit(folder, "--no-pictures", *more) == 0
+    sys.stdout.flush()
+    assert b"caf?.txt" in written.getvalue()
 
 
 def test_rows_are_json_whose_mends_are_edits(folder, capsys):

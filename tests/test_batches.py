@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import avg_pool2d
 
-from lib_tuner.data.batches import Batches, validation
+from lib_tuner.data.batches import Batches, check_world, validation
 from lib_tuner.data.items import from_rows, to_rows
 from lib_tuner.settings import DataConfig
 
@@ -104,11 +104,26 @@ def test_world_size_does_not_change_an_example(photos):
             assert torch.equal(part.latents, whole.latents[rank::2]) and torch.equal(part.weights, whole.weights[rank::2])
 
 
+@pytest.mark.parametrize("latent", ["once", "deterministic", "random"])
+def test_what_is_kept_of_a_latent_changes_no_example_and_is_half_where_it_is_one(photos, latent):
+    """Without a cache nothing is kept, and on the disk all: a run draws the same from each."""
+    kept, off, disk = (make(photos, seed=3, latent=latent, cache=cache, cache_folder=str(photos.parent / f"latents {latent}")) for cache in ("memory", "off", "disk"))
+    assert list(kept.prepare())
+    for step in range(6):
+        assert torch.equal(kept.at(step).latents, off.at(step).latents) and torch.equal(kept.at(step).latents, disk.at(step).latents)
+    part = kept.at(0)
+    entries = [batches.cache.get(part.items[0], part.views[0]) for batches in (kept, disk)]
+    assert [entry.std is None for entry in entries] == [latent != "random", False]
+
+
 def test_more_processes_than_pictures_in_a_batch_are_refused_and_a_small_last_batch_is_empty(photos):
     batches = make(photos, batch=4)  # two pictures in each bucket
     assert len(batches.at(0, 3, 4)) == 0 and batches.at(0, 3, 4).latents.shape[1:] == batches.at(0).latents.shape[1:]
     with pytest.raises(ValueError, match="data.batch: 4 cannot be shared by 5 processes"):
         batches.at(0, 0, 5)
+    with pytest.raises(ValueError, match="cannot be shared by 5 processes"):
+        check_world(DataConfig(batch=4), 5)  # before anything is read
+    check_world(DataConfig(batch=4), 4)
 
 
 def test_sample_indices_are_unique_over_the_run(photos):
@@ -233,7 +248,7 @@ def test_token_warm_up_counts_updates_where_gradients_are_accumulated(photos):
 
 
 def test_flip_mirrors_half_of_the_examples(photos):
-    off, all_ = make(photos, repeats=20), make(photos, repeats=20, flip="all")
+    off, all_ = make(photos, repeats=20), make(photos, repeats=20, flip="all", latent="deterministic")
     assert not any(view.flip for part in epoch(off) for view in part.views)
     flips = [(view.flip, part) for part in epoch(all_) for view in part.views]
     assert 40 < sum(flip for flip, _ in flips) < 80  # of 120

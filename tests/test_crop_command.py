@@ -112,7 +112,7 @@ def test_crops_are_kept_and_what_a_person_set_stays(folder, tmp_path, capsys):
 
 @pytest.mark.parametrize(("words", "said"), [
     (["--size", "big"], "is no size of a crop"), (["--out", "a.zip"], "write --zip a.zip"), (["--form", "gif"], "form"), (["--out", "a", "--zip", "b"], "not allowed with"), (["--what"], "--what"),
-    (["--face_model", "gone.onnx"], "is no file"), (["--out", "cat/new"], "is in the folder of the originals"), (["--name", "{date}"], "'date' is no value in braces"),
+    (["--face_model", "gone.onnx"], "is no file"), (["--out", "cat/new"], "is in the folder of the originals"), (["--name", "{date}"], "'date' is no value in braces"), (["--captions", "a/b"], "captions: 'a/b' is no ending"),
 ])  # fmt: skip
 def test_wrong_options_are_one_sentence(folder, words, said, capsys, monkeypatch):
     monkeypatch.chdir(folder.parent)

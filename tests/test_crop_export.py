@@ -65,6 +65,14 @@ def test_pictures_captions_and_masks_are_written_and_the_originals_stay(folder, 
     assert Image.open(tmp_path / "out" / "a.png").size == (20, 20)
 
 
+@pytest.mark.parametrize("target", ["out", "out.zip"])
+def test_a_picture_whose_name_is_no_text_is_written_under_one_that_is(folder, tmp_path, unreadable_name, target):
+    unreadable_name(folder / "a.png")
+    run(folder, tmp_path / target)
+    names = zipfile.ZipFile(tmp_path / target).namelist() if target.endswith(".zip") else tree(tmp_path / target)
+    assert "0 caf_.png" in names
+
+
 def test_a_crop_without_scaling_has_the_pixels_of_the_picture_and_its_mask(folder, tmp_path):
     run(folder, tmp_path / "out", made=[Piece(p.item, (20.0, 5.0, 40.0, 25.0), (20, 20)) for p in pieces(folder)])
     for name in ("a.png", "a.mask.png"):

@@ -91,6 +91,17 @@ def test_details_are_what_a_cell_shows(client):
     assert [(r["name"], r["place"], r["tags"], r["text"], r["tokens"], r["is_text"]) for r in row] == [("a.png", "a.png", ["cat", "lips"], "cat, lips", 3, False)]
 
 
+def test_pictures_whose_names_are_no_text_are_listed_shown_and_edited(web, folder, unreadable_name):
+    name = unreadable_name(folder / "a.png").with_suffix(".txt")
+    (folder / "a.txt").rename(name)
+    client = Client(web, folder)
+    assert client.names("lips") == [name.with_suffix(".png").name]
+    row = client.ok(client.get("rows?filter=lips"))["rows"][0]
+    assert client.get(f"pictures/{row}").status_code == 200
+    client.ok(client.post("edit", name="remove", args={"tags": "lips"}))
+    assert name.read_text() == "cat" and client.ok(client.get("history"))[0]["files"] == 1
+
+
 def test_tags_are_counted_among_what_is_filtered(client):
     assert client.ok(client.get("tags"))["tags"] == [["cat", 2], ["lips", 1], ["long hair", 1]]
     assert client.ok(client.get("tags?filter=lips"))["tags"] == [["cat", 1], ["lips", 1]]

@@ -161,6 +161,12 @@ def test_with_a_cache_each_picture_has_a_few_masks_without_one_every_mask_is_new
     assert min(seen(cache="off").values()) > 6
 
 
+@pytest.mark.parametrize("latent", ["once", "deterministic", "random"])
+def test_what_a_mask_leaves_is_drawn_the_same_from_memory_and_disk(data_folder, tmp_path, latent):
+    kept, disk = (batches(data_folder, latent=latent, cache=cache, cache_folder=str(tmp_path / "cache")) for cache in ("memory", "disk"))
+    assert all(torch.equal(kept.at(step).extra, disk.at(step).extra) for step in range(12))
+
+
 @pytest.mark.parametrize("cache", ["memory", "disk"])
 def test_what_masks_leave_is_encoded_beforehand_and_once(data_folder, tmp_path, cache):
     vae = MeanVAE()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import struct
 import sys
 import zlib
@@ -9,7 +10,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from lib_tuner.data.items import from_rows, items_digest, natural, scan, to_rows
+from lib_tuner.data.items import caption_files, from_rows, items_digest, natural, scan, to_rows
 from lib_tuner.data.pictures import load
 from lib_tuner.data.sources import Reader, digest
 from lib_tuner.settings import DataConfig
@@ -56,6 +57,17 @@ def test_caption_beside_the_picture_in_order_of_endings(tmp_path):
     assert one(tmp_path).caption == "from txt"
     assert one(tmp_path, caption_extension="caption,txt").caption == "from caption"
     assert one(tmp_path, caption_extension=".caption").caption == "from caption"
+
+
+@pytest.mark.parametrize("ending", ["a/b", "a\\b", ".", "\0"])
+def test_endings_that_no_file_has_are_one_sentence_with_the_setting(tmp_path, ending):
+    paint(tmp_path / "a.png")
+    with pytest.raises(ValueError) as refused:
+        find(tmp_path, caption_extension=f"txt, {ending}")
+    assert str(refused.value) == f"data.caption_extension: {ending!r} is no ending of a file's name; write endings between commas, such as txt,caption."
+    with pytest.raises(ValueError, match="^captions: "):
+        caption_files(tmp_path / "a.png", ending)
+    assert [path.name for path in caption_files(tmp_path / "a.png", " .txt,, tar.gz")] == ["a.txt", "a.tar.gz"]
 
 
 @pytest.mark.parametrize(
@@ -115,6 +127,22 @@ def test_kohya_folders_repeat(tmp_path):
     assert scan(DataConfig(), tmp_path / "3_cat")[0][0].repeats == 3
 
 
+def test_a_kohya_folder_of_no_repeats_is_left_out_and_one_of_too_many_is_cut(tmp_path):
+    for i, name in enumerate(["0_cat/a.png", "0_cat/more/b.png", "00_fox/a.png", "99999_dog/c.png", "99999_dog/d.png", "2_cow/0/e.png"]):
+        paint(tmp_path / name, color=colors(9)[i])
+    items, problems = find(tmp_path, caption_from="folder")
+    assert {name: item.repeats for name, item in items.items()} == {"2_cow/0/e.png": 2, "99999_dog/c.png": 10000, "99999_dog/d.png": 10000}
+    assert [(p.path.name, p.kind) for p in problems] == [("0_cat", "folder"), ("00_fox", "folder"), ("99999_dog", "folder")]  # each once
+    assert str(problems[0]).startswith("0_cat stands for 0 repeats, so its pictures are left out") and "of which 10000 are made" in str(problems[2])
+
+
+def test_folders_of_no_repeats_alone_say_so_and_can_still_be_held_out(tmp_path):
+    paint(tmp_path / "0_cat" / "a.png")
+    with pytest.raises(ValueError, match="holds no picture to train on: 0_cat stands for 0 repeats"):
+        find(tmp_path)
+    assert len(scan(DataConfig(validation_folder=str(tmp_path)), tmp_path)[0]) == 1
+
+
 def test_class_pictures_carry_their_weight(tmp_path):
     paint(tmp_path / "a.png")
     item = scan(DataConfig(class_weight=0.25), tmp_path, is_class=True)[0][0]
@@ -136,6 +164,32 @@ def test_imagefolder_lists(tmp_path, column):
     (tmp_path / "train/metadata.csv").write_text(f'file_name,{column}\na.png,"x, ""y"""\nsub/b.png,b\n', encoding="utf-8-sig")
     items, problems = find(tmp_path)
     assert [item.caption for item in items.values()] == ['x, "y"', "b"] and not problems
+
+
+SEVERAL = [["", " a cat ", "a red cat"], [None, "a dog"], [], 7, ["a fox", 7]]
+
+
+@pytest.mark.parametrize(("wildcards", "captions"), [(False, ["a cat", "a dog", "", "", "a fox"]), (True, ["a cat\na red cat", "a dog", "", "", "a fox"])])
+def test_of_several_listed_captions_the_first_counts_or_with_wildcards_each_is_a_line(tmp_path, wildcards, captions):
+    for i in range(len(SEVERAL)):
+        paint(tmp_path / f"{i}.png", color=colors(9)[i])
+    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps({"file_name": f"{i}.png", "text": value}) for i, value in enumerate(SEVERAL)))
+    items, problems = find(tmp_path, wildcards=wildcards)
+    assert [item.caption for item in items.values()] == captions and [item.caption_source for item in items.values()] == ["list"] * 3 + ["none", "list"]
+    assert [p.text for p in problems if p.kind == "list"] == ["line 4 has a caption that is no text; it was left out", "line 5 has a caption that is no text"]
+
+
+@pytest.mark.parametrize(("cells", "captions", "told"), [
+    ([["", "a cat", "a red cat"], None, []], ["a cat", "", ""], []),
+    ([7, 8, None], ["", "", ""], ["row 0 has a caption that is no text; such captions are left out"]),
+    ([{"en": "a cat"}, None, None], ["", "", ""], ["row 0 has a caption that is no text; such captions are left out"]),
+])  # fmt: skip
+def test_captions_of_parquet_are_text_or_lists_of_it(tmp_path, cells, captions, told):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    data = [encode(Image.new("RGB", (40, 30), color)) for color in colors(len(cells))]
+    parquet.write_table(pyarrow.table({"image": data, "captions": cells}), tmp_path / "train.parquet")
+    items, problems = find(tmp_path)
+    assert [item.caption for item in items.values()] == captions and [p.text for p in problems if p.kind == "list"] == told
 
 
 def test_a_quote_that_is_never_closed_is_a_problem_and_the_lines_before_count(tmp_path):
@@ -189,7 +243,25 @@ def test_folders_named_for_other_purposes_are_not_scanned(tmp_path):
 def test_folder_names_with_brackets_and_links_to_above_are_harmless(tmp_path):
     paint(tmp_path / "a [1] (x)" / "a.png")
     (tmp_path / "a [1] (x)" / "loop").symlink_to(tmp_path)
-    assert len(find(tmp_path)[0]) == 1
+    items, problems = find(tmp_path)
+    assert len(items) == 1 and [(p.path.name, p.kind) for p in problems if p.kind != "no caption"] == [("loop", "folder")]
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_of_a_folder_and_a_link_to_it_the_first_by_name_counts_on_every_disk(tmp_path, monkeypatch, backwards):
+    paint(tmp_path / "10_cat" / "a.png")
+    (tmp_path / "2_cat").symlink_to(tmp_path / "10_cat")
+    walk = os.walk
+
+    def listed(*where, **how):
+        for folder, names, files in walk(*where, **how):
+            names.sort(reverse=backwards)
+            yield folder, names, files
+
+    monkeypatch.setattr(os, "walk", listed)
+    items, problems = find(tmp_path)
+    assert {name: item.repeats for name, item in items.items()} == {"2_cat/a.png": 2}
+    assert [str(p) for p in problems] == [f"10_cat is the folder '{tmp_path.name}/2_cat' once more, by a link, and is left out."]
 
 
 def bomb():
@@ -225,6 +297,32 @@ def test_one_bad_picture_does_not_stop_the_others(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"x")
     items, problems = find(tmp_path)
     assert list(items) == ["good cat.png"] and [(p.path.name, p.kind) for p in problems] == [("bad.png", "unreadable")]
+
+
+def test_what_lies_beside_a_picture_and_cannot_be_read_is_a_problem(tmp_path):
+    paint(tmp_path / "a cat.png")
+    (tmp_path / "a cat.txt").mkdir(), (tmp_path / "a cat.mask.png").mkdir()
+    items, problems = find(tmp_path, masks=True)
+    assert (items["a cat.png"].caption, items["a cat.png"].mask) == ("", None)
+    assert [(p.path.name, p.kind) for p in problems] == [("a cat.txt", "unreadable"), ("a cat.png", "no caption"), ("a cat.mask.png", "mask")]
+    assert str(problems[2]).startswith("a cat.mask.png cannot be read (") and str(problems[2]).endswith("); a cat.png is trained without it.")
+
+
+@pytest.mark.parametrize("name", ["a cat.txt", "metadata.jsonl", "a cat.mask.png", "class-00000.txt", "train.parquet"])
+def test_files_that_may_not_be_read_or_vanish_end_no_scan(tmp_path, monkeypatch, name):
+    paint(tmp_path / "a cat.png"), paint(tmp_path / "class-00000.png", color="blue")
+    (tmp_path / name).write_bytes(b"x")
+    read = type(tmp_path).read_bytes
+
+    def refused(path):
+        if path.name == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(type(tmp_path), "read_bytes", refused)
+    monkeypatch.setattr("lib_tuner.data.sources._open_parquet", lambda path: refused(path))
+    items, problems = scan(DataConfig(folder=str(tmp_path), masks=True), tmp_path, is_class=True)
+    assert len(items) == 2 and any(p.path.name == name and "Permission denied" in p.text for p in problems)
 
 
 @pytest.mark.parametrize("make", [lambda p: p / "gone", lambda p: p, lambda p: ""])

@@ -18,8 +18,11 @@ import pytest
 import lib_tuner
 from lib_tuner import __main__ as program
 from lib_tuner import cli, cli_train, environment
+from lib_tuner.config import toml_text
 from lib_tuner.environment import RUN, TEST, WEBUI, Layer
 from lib_tuner.events import Finished, Started
+from lib_tuner.host import Forecast
+from lib_tuner.hosts.standalone import Standalone
 from lib_tuner.progress import Status
 
 posix = pytest.mark.skipif(os.name == "nt", reason="uses a shell script or POSIX signals")
@@ -331,6 +334,7 @@ def test_train_help_lists_every_setting_and_the_chosen_methods_own(capsys):
         (["train"], ["one settings file", "got none"]),
         (["train", "a.toml", "b.toml"], ["one settings file", "got a.toml b.toml"]),
         (["train", "a.toml", "--steps"], ["--steps lacks its value"]),
+        (["train", "a.toml", "--tensorboard", "--steps", "3"], ["--tensorboard lacks its value", "true or false"]),
         (["train", "none.toml"], ["none.toml: cannot be read"]),
         (["train", "--help", "--method", "lroa"], ["method: 'lroa' is not one of", "did you mean lora?"]),
     ],
@@ -376,6 +380,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
 
 def test_flags_are_split_from_the_file_wherever_they_stand():
     assert cli_train.split_flags(["--optim.lr", "-1", "run.toml", "--name=a=b"]) == (["run.toml"], {"optim.lr": "-1", "name": "a=b"})
+    assert cli_train.split_flags(["--sample.negative=--x", "--trigger", ""]) == ([], {"sample.negative": "--x", "trigger": ""})
 
 
 def test_flags_win_over_the_file_and_wrong_ones_are_named(tmp_path):
@@ -411,6 +416,48 @@ def test_train_ends_with_a_code_that_tells_how_it_ended(monkeypatch, tmp_path, c
 
 
 @posix
+@pytest.mark.parametrize(("rank", "more", "warned"), [("0", {}, True), ("1", {}, False), ("0", {"resume": "x"}, False), ("0", {"optim.lr": "1e-4"}, False)])
+def test_train_warns_of_what_the_page_warns_of_before_it_starts(monkeypatch, tmp_path, data_folder, capsys, rank, more, warned):
+    def train(cfg, method, host, stop, rank, world):
+        yield Started(0, cfg.steps, tmp_path)
+        yield Finished(1, "done", [])
+
+    monkeypatch.setattr("lib_tuner.train.train", train)
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(Standalone, "forecast", lambda self: Forecast("cpu", 1, None, False, False))
+    path = tmp_path / "run.toml"
+    path.write_text(toml_text({"name": "x", "data.folder": str(data_folder), "optim.lr": "0.5", "sample.every": 1, "sample.prompts": "a thing", **more}))
+    assert run("train", str(path)) == 0
+    told = capsys.readouterr()
+    assert told.out == "" and ("Warning: A learning rate of 0.5 tends to break the picture" in told.err) is warned and told.err.startswith("Warning: ") is warned
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), MemoryError()])
+def test_memory_that_runs_out_is_one_sentence(monkeypatch, tmp_path, capsys, error):
+    def train(cfg, method, host, stop, rank, world):
+        yield Started(0, cfg.steps, tmp_path)
+        raise error
+
+    monkeypatch.setattr("lib_tuner.train.train", train)
+    path = tmp_path / "run.toml"
+    path.write_text('name = "x"\n')
+    assert run("train", str(path)) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("There was not enough memory: choose a smaller batch")
+    with pytest.raises(OSError, match="not enough memory"):
+        run("train", str(path), "--debug")
+
+
+def test_a_fault_in_a_run_keeps_its_traceback(monkeypatch, tmp_path):
+    def train(cfg, method, host, stop, rank, world):
+        yield Started(0, cfg.steps, tmp_path)
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("lib_tuner.train.train", train)
+    (tmp_path / "run.toml").write_text('name = "x"\n')
+    with pytest.raises(RuntimeError, match="a bug"):
+        run("train", str(tmp_path / "run.toml"))
+
+
 def test_the_first_ctrl_c_asks_to_stop_and_the_handler_is_put_back(capsys):
     before = signal.getsignal(signal.SIGINT)
     with cli_train.stoppable() as stop:

@@ -72,6 +72,12 @@ def test_a_stopped_run_says_so_and_its_parts_add_up(small_run):
     assert (second.state, second.step, second.notes, second.started) == ("done", 6, "the good one", first.started) and second.seconds > first.seconds
 
 
+def test_a_picture_whose_name_is_no_text_is_in_the_record_as_it_is_called(small_run, tmp_path, unreadable_name):
+    picture = unreadable_name(tmp_path / "pictures" / "0.png")
+    record = runs.read_record(run({**small_run, "steps": 1, "save_every": 0}))
+    assert record.state == "done" and str(picture) in record.pictures
+
+
 def test_a_run_that_fails_says_why(small_run):
     with pytest.raises(RuntimeError):
         run(small_run, fail_after=2)

@@ -54,6 +54,18 @@ def test_the_status_and_the_history_are_json(client, done):
     assert client.get(f"/tuner/api/runs/{done}").json()["settings"]["lora.rank"] == 2
 
 
+def test_a_picture_whose_name_is_no_text_is_trained_on_and_shown(client, jobs, small_run, tmp_path, unreadable_name):
+    name = unreadable_name(tmp_path / "pictures" / "0.png")
+    name.with_suffix(".txt").write_bytes(b"")  # so that a warning has the name in it
+    entry = jobs.add({**small_run, "steps": 1, "save_every": 0})
+    until(lambda: entry.state in ("done", "failed"))
+    now = client.get("/tuner/api/status").json()["now"]
+    assert now["state"] == "done" and any(name.name in warning for warning in now["warnings"])
+    assert client.get("/tuner/api/runs").status_code == 200
+    shown = [client.get(f"/tuner/api/runs/{now['run']}/training/{i}") for i in now["training"]]
+    assert [answer.status_code for answer in shown] == [200] * 4 and any("0%20caf%3F" in answer.headers["content-disposition"] for answer in shown)
+
+
 def test_files_are_downloaded_and_pictures_shown_small(client, done, jobs):
     file = client.get(f"/tuner/api/runs/{done}/files/thing.safetensors")
     assert file.content == (jobs.folder_of(done) / "thing.safetensors").read_bytes() and "thing.safetensors" in file.headers["content-disposition"]

@@ -22,7 +22,7 @@ from ..sd.inpaint import channels
 from ..settings import DataConfig
 from . import mirrored
 from .buckets import bucket_for
-from .cache import Entry, LatentCache
+from .cache import SEEN, Draw, Entry, LatentCache
 from .hints import Hints
 from .holes import Holes
 from .item import Item
@@ -67,7 +67,7 @@ class Batches:
         self.prompts = Prompts(cfg, trigger)
         self.hints, self.holes = hints, holes
         self.items, self.problems = (items, []) if items is not None else with_hints(find_items(cfg), hints)
-        self.cache = LatentCache(sd.vae, cfg.cache, cache_folder(cfg), cfg.masks)
+        self.cache = LatentCache(sd.vae, cfg.cache, cache_folder(cfg), cfg.masks, Draw(cfg.latent, seed))
         self._buckets = [bucket_for(item.size, cfg) for item in self.items]
         self._subjects = [i for i, item in enumerate(self.items) if not item.is_class for _ in range(item.repeats)]
         self._classes = [i for i, item in enumerate(self.items) if item.is_class for _ in range(item.repeats)]
@@ -108,8 +108,7 @@ class Batches:
 
         `update`: the weight update the step belongs to, where gradients are accumulated; the token warm-up counts these.
         """
-        if world > self.cfg.batch:
-            raise ValueError(f"data.batch: {self.cfg.batch} cannot be shared by {world} processes; set it to at least {world}.")
+        check_world(self.cfg, world)
         epoch, start = self._locate(step)
         chosen = list(enumerate(self._epoch(epoch)[step - start], start=step * self.cfg.batch))
         shape = self._buckets[chosen[0][1]]
@@ -198,7 +197,7 @@ class Batches:
         hole = self.holes.of_sample(index, digest, view.bucket, self.cfg.cache != "off")
         if hole.all():
             return self.cache.all_hidden(view.bucket)
-        return channels(hole, self.cache.get(self.items[i], view, hole).sample(self.cfg.latent, self.seed, digest, index, "seen latent"))
+        return channels(hole, self.cache.get(self.items[i], view, hole).sample(self.cfg.latent, self.seed, digest, index, SEEN))
 
     def _view(self, i: int, index: int) -> View:
         """How sample `index` sees item `i`."""
@@ -228,6 +227,12 @@ class Batches:
 
     def _may_flip(self, i: int) -> bool:
         return self.cfg.flip == "all" or (self.cfg.flip == "safe" and not mirrored.NAMED.search(self.items[i].caption))
+
+
+def check_world(cfg: DataConfig, world: int) -> None:
+    """Raises ValueError where so many processes could not share a batch; nothing has to be read to see that."""
+    if world > cfg.batch:
+        raise ValueError(f"data.batch: {cfg.batch} cannot be shared by {world} processes; set it to at least {world}.")
 
 
 def validation(cfg: DataConfig, sd: Any, trigger: str = "", hints: Hints | None = None, holes: Holes | None = None) -> list[Batch]:

@@ -29,31 +29,50 @@ from .item import Item
 from .pictures import View
 
 
+WHOLE, SEEN = "latent", "seen latent"  # streams of random numbers: of a picture's latent, and of the latent of what a mask leaves of it
+
+
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """Distribution of one view's scaled latent: mean and std (C, h, w) on the CPU, and its mask (1, h, w) in [0, 1] or None."""
+    """Distribution of one view's scaled latent: mean and std (C, h, w) on the CPU, and its mask (1, h, w) in [0, 1] or None.
+
+    Without a std `mean` is the latent that every sample gets.
+    """
 
     mean: Tensor
-    std: Tensor
+    std: Tensor | None
     mask: Tensor | None = None
 
-    def sample(self, kind: str, seed: int, digest: str, index: int, stream: str = "latent") -> Tensor:
+    def sample(self, kind: str, seed: int, digest: str, index: int, stream: str = WHOLE) -> Tensor:
         """A latent (C, h, w): the mean ("deterministic"), the picture's one draw ("once"), or the draw of sample `index` ("random")."""
-        if kind == "deterministic":
+        if kind == "deterministic" or self.std is None:
             return self.mean
         generator = generator_for(seed, 0, f"{stream}/{digest}") if kind == "once" else generator_for(seed, index, stream)
         return self.mean + self.std * torch.randn(self.mean.shape, generator=generator)
 
 
+@dataclass(frozen=True)
+class Draw:
+    """How a run draws its latents, as in `Entry.sample`."""
+
+    kind: str = "random"
+    seed: int = 0
+
+    def settled(self, entry: Entry, digest: str, stream: str) -> Entry:
+        """What is used of an entry: where a picture has one latent only that, which is half."""
+        return entry if self.kind == "random" else Entry(entry.sample(self.kind, self.seed, digest, 0, stream), None, entry.mask)
+
+
 class LatentCache:
     """Entries of (item, view), or of what a mask leaves of it, encoded on first use and kept in memory, on disk, or not at all.
 
+    In memory an entry is what `draw` leaves of it; on the disk it is whole, for any run.
     `vae.encode(pixels (1, 3, H, W)) -> (mean, std)`, `vae.cache_key` names its weights, `vae.factor` is H / h. Raises ValueError for a picture that changed
     or gives no finite latent, OSError for a cache folder that cannot be written.
     """
 
-    def __init__(self, vae: Any, kind: str = "memory", folder: Path | None = None, masks: bool = False):
-        self.vae, self.kind, self.folder, self.masks = vae, kind, folder, masks
+    def __init__(self, vae: Any, kind: str = "memory", folder: Path | None = None, masks: bool = False, draw: Draw = Draw()):
+        self.vae, self.kind, self.folder, self.masks, self.draw = vae, kind, folder, masks, draw
         self._held: dict[str, Entry] = {}
         self._whole: dict[tuple[int, int], Tensor] = {}
         self._read = sources.Reader()
@@ -66,7 +85,7 @@ class LatentCache:
         if self.kind == "disk":
             return self._load(key, view) or self._store(key, self._encode(item, view, hole))
         if key not in self._held:
-            self._held[key] = self._encode(item, view, hole)
+            self._held[key] = self.draw.settled(self._encode(item, view, hole), item.digest, WHOLE if hole is None else SEEN)
         return self._held[key]
 
     def all_hidden(self, bucket: tuple[int, int]) -> Tensor:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..disk import atomic
+from ..disk import atomic, json_bytes
 from .crop_file import Book, Noting, PictureCrops, crops_file, mark, record_of, row_of
 from .journal import Limits
 
@@ -114,9 +114,9 @@ class KeptActs(Acts):
         """As above. Raises OSError."""
         self._folder.mkdir(parents=True, exist_ok=True)
         before = {key: record and row_of(record) for key, record in act.before.items()}
-        text = json.dumps({"version": VERSION, "name": act.name, "run": act.run, "before": before, "after": dict(act.after)}, ensure_ascii=False, separators=(",", ":"))
+        data = json_bytes({"version": VERSION, "name": act.name, "run": act.run, "before": before, "after": dict(act.after)}, separators=(",", ":"))
         with atomic(self._path(act)) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_bytes(data)
         self._forget_old()
 
     def drop(self, act: Act) -> None:

@@ -10,7 +10,6 @@ its file said of both (EXIF, ICC profile) is left out of the new one.
 from __future__ import annotations
 
 import io
-import json
 import os
 import time
 import zipfile
@@ -23,7 +22,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..disk import atomic
+from ..disk import atomic, json_bytes
 from . import mirrored
 from .crop import Box
 from .crop_names import FILTERS, SUFFIX, ExportConfig, Output
@@ -253,4 +252,4 @@ class _Zip:
         self._zip.writestr(info, data, zipfile.ZIP_DEFLATED if name.endswith((".txt", ".caption", ".json")) else zipfile.ZIP_STORED)
 
     def finish(self, rows: list[dict[str, Any]]) -> None:
-        self.put(MANIFEST, json.dumps({"version": 1, "pictures": rows}, ensure_ascii=False, indent=1).encode())
+        self.put(MANIFEST, json_bytes({"version": 1, "pictures": rows}, indent=1))

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..disk import atomic, take_lock
+from ..disk import atomic, json_bytes, take_lock
 from .buckets import Size
 from .crop import Box, Frame, Target
 from .item import Item
@@ -114,7 +114,7 @@ def change_crops(folder: str | Path, change: Callable[[Book], Book], side: str |
         if after != before:
             rows = {key: row_of(after[key]) for key in sorted(after)}
             with noting(before, after), atomic(path) as temporary:
-                temporary.write_text(json.dumps({"version": VERSION, "pictures": rows}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+                temporary.write_bytes(json_bytes({"version": VERSION, "pictures": rows}, indent=1) + b"\n")
         return after
 
 

@@ -14,7 +14,7 @@ from ..config import opt
 from . import mirrored
 from .crop_plan import Piece
 from .item import Item
-from .items import Problem, caption_files, folder_words
+from .items import Problem, caption_endings, caption_files, folder_words
 
 FILTERS = {name: Image.Resampling[name.upper()] for name in ("lanczos", "bicubic", "hamming", "bilinear", "box", "nearest")}
 PLACES = ("name", "index", "crop", "folder", "width", "height")
@@ -46,6 +46,7 @@ class ExportConfig:
         bare = _PLACE.sub("", self.name)
         if not self.name.strip() or bare.startswith(".") or _FORBIDDEN.search(bare):
             raise ValueError(f"name: {self.name!r} makes no file name; write it without / \\ : * ? and a dot at the start")
+        caption_endings(self.captions)
         if self.background:
             self.colour()
 
@@ -55,6 +56,9 @@ class ExportConfig:
             return ImageColor.getrgb(self.background or "white")[:3]
         except ValueError:
             raise ValueError(f"background: {self.background!r} is no colour; write a name such as white, or #808080") from None
+
+
+_NO_TEXT = re.compile("[\ud800-\udfff]")  # bytes of a name on the disk that are no UTF-8: a ZIP cannot hold them
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def _stem(piece: Piece, root: Path, cfg: ExportConfig, index: str) -> str:
     name = _PLACE.sub(lambda found: values[found[1]], cfg.name)
     if piece.count > 1 and not {"index", "crop"} & set(_PLACE.findall(cfg.name)):
         name += f"_{piece.number}"
-    return name if cfg.flat else (path.parent.relative_to(root) / name).as_posix()
+    return _NO_TEXT.sub("_", name if cfg.flat else (path.parent.relative_to(root) / name).as_posix())
 
 
 def _free(stem: str, taken: set[str]) -> str:

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ _MASK_FOLDERS = frozenset(("mask", "masks"))
 _MASK_FILE = re.compile(r"(\.mask|-masklabel|\.preview)$", re.IGNORECASE)  # OneTrainer's masks; the WebUI's card pictures
 _KOHYA = re.compile(r"^(\d+)_(.+)$")
 _NUMBERS = re.compile(r"^[-\d]+\s*")  # modules/textual_inversion/dataset.py of the WebUI: what it cuts off a file name
+_MOST_REPEATS = 10000
 _DRAWN = re.compile(r"class-\d{5}")  # pictures that data.class_pictures drew
 _NO_WORDS = re.compile(  # names that cameras, browsers and programs give, which say nothing about the picture
     r"^((img|dsc|dscn|dscf|pxl|mvimg|p|image|images|photo|picture|pic|frame|file|sample|screenshot|untitled|unnamed|download)[\s_()\-\d]*"
@@ -51,10 +53,14 @@ class _Scan:
     root: Path
     is_class: bool
     problems: list[Problem] = field(default_factory=list)
+    held_out: bool = False  # pictures that are looked at once, whatever their folder's repeats
     listed: dict[Path, str] = field(default_factory=dict)
+    told: set[Path] = field(default_factory=set)  # what was complained of `once`
 
-    def complain(self, path: Path, text: str, kind: str) -> None:
-        self.problems.append(Problem(path, text, kind))
+    def complain(self, path: Path, text: str, kind: str, once: bool = False) -> None:
+        if not (once and path in self.told):
+            self.problems.append(Problem(path, text, kind))
+        self.told |= {path} if once else set()
 
 
 def scan(cfg: DataConfig, folder: str | Path, is_class: bool = False) -> tuple[list[Item], list[Problem]]:
@@ -63,14 +69,15 @@ def scan(cfg: DataConfig, folder: str | Path, is_class: bool = False) -> tuple[l
     what = setting.get(str(folder), "data.class_folder" if is_class else "data.folder")
     if not str(folder):
         raise ValueError(f"{what} is empty; name the folder that holds the pictures.")
+    caption_endings(cfg.caption_extension, "data.caption_extension")
     root = Path(os.path.abspath(Path(folder).expanduser()))  # not resolved: a linked `10_name` keeps its name
     if not root.exists():
         raise ValueError(f"{what}: {str(folder)!r} does not exist; name the folder that holds the pictures.")
-    job = _Scan(cfg, root, is_class)
+    job = _Scan(cfg, root, is_class, held_out=what == "data.validation_folder")
     files = [root] if root.is_file() else sorted(_files(job), key=lambda path: natural(path.relative_to(root).as_posix()))
     for path in files:
         if path.name in sources.LISTS:
-            job.listed |= sources.listed_captions(path, job.complain)
+            job.listed |= sources.listed_captions(path, job.complain, cfg.wildcards)
     items = [item for path in files for item in _items(job, path)]
     _report_pairs(job, items)
     if not items:
@@ -126,18 +133,19 @@ def from_rows(rows: list[dict[str, Any]]) -> list[Item]:
 
 def _files(job: _Scan, endings: Collection[str] = ()) -> Iterator[Path]:
     """Files below the root that are no masks, previews or caches, and in none of the other folders that the settings name; all, or with these endings."""
-    apart, seen = _other_folders(job), set()
+    apart, seen = _other_folders(job), dict[str, str]()
 
     def failed(error: OSError) -> None:
         job.complain(Path(error.filename), f"cannot be listed ({error.strerror})", "folder")
 
     for folder, names, files in os.walk(job.root, followlinks=True, onerror=failed):
         real = os.path.realpath(folder)
-        if real in seen:  # a link to a folder above
+        if real in seen:  # a link to a folder above or beside, or what the link leads to
+            job.complain(Path(folder), f"is the folder {os.path.relpath(seen[real], job.root.parent)!r} once more, by a link, and is left out", "folder")
             names.clear()
             continue
-        seen.add(real)
-        names[:] = [n for n in names if not n.startswith(_NOT_DATA) and n.lower() not in _MASK_FOLDERS and Path(real, n).resolve() not in apart]
+        seen[real] = folder
+        names[:] = [n for n in sorted(names, key=natural) if not n.startswith(_NOT_DATA) and n.lower() not in _MASK_FOLDERS and Path(real, n).resolve() not in apart]
         for name in files:
             stem, ending = os.path.splitext(name)
             if (not endings or ending.lower() in endings) and not name.startswith(".") and not _MASK_FILE.search(stem):
@@ -151,9 +159,12 @@ def _other_folders(job: _Scan) -> set[Path]:
 
 
 def _items(job: _Scan, path: Path) -> Iterator[Item]:
-    if path.suffix.lower() == ".parquet":
+    ending = path.suffix.lower()
+    if ending not in PICTURES and ending != ".parquet" or not _repeats(job, path):
+        return
+    if ending == ".parquet":
         yield from _parquet_items(job, path)
-    elif path.suffix.lower() in PICTURES:
+    else:
         try:
             data = path.read_bytes()
         except OSError as error:
@@ -166,12 +177,14 @@ def _items(job: _Scan, path: Path) -> Iterator[Item]:
 
 def _parquet_items(job: _Scan, path: Path) -> Iterator[Item]:
     try:
-        for row, data, name, caption in sources.parquet_rows(path):
+        for row, data, name, caption in sources.parquet_rows(path, job.complain, job.cfg.wildcards):
             item = _item(job, Item(path, "", row=row), data)
             if item:
                 yield _with_caption(job, item, Path(name or f"{row}"), caption)
     except ValueError as error:
         job.complain(path, str(error), "unreadable")
+    except OSError as error:
+        job.complain(path, f"cannot be read ({error.strerror or error})", "unreadable")
 
 
 def _item(job: _Scan, item: Item, data: bytes) -> Item | None:
@@ -185,20 +198,31 @@ def _item(job: _Scan, item: Item, data: bytes) -> Item | None:
         job.complain(item.path, f"{_row(item)}is animated; its first frame is used", "animated")
     if facts.transparent:
         job.complain(item.path, f"{_row(item)}is fully transparent" + ("; its mask counts as none" if job.cfg.masks else ""), "mask")
-    repeats, _ = _kohya(job, item.path)
     weight = job.cfg.class_weight if job.is_class else 1.0
-    return replace(item, repeats=job.cfg.repeats * repeats, weight=weight, is_class=job.is_class, size=facts.size,
+    return replace(item, repeats=job.cfg.repeats * _repeats(job, item.path), weight=weight, is_class=job.is_class, size=facts.size,
                    digest=sources.digest(data), has_alpha=facts.has_alpha)
 
 
-def _kohya(job: _Scan, path: Path) -> tuple[int, str]:
-    """Repeats and name of the nearest folder called `10_name`, the scanned folder included; (1, "") without one."""
+def _repeats(job: _Scan, path: Path) -> int:
+    """How often its kohya folder repeats a picture. 0 leaves it out, as in sd-scripts (library/train_util.py DreamBoothDataset: fewer than 1 are ignored)."""
+    folder, number, _ = _kohya(job, path)
+    if job.held_out:
+        return 1
+    if number == 0:
+        job.complain(folder, "stands for 0 repeats, so its pictures are left out; write another number in front of its name to train on them", "folder", once=True)
+    if number > _MOST_REPEATS:
+        job.complain(folder, f"stands for {number} repeats, of which {_MOST_REPEATS} are made; set more steps instead", "folder", once=True)
+    return min(number, _MOST_REPEATS)
+
+
+def _kohya(job: _Scan, path: Path) -> tuple[Path, int, str]:
+    """The nearest folder called `10_name`, the scanned folder included, its repeats and name; (the picture's folder, 1, "") without one."""
     top = job.root.parent if job.root.is_file() else job.root
     for folder in path.parents[: len(path.parts) - len(top.parts)]:
         found = _KOHYA.match(folder.name)
         if found:
-            return min(max(int(found[1]), 1), 10000), found[2]
-    return 1, ""
+            return folder, int(found[1]), found[2]
+    return path.parent, 1, ""
 
 
 def _row(item: Item) -> str:
@@ -212,13 +236,13 @@ def _with_caption(job: _Scan, item: Item, named: Path | None = None, own: str | 
     """The item with its caption from where the settings say; `named` and `own` are a parquet row's picture name and text."""
     way, caption, source = job.cfg.caption_from, "", "none"
     prompt = item.path.with_suffix(".txt")
-    if job.is_class and item.row < 0 and _DRAWN.fullmatch(item.path.stem) and prompt.is_file():
+    if job.is_class and item.row < 0 and _DRAWN.fullmatch(item.path.stem) and os.path.exists(prompt):
         # data.class_pictures wrote what the picture was drawn from, wherever the subject's captions come from
         return replace(item, caption=sources.read_text(prompt, job.complain), caption_source="file")
     if way in ("auto", "file"):
         caption, source = (own, "parquet") if own else _beside(job, item.path)
     if source == "none" and way in ("auto", "folder"):
-        folder = _kohya(job, item.path)[1] or (folder_words(item.path) if way == "folder" else "")
+        folder = _kohya(job, item.path)[2] or (folder_words(item.path) if way == "folder" else "")
         caption, source = (folder, "folder") if folder else ("", "none")
     if source == "none" and way in ("auto", "filename"):
         words = file_words(named or item.path)
@@ -232,15 +256,27 @@ def _with_caption(job: _Scan, item: Item, named: Path | None = None, own: str | 
 def _beside(job: _Scan, path: Path) -> tuple[str, str]:
     if path in job.listed:
         return job.listed[path], "list"
-    file = next((file for file in caption_files(path, job.cfg.caption_extension) if file.is_file()), None)
+    file = next((file for file in caption_files(path, job.cfg.caption_extension) if os.path.exists(file)), None)
     if file:
         return sources.read_text(file, job.complain), "file"
     return "", "none"
 
 
 def caption_files(path: Path, extensions: str) -> list[Path]:
-    """Where a picture's caption may lie beside it, in order of preference: `extensions` are endings between commas."""
-    return [path.with_suffix("." + ending.strip().lstrip(".")) for ending in extensions.split(",") if ending.strip()]
+    """Where a picture's caption may lie beside it, in order of preference; see `caption_endings`."""
+    return [path.with_suffix(ending) for ending in caption_endings(extensions)]
+
+
+@lru_cache(maxsize=16)  # asked for once for each picture
+def caption_endings(extensions: str, setting: str = "captions") -> tuple[str, ...]:
+    """`txt,caption` as (".txt", ".caption"). Raises ValueError, beginning with `setting`, for what no file's name can end with."""
+    found = []
+    for ending in filter(None, map(str.strip, extensions.split(","))):
+        bare = ending.lstrip(".")
+        if not bare or set(bare) & set("/\\\0"):
+            raise ValueError(f"{setting}: {ending!r} is no ending of a file's name; write endings between commas, such as txt,caption.")
+        found.append(f".{bare}")
+    return tuple(found)
 
 
 def folder_words(path: Path) -> str:
@@ -262,12 +298,15 @@ def _with_mask(job: _Scan, item: Item) -> Item:
     """The item with its mask file, where masks are on and there is one that can be read."""
     folder, stem = item.path.parent, item.path.stem
     candidates = [folder / f"{stem}.mask.png", *(folder / name / f"{stem}.png" for name in sorted(_MASK_FOLDERS)), folder / f"{stem}-masklabel.png"]
-    mask = next((path for path in candidates if path.is_file()), None) if job.cfg.masks else None
+    mask = next((path for path in candidates if os.path.exists(path)), None) if job.cfg.masks else None
     if mask is None:
         return item
-    data = mask.read_bytes()
     try:
+        data = mask.read_bytes()
         (w, h), (mw, mh) = item.size, pictures.mask_size(data)
+    except OSError as error:
+        job.complain(mask, f"cannot be read ({error.strerror}); {item.name} is trained without it", "mask")
+        return item
     except ValueError as error:
         job.complain(mask, f"{error}; {item.name} is trained without it", "mask")
         return item

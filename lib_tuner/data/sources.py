@@ -24,8 +24,15 @@ _IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png")
 
 
 def read_text(path: Path, complain: Complain) -> str:
-    """A text file's content with line breaks as \\n: UTF-8, UTF-16, or with a complaint Windows-1252; a byte order mark is left out."""
-    data = path.read_bytes()
+    """A text file's content with line breaks as \\n: UTF-8, UTF-16, or with a complaint Windows-1252; a byte order mark is left out.
+
+    Of a file that cannot be read nothing, with a complaint.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        complain(path, f"cannot be read ({error.strerror})", "unreadable")
+        return ""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         text = data.decode("utf-16", errors="replace")
     else:
@@ -37,8 +44,11 @@ def read_text(path: Path, complain: Complain) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
-def listed_captions(path: Path, complain: Complain) -> dict[Path, str]:
-    """Captions of an imagefolder list by picture path: its column file_name, and text, caption or prompt; names are relative to the list."""
+def listed_captions(path: Path, complain: Complain, lines: bool = False) -> dict[Path, str]:
+    """Captions of an imagefolder list by picture path: its column file_name, and text, caption or prompt; names are relative to the list.
+
+    Of several captions of one picture, see `_caption`; `lines` are asked for where a line of them is drawn.
+    """
     text = read_text(path, complain)
     rows = _json_rows(path, text, complain) if path.suffix == ".jsonl" else _csv_rows(path, text, complain)
     captions = {}
@@ -47,11 +57,26 @@ def listed_captions(path: Path, complain: Complain) -> dict[Path, str]:
         if not isinstance(name, str) or column is None:
             complain(path, f"line {line} needs file_name and one of {', '.join(_CAPTION_COLUMNS)}; it was left out", "list")
             continue
+        caption, fine = _caption(row[column], lines)
+        if not fine:
+            complain(path, f"line {line} has a caption that is no text{'' if caption else '; it was left out'}", "list")
+        if not fine and not caption:
+            continue
         picture = path.parent / name
         if not picture.is_file():
             complain(path, f"line {line} names {name!r}, which is not there", "list")
-        captions[picture] = str(row[column]).strip()
+        captions[picture] = caption
     return captions
+
+
+def _caption(value: Any, lines: bool) -> tuple[str, bool]:
+    """The caption in a cell, and whether all in it is text or nothing.
+
+    Of a list of captions the first that is not empty, as diffusers' examples take it where nothing is random; with `lines` all, each as a line.
+    """
+    several = value if isinstance(value, list) else [value]
+    texts = [text.strip() for text in several if isinstance(text, str) and text.strip()]
+    return "\n".join(texts if lines else texts[:1]), all(text is None or isinstance(text, str) for text in several)
 
 
 def _csv_rows(path: Path, text: str, complain: Complain) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -76,10 +101,10 @@ def _json_rows(path: Path, text: str, complain: Complain) -> Iterator[tuple[int,
 # ---- parquet ---------------------------------------------------------------------------------------------------------
 
 
-def parquet_rows(path: Path) -> Iterator[tuple[int, bytes, str, str]]:
+def parquet_rows(path: Path, complain: Complain, lines: bool = False) -> Iterator[tuple[int, bytes, str, str]]:
     """(row, picture bytes, picture name, caption) of every row of an image-text data set; few rows are in memory at a time.
 
-    The picture column is a struct {bytes, path} as `datasets` writes it, or plain bytes. Raises ValueError for a file that has no such columns,
+    The picture column is a struct {bytes, path} as `datasets` writes it, or plain bytes; captions as in `listed_captions`. Raises ValueError for a file that has no such columns,
     cannot be read, or where pyarrow is missing.
     """
     file = _open_parquet(path)
@@ -88,11 +113,15 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, bytes, str, str]]:
     caption = next((c for c in _CAPTION_COLUMNS if c in names), None)
     if picture is None:
         raise ValueError(f"has no column of pictures ({', '.join(_IMAGE_COLUMNS)}), only {', '.join(names)}")
-    row = 0
+    row, told = 0, False
     for batch in file.iter_batches(batch_size=16, columns=[picture, *([caption] if caption else [])]):
         for values in batch.to_pylist():
             data, name = _cell(values[picture])
-            yield row, data, name, str(values.get(caption) or "").strip()
+            text, fine = _caption(values.get(caption), lines)
+            if not fine and not told:  # most likely it is so in every row
+                told = True
+                complain(path, f"row {row} has a caption that is no text; such captions are left out", "list")
+            yield row, data, name, text
             row += 1
 
 

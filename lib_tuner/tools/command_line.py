@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
 
+from ..words import writable
+
 PROGRAM = "python3 -m lib_tuner tool"
 
 
@@ -45,7 +47,7 @@ class Progress:
 
 def say(lines: Sequence[str]) -> int:
     """The result, on stdout; returns the exit code."""
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.write(writable("".join(f"{line}\n" for line in lines), sys.stdout))
     return 0
 
 

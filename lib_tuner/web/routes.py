@@ -12,7 +12,7 @@ from typing import Any, List
 from urllib.parse import quote
 
 from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Query, Request
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, Response
 
 from .. import runs
 from ..comparisons import Comparisons
@@ -23,7 +23,7 @@ from ..jobs import Jobs
 from ..methods import settings
 from ..outlook import refuse
 from ..toolbox import Toolbox
-from .answers import answer, found
+from .answers import Answer, answer, found
 from .bodies import REFUSALS, Added, Change, Done, Order, QueueAction, RunAction, RunDetails, RunRow, Status, Wanted
 from .compare_routes import add_compare
 from .dataset_routes import add_datasets
@@ -84,7 +84,7 @@ def make_app(jobs: Jobs, static: list[Path], tools: Toolbox | None = None, sets:
 def _add_queue(router: APIRouter, jobs: Jobs) -> None:
     @router.get("/status", response_model=Status, summary="The queue and the run that is going, or has last gone")
     def status(run: str = Query("", description="the entry whose points are wanted"), points: int = Query(0, description="how many of them are known already")) -> Response:
-        return JSONResponse(jobs.status(run, max(0, points)))
+        return Answer(jobs.status(run, max(0, points)))
 
     @router.post("/runs", response_model=Added, summary="Start: puts a run at the end of the queue")
     def start(wanted: Wanted) -> Response:
@@ -116,7 +116,7 @@ def _add_queue(router: APIRouter, jobs: Jobs) -> None:
 def _add_runs(router: APIRouter, jobs: Jobs) -> None:
     @router.get("/runs", response_model=List[RunRow], summary="All runs on the disk, the newest first")
     def listing() -> Response:
-        return JSONResponse(jobs.history())
+        return Answer(jobs.history())
 
     @router.get("/runs/{run}", response_model=RunDetails, summary="One run with its points, samples, files and settings")
     def details(run: str) -> Response:
@@ -161,5 +161,6 @@ def thumbnail(path: Path, size: int) -> Response:
         pictures.small(path.read_bytes(), size).save(content, "PNG")
     except (ValueError, OSError) as error:
         raise HTTPException(404, f"{path.name} cannot be shown.") from error
-    headers = {"Cache-Control": "max-age=60", "Content-Disposition": f"inline; filename*=utf-8''{quote(path.stem)}.png"}
+    name = quote(path.stem, errors="replace")  # it may be bytes that are no text
+    headers = {"Cache-Control": "max-age=60", "Content-Disposition": f"inline; filename*=utf-8''{name}.png"}
     return Response(content.getvalue(), media_type="image/png", headers=headers)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, HTTPException, Query
 from fastapi.responses import FileResponse, JSONResponse, Response
 
 from ..toolbox import Toolbox
-from .answers import answer
+from .answers import Answer, answer
 from .bodies import Added, Checked, Done, JobStatus, KnownFile, RecipeFile, RecipeRows, ToolForm, ToolValues
 
 
@@ -21,11 +21,11 @@ def add_tools(router: APIRouter, tools: Toolbox) -> None:
 
     @router.get("/tools/files", response_model=List[KnownFile], summary="The files there are to choose from")
     def files() -> Response:
-        return JSONResponse(tools.files())
+        return Answer(tools.files())
 
     @router.get("/tools/job", response_model=JobStatus, summary="The tool that is at work, or was last")
     def job(known: str = Query("", description="the job whose report is known already")) -> Response:
-        return JSONResponse({"job": tools.status(known)})
+        return Answer({"job": tools.status(known)})
 
     @router.post("/tools/job/stop", response_model=Done, summary="Stop the tool that is at work; nothing half-written stays")
     def stop() -> Response:
