@@ -23,6 +23,7 @@ Migration = Callable[[dict[str, Any]], dict[str, Any]]
 METADATA_KEY = "tuner_settings"
 MIGRATIONS: tuple[Migration, ...] = ()  # the n-th turns flat settings of version n into version n + 1
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+_EMPTY = {int: "is empty; write a whole number", float: "is empty; write a number"}
 
 # ---- declaring settings
 
@@ -151,7 +152,8 @@ def _find(known: Mapping[str, Option], key: str, value: Any) -> Option | None:
     head = key.rpartition(".")[0] or (key if isinstance(value, Mapping) else "")
     if head and head not in sections:
         raise ValueError(f"{head}: there is no such section; there are {', '.join(sections) or 'none'}{meant(head, sections)}")
-    same_name = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
+    last = key.rpartition(".")[2]
+    same_name = [k for k in known if k.rpartition(".")[2] == last] or [k for k, option in known.items() if option.label.lower().replace(" ", "_") == last]
     raise ValueError(f"{key}: there is no such setting{meant(key, same_name or list(known), 0.0 if same_name else 0.6)}")
 
 
@@ -192,6 +194,8 @@ def _convert(option: Option | None, value: Any) -> Any:
         value = _READERS[option.type](value, option)
     except (ValueError, OverflowError):
         kind = f"one of {', '.join(map(str, option.choices))}" if option.choices else _KINDS[option.type]
+        if option.type in _EMPTY and not str(value).strip():  # a field that somebody has emptied
+            raise ValueError(f"{option.key}: {_EMPTY[option.type]}") from None
         raise ValueError(f"{option.key}: {_shown(value)} is not {kind}") from None
     if option.choices and value not in option.choices:
         close = meant(str(value), [str(c) for c in option.choices])

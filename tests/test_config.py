@@ -129,6 +129,8 @@ def test_a_number_is_taken_for_a_text_whose_default_is_a_number_only():
         ({"kind": "hubert"}, "kind: 'hubert' is not one of mse, huber, l1; did you mean huber?"),
         ({"kind": False}, "kind: False is not one of mse, huber, l1"),
         ({"stepps": 5}, "stepps: there is no such setting; did you mean steps?"),
+        ({"steps": ""}, "steps: is empty; write a whole number"),
+        ({"kind": " "}, "kind: ' ' is not one of mse, huber, l1"),
         ({"low": 5}, "low: there is no such setting; did you mean inner.low?"),
         ({"inner": {"lov": 5}}, "inner.lov: there is no such setting; did you mean inner.low?"),
         ({"qqqqqq": 5}, "qqqqqq: there is no such setting"),
@@ -142,6 +144,11 @@ def test_a_number_is_taken_for_a_text_whose_default_is_a_number_only():
 )
 def test_each_problem_is_one_clear_sentence(values, message):
     assert problem(values) == message
+
+
+def test_a_setting_that_is_called_by_its_label_is_meant():
+    with pytest.raises(ValueError, match="optim.learning_rate: there is no such setting; did you mean optim.lr?"):
+        build(TrainConfig, {"optim.learning_rate": 1})
 
 
 def test_a_limit_on_one_side_is_told_alone():

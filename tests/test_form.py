@@ -76,7 +76,7 @@ def test_what_the_host_decides_is_no_widget():
 @pytest.mark.parametrize(
     ("change", "key", "words"),
     [
-        ({"steps": -1}, "steps", "is outside"), ({"optim.ema": 2}, "optim.ema", "is outside"), ({"lora.rank": ""}, "lora.rank", "is not a whole number"),
+        ({"steps": -1}, "steps", "is outside"), ({"optim.ema": 2}, "optim.ema", "is outside"), ({"lora.rank": ""}, "lora.rank", "is empty; write a whole number"),
         ({"name": "../x"}, "name", "cannot be a file's name"), ({"sample.every": 5}, "sample.every", "there are no prompts"), ({"lora.blocks": "X1"}, "lora.blocks", "is no block"),
         ({"data.bucket_min": 2000, "data.bucket_max": 100}, "data.bucket_min", "is above"), ({"loss.t_min": 900, "loss.t_max": 10}, "loss.t_min", "must be below"),
         ({"validate_every": 5}, "validate_every", "data.validation_folder is empty"),
