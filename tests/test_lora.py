@@ -9,11 +9,15 @@ import torch
 from safetensors.torch import save_file
 
 from lib_tuner.config import build
+from lib_tuner.data.batches import Batches
+from lib_tuner.methods.adapters import OUTER
 from lib_tuner.methods.lora import LoRA, LoRAConfig
 from lib_tuner.methods.lora_file import read_lora
 from lib_tuner.methods.metadata import Made
+from lib_tuner.optim import make_optimizer
 from lib_tuner.sd.names import block_name
 from lib_tuner.settings import TrainConfig
+from lib_tuner.step import State, Step
 
 MADE = Made(step=1, epoch=0, started=0.0, finished=1.0)
 
@@ -177,13 +181,13 @@ def test_the_saved_precision_is_the_one_asked_for(sd, tmp_path, name, dtype):
     assert {t.dtype for parts in file.modules.values() for k, t in parts.items() if k != "alpha"} == {dtype}
 
 
-def made(folder, change=lambda tensors: tensors, text=False):
+def made(folder, change=lambda tensors: tensors, text=False, seed=0):
     """A LoRA file to start from, of one module of the small model or two."""
     parts = {"lora_unet_mid_block_attentions_0_proj_in": 96, **({"lora_te_text_model_encoder_layers_0_self_attn_q_proj": 48} if text else {})}
-    tensors = {}
+    tensors, random = {}, torch.Generator().manual_seed(seed)
     for name, width in parts.items():
         tail = (1, 1) if "proj_in" in name else ()
-        tensors |= {f"{name}.lora_down.weight": torch.randn(3, width, *tail), f"{name}.lora_up.weight": torch.randn(width, 3, *tail)}
+        tensors |= {f"{name}.lora_down.weight": torch.randn(3, width, *tail, generator=random), f"{name}.lora_up.weight": torch.randn(width, 3, *tail, generator=random)}
     path = folder / "start.safetensors"
     save_file(change(tensors), path)
     return str(path)
@@ -205,13 +209,53 @@ def test_a_start_that_is_no_plain_lora_is_one_sentence(sd, tmp_path, change, sen
         lora(start=made(tmp_path, change)).attached(sd).__enter__()
 
 
-def test_the_layers_of_a_start_decide_whether_the_text_encoder_is_trained(sd, tmp_path):
+def test_the_text_encoder_of_a_start_is_trained_where_the_settings_say_so_and_kept_either_way(sd, tmp_path):
     for text in (False, True):
-        method = lora(start=made(tmp_path, text=text), text_encoder=text)
-        with method.attached(sd):
-            assert method.trains_text is text and len(method.layers) == 1 + text
-    method = lora(start=made(tmp_path, text=True))
-    with method.attached(sd):
-        assert method.trains_text
+        method = lora(start=made(tmp_path, text=True), text_encoder=text)
+        with method.attached(sd) as groups:
+            layer = next(layer for (part, _), layer in method.layers.items() if part == "text")
+            assert method.trains_text is text and any(p is layer.up for group in groups for p in group["params"]) is text
+            assert layer.up.requires_grad is text and layer.up.any() and len(method.layers) == 2
+            file = read_lora(method.export(tmp_path / "again", {}, MADE)[0])
+        assert len(file.modules) == 2 and file.metadata["ss_text_encoder_lr"] == ("1e-4" if text else "None")
     with pytest.raises(ValueError, match="no layer of the text encoder"):
         lora(start=made(tmp_path), text_encoder=True).attached(sd).__enter__()
+
+
+def test_kinds_that_are_switched_off_stay_as_the_start_has_them(sd, tmp_path):
+    with (first := lora(rank=2, blocks="M00", outer=True, conv_rank=2)).attached(sd):
+        for layer in first.layers.values():
+            layer.up.data.normal_()
+        file, all_of_them = str(first.export(tmp_path / "first", {}, MADE)[0]), first.layers.keys()
+
+    def learns(**own) -> set[tuple[str, str]]:
+        method = lora(start=file, **own)
+        with method.attached(sd) as groups:
+            assert method.layers.keys() == all_of_them
+            trained = {id(p) for group in groups for p in group["params"]}
+            return {target for target, layer in method.layers.items() if {id(p) for p in layer.parameters()} <= trained}
+
+    whole = learns(outer=True)
+    assert whole == all_of_them and whole - learns() == {("unet", path) for path in OUTER}
+    for switch, kind in (("attention", ".attn"), ("feed_forward", ".ff."), ("projections", ".proj_")):
+        assert whole - learns(outer=True, **{switch: False}) == {target for target in whole if kind in target[1]} != set(), switch
+
+
+@pytest.mark.parametrize("more", [{}, {"module_dropout": 0.2, "dropout": 0.5}, {"prior__weight": 1.0, "prior__prompt": "a thing"}], ids=["plain", "dropouts", "prior"])
+def test_text_states_under_layers_that_stay_are_what_they_were_uncached(sd, tmp_path, data_folder, more):
+    """The cache has them with the file's layers, the frozen prior without."""
+    small = {"data__folder": str(data_folder), "data__resolution": 64, "data__bucket_min": 64, "data__bucket_step": 8, "data__batch": 2}
+
+    def gradients(cached: bool) -> list[torch.Tensor]:
+        method = lora(start=made(tmp_path, text=True, seed=1), **small, **more)
+        with method.attached(sd) as groups:
+            assert cached or not method.trains_text or "prior__weight" in more
+            method.trains_text = method.trains_text if cached else True
+            step = Step(method.cfg, sd, State(method, make_optimizer(method.cfg.optim, groups)), Batches(method.cfg.data, sd, 0))
+            method.train()
+            for number in range(3):
+                step._backward(number)
+            return [p.grad.clone() for p in step.params]
+
+    plain = gradients(True)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(plain, gradients(False), strict=True)) and all(g.any() for g in plain)

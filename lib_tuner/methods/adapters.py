@@ -48,12 +48,12 @@ class AdapterConfig:
     block_rates: str = opt("", "Learning rates of blocks", RATE_HELP)
     module_dropout: float = opt(0.0, "Module dropout", "Probability that a whole layer's adapter is skipped.", min=0.0, max=0.95)
     dora: bool = opt(False, "DoRA", "Learn the length of the weights apart from their direction (2402.09353), as the WebUI reads it; alpha must be the rank.")
-    start: str = opt("", "Start from", "A LoRA file to go on from; its ranks are taken over.")
+    start: str = opt("", "Start from", "A LoRA file to go on from; its ranks are taken over. What is switched off here (the text encoder too) stays as it is there.")
     save_dtype: str = opt("fp16", "Saved precision", "Precision of the saved file.", choices=("fp16", "bf16", "fp32"))
 
     def check(self) -> None:
         """Raises ValueError for block names there are not, and for what no file can say."""
-        check_blocks(self, self.text_encoder or bool(self.start))
+        check_blocks(self, self.text_encoder)
         ranks = block_ranks(self.block_ranks)
         if self.start and ranks:
             raise ValueError("block_ranks: the file in start says the ranks of its blocks: leave block_ranks empty, or start without a file")
@@ -131,7 +131,7 @@ class Adapters(LayerMethod):
 
     def __init__(self, cfg: Any):
         super().__init__(cfg)
-        self.trains_text = self.settings.text_encoder
+        self.trains_text = self.settings.text_encoder or bool(self.settings.start)  # whose layers, if it has any, need the text encoder where it is
         self._draws = Draws(cfg.seed)
         self._rates = block_rates(self.settings.block_rates)
         self._start: Mapping[Target, Mapping[str, Tensor]] = {}
@@ -157,19 +157,31 @@ class Adapters(LayerMethod):
         s, own = self.settings, block_ranks(self.settings.block_ranks)
         if self._start:
             return s.rank if (part, path) in self._start else 0  # the file says which, and in most families of what rank
-        if not rate_of(self._rates, part, path):
+        if not self._rate(part, path):
             return 0
         if part == "text":
-            return own.get("BASE", s.rank) if s.text_encoder and ".encoder.layers." in path else 0
+            return own.get("BASE", s.rank) if ".encoder.layers." in path else 0
         if path in OUTER:
-            return (s.conv_rank or s.rank) * s.outer
-        rank = own.get(block_name(path), s.rank)
-        if ".transformer_blocks." in path:
-            return rank if (s.feed_forward if ".ff." in path else s.attention) else 0
-        if path.endswith(("proj_in", "proj_out")):
-            return rank if s.projections else 0
+            return s.conv_rank or s.rank
+        if ".transformer_blocks." in path or path.endswith(("proj_in", "proj_out")):
+            return own.get(block_name(path), s.rank)
         inner = path.startswith(("input_blocks.", "middle_block.", "output_blocks."))
         return s.conv_rank if inner else 0
+
+    def _rate(self, part: str, path: str) -> float:
+        """How many times the learning rate a module's layer learns at; 0 where the settings switch its kind off, or its block."""
+        return rate_of(self._rates, part, path) * self._kind_on(part, path)
+
+    def _kind_on(self, part: str, path: str) -> bool:
+        """Whether layers of the module's kind are trained; those of convolutions are switched by their rank, which a file to start from says."""
+        s = self.settings
+        if part == "text":
+            return s.text_encoder
+        if path in OUTER:
+            return s.outer
+        if ".transformer_blocks." in path:
+            return s.feed_forward if ".ff." in path else s.attention
+        return s.projections or not path.endswith(("proj_in", "proj_out"))
 
     def new_layer(self, target: Target, module: nn.Module, generator: Generator) -> Adapter:
         s, known = self.settings, self._start.get(target)
@@ -203,10 +215,14 @@ class Adapters(LayerMethod):
             self._read_start(sd)
         groups = super().attach(sd)
         self._check_start_kept()
-        self.trains_text = any(part == "text" for part, _ in self.layers)  # those of a file to start from too
-        if self.settings.text_encoder and not self.trains_text:
+        self.trains_text = self.settings.text_encoder or self._text_differs_without()
+        if self.settings.text_encoder and not any(part == "text" for part, _ in self.layers):
             raise ValueError(f"{self.kind}.text_encoder is on, but the file in {self.kind}.start has no layer of the text encoder: turn it off, or start from another file.")
         return groups
+
+    def _text_differs_without(self) -> bool:
+        """Whether the frozen prior, whose text states are kept beside the others, would be taken for them: layers of a start that stay as they are shape those alone."""
+        return bool(self.cfg.prior.weight) and any(part == "text" for part, _ in self.layers)
 
     def _check_start_kept(self) -> None:
         """Raises ValueError where layers of the file to start from would be missing in what is saved."""
@@ -219,7 +235,7 @@ class Adapters(LayerMethod):
             by_rate: dict[float, list[Adapter]] = {}
             for (p, path), layer in self.layers.items():
                 if p == part:
-                    by_rate.setdefault(rate_of(self._rates, part, path), []).append(layer)
+                    by_rate.setdefault(self._rate(part, path), []).append(layer)
             for layer in by_rate.pop(0.0, ()):  # of the file to start from: it takes part, and stays as it is
                 layer.requires_grad_(False)
             groups += [{"params": params, "lr_scale": scale * rate * more} for rate, layers in by_rate.items() for params, more in self.split(layers)]
@@ -228,6 +244,10 @@ class Adapters(LayerMethod):
     def split(self, layers: list[Adapter]) -> list[tuple[list[nn.Parameter], float]]:
         """The parameters of layers, by how many times faster than the rest they learn."""
         return [([p for layer in layers for p in layer.parameters()], 1.0)]
+
+    def train(self, mode: bool = True) -> None:
+        for target, layer in self.layers.items():  # what stays as it is drops nothing, so that the text encoder's states under it can be cached
+            layer.train(mode and self._rate(*target) > 0)
 
     @property
     def saved_dtype(self) -> torch.dtype:
@@ -240,9 +260,13 @@ class Adapters(LayerMethod):
         """What the file has of each layer."""
         return {target: layer.tensors() for target, layer in self.layers.items()}
 
+    def trained(self, modules: Iterable[Target]) -> list[Target]:
+        """Those that do not stay as the file to start from has them."""
+        return [target for target in modules if self._rate(*target)]
+
     def export(self, path: Path, summary: Mapping[str, Any], made: Made) -> list[Path]:
         modules = self.saved_modules()
-        metadata = lora_metadata(self.cfg, summary, made, modules)
+        metadata = lora_metadata(self.cfg, summary, made, self.trained(modules))
         file = write_lora(path.with_name(path.name + ".safetensors"), modules, metadata, self.saved_dtype)
         write_card(file, self.cfg.trigger)
         return [file]
