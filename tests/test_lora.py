@@ -163,6 +163,13 @@ def test_a_run_can_start_from_a_saved_lora_with_its_ranks(sd, tmp_path):
         assert all(torch.allclose(layer.delta_weight(), deltas[t], rtol=5e-3, atol=1e-3) and layer.rank == 3 for t, layer in again.layers.items())
 
 
+def test_a_start_in_the_home_folder_is_found(sd, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    made(tmp_path)
+    with lora(start="~/start.safetensors").attached(sd):
+        pass
+
+
 def test_a_lora_for_another_width_is_refused_by_name(sd, tmp_path):
     from lib_tuner.methods.lora_file import write_lora
 

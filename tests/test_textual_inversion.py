@@ -44,6 +44,13 @@ def test_a_run_goes_on_from_an_embedding_file(sd, tmp_path, ending):
     assert torch.equal(vectors(sd, start=str(file)), saved)
 
 
+def test_a_start_in_the_home_folder_is_found(sd, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    saved = torch.randn(2, 48)
+    write_embedding(tmp_path / "old.safetensors", Embedding("old", saved))
+    assert torch.equal(vectors(sd, start="~/old.safetensors"), saved) and torch.equal(vectors(sd, embeddings="a | 2 | cat | ~/old.safetensors"), saved)
+
+
 def test_an_embedding_of_another_width_is_refused(sd, tmp_path):
     file = write_embedding(tmp_path / "wide.safetensors", Embedding("wide", torch.randn(1, 768)))
     with pytest.raises(ValueError, match="768"):

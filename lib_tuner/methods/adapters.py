@@ -196,7 +196,7 @@ class Adapters(LayerMethod):
         return layer
 
     def _read_start(self, sd: Components) -> None:
-        file = read_lora(self.settings.start)
+        file = read_lora(Path(self.settings.start).expanduser())
         for factors in file.modules.values():
             if not self.of_family(factors.keys() - {"alpha", "dora_scale"}):
                 names = ", ".join(sorted(factors.keys() - {"alpha"})[:3])

@@ -123,7 +123,7 @@ class PivotalTuning(Method):
 
     def attach(self, sd: Components) -> list[dict[str, Any]]:
         if self.settings.layers.start:
-            self.words.bundled = read_lora(self.settings.layers.start).embeddings
+            self.words.bundled = read_lora(Path(self.settings.layers.start).expanduser()).embeddings
         words, layers = self.words.attach(sd), self.adapter.attach(sd)
         self._scales = [(1.0, self._further)] * len(words) + [(0.0, group["lr_scale"]) for group in layers]
         return [{**group, "lr_scale": self._further} for group in words] + layers
