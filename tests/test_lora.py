@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,14 +12,18 @@ from safetensors.torch import save_file
 
 from lib_tuner.config import build
 from lib_tuner.data.batches import Batches
+from lib_tuner.events import Started, Stepped
+from lib_tuner.hosts.standalone import Standalone
+from lib_tuner.methods import settings
 from lib_tuner.methods.adapters import OUTER
 from lib_tuner.methods.lora import LoRA, LoRAConfig
 from lib_tuner.methods.lora_file import read_lora
 from lib_tuner.methods.metadata import Made
-from lib_tuner.optim import make_optimizer
+from lib_tuner.optim import EMA, make_optimizer
 from lib_tuner.sd.names import block_name
 from lib_tuner.settings import TrainConfig
 from lib_tuner.step import State, Step
+from lib_tuner.train import train
 
 MADE = Made(step=1, epoch=0, started=0.0, finished=1.0)
 
@@ -148,6 +154,48 @@ def test_max_norm_shortens_a_change_to_the_limit(sd):
         method.after_step(1)
         norms = [float(layer.delta_weight().norm()) for layer in method.layers.values()]
         assert max(norms) == pytest.approx(0.5, rel=1e-4) and torch.equal(small.delta_weight(), before)
+
+
+def test_an_average_is_held_to_the_limit_of_norms_and_the_weights_come_back(sd):
+    method = lora(rank=2, max_norm=0.5, blocks="M00")
+    with method.attached(sd) as groups:
+        params = [p for group in groups for p in group["params"]]
+        ema, before = EMA(params, 0.9), [p.detach().clone() for p in params]
+        for average in ema.average:
+            average.add_(1.0)
+        with ema.swapped():
+            method.follow()
+            assert {round(layer.delta_weight().norm().item(), 4) for layer in method.layers.values()} == {0.5}
+        assert all(map(torch.equal, params, before))
+        for p in params:
+            p.data.add_(1.0)
+        before = [p.detach().clone() for p in params]
+        method.follow()
+        assert all(map(torch.equal, params, before))  # which are no averages: their turn is after a step
+
+
+@pytest.mark.parametrize("average", [{}, {"optim.ema": 0.9}, {"optim.name": "adamw_schedulefree"}], ids=["plain", "ema", "schedule-free"])
+def test_what_is_saved_holds_the_limit_of_norms_and_training_goes_on_as_if_nothing_was_saved(small_run, average):
+    """The limit holds for the weights as they are trained; a mean of factors may make a longer change."""
+    if average.get("optim.name"):
+        pytest.importorskip("schedulefree")
+    values = {**small_run, "lora.max_norm": 0.01, "lora.save_dtype": "fp32", "lora.blocks": "M00", "optim.lr": "0.1", "steps": 16, **average}
+
+    def run(stop_after: int = 0, **more) -> tuple[Path, dict[str, torch.Tensor]]:
+        cfg, done = settings({**values, **more}), []
+        with closing(train(cfg, LoRA(cfg), Standalone(cfg), stop=lambda: len(done) == stop_after > 0)) as events:
+            for event in events:
+                done += [event] * isinstance(event, Stepped)
+                if isinstance(event, Started):
+                    folder = event.folder
+        modules = read_lora(event.files[0]).modules
+        norms = [(t["lora_up.weight"].flatten(1) @ t["lora_down.weight"].flatten(1) * t["alpha"] / len(t["lora_down.weight"])).norm() for t in modules.values()]
+        assert max(norms) < 0.010001
+        return folder, {f"{target} {name}": tensor for target, parts in modules.items() for name, tensor in parts.items()}
+
+    whole, unseen = run(save_every=4)[1], run(save_every=0)[1]
+    again = run(resume=str(run(stop_after=7)[0]))[1]
+    assert all(torch.equal(whole[key], unseen[key]) and torch.equal(whole[key], again[key]) for key in whole)
 
 
 def test_a_run_can_start_from_a_saved_lora_with_its_ranks(sd, tmp_path):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 import torch
 
 from lib_tuner.config import build
+from lib_tuner.hosts.standalone import Standalone
+from lib_tuner.methods import METHODS, settings
 from lib_tuner.methods.embedding_file import Embedding, read_embedding, write_embedding
 from lib_tuner.methods.metadata import Made
 from lib_tuner.methods.textual_inversion import TextualInversion, TextualInversionConfig, wanted_words
+from lib_tuner.optim import EMA
 from lib_tuner.settings import TrainConfig
+from lib_tuner.train import train
 
 MADE = Made(step=5, epoch=0, started=0.0, finished=1.0, model_hash="ab" * 32, model_name="small")
 
@@ -92,6 +98,33 @@ def test_norm_control(sd):
             now = word.vectors.detach().norm(dim=1, keepdim=True)
             wanted = {"off": 3 * first, "keep": first, "prior": 3 * first + 0.5 * (word.typical - 3 * first)}[kind]  # λ = 100 lr = 0.5
         assert torch.allclose(now, wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize("average", [{"optim.ema": 0.99}, {"optim.name": "adamw_schedulefree"}], ids=["ema", "schedule-free"])
+@pytest.mark.parametrize("kind", ["textual_inversion", "pivotal"])
+def test_a_saved_average_has_the_length_that_is_kept(small_run, kind, average):
+    """Vectors of one length that turn have a shorter mean."""
+    if average.get("optim.name"):
+        pytest.importorskip("schedulefree")
+    own = {"textual_inversion.norm": "keep", "textual_inversion.init": "red"} if kind == "textual_inversion" else {
+        "pivotal.words.norm": "keep", "pivotal.words.init": "red", "pivotal.inversion_steps": 0, "pivotal.continue_lr": 1.0, "pivotal.layers.blocks": "M00", "pivotal.save_bundle": "separate"}  # fmt: skip
+    values = {key: value for key, value in small_run.items() if not key.startswith("lora.")}
+    cfg = settings({**values, "method": kind, "name": "zorb", "steps": 12, "save_every": 0, "optim.lr": "1.0", **average, **own})
+    with closing(train(cfg, METHODS[kind](cfg), host := Standalone(cfg))) as events:
+        *_, finished = events
+    learned = read_embedding(finished.files[-1]).vectors
+    usual = host.model.text.embedding.weight[host.model.text.tokenizer.encode("red")].norm()
+    torch.testing.assert_close(learned.norm(dim=1), usual.expand(4).detach().float(), rtol=1e-5, atol=0)
+
+
+def test_numbers_that_are_none_leave_the_last_average_at_its_length(sd):
+    m = method(vectors=2, init="cat dog", norm="keep")
+    with m.attached(sd) as groups:
+        (word,), ema = m.words, EMA(groups[0]["params"], 0.9)
+        ema.average[0].mul_(0.5)
+        with ema.swapped():
+            kept = m.snapshot()["zorb"]["vectors"]
+        assert torch.allclose(kept.norm(dim=1), word.lengths.flatten())
 
 
 def test_files_beside_the_safetensors_hold_the_same(sd, tmp_path):

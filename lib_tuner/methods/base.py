@@ -131,6 +131,7 @@ class Method:
 
     def snapshot(self) -> dict[str, Any]:
         """A state to export from if the run breaks; no more exact than the saved file, where a whole state would cost too much."""
+        self.follow()  # it may be taken of averages
         return self.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

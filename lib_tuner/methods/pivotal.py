@@ -192,6 +192,10 @@ class PivotalTuning(Method):
             for word in self.words.words:
                 word.control(self.words.settings.norm, self.lr_at(step - 1) * scale)
 
+    def follow(self) -> None:
+        self.words.follow()
+        self.adapter.follow()
+
     # ---- kept --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..config import opt
 from ..host import Components
+from ..optim import holds_average
 from ..sd.loss import generator_for
 from ..settings import TrainConfig
 from .base import Method, no_blocks
@@ -154,6 +155,11 @@ class TextualInversion(Method):
     def after_step(self, step: int) -> None:
         for word in self.words:
             word.control(self.settings.norm, self.lr_at(step - 1))
+
+    def follow(self) -> None:
+        for word in self.words:
+            if self.settings.norm == "keep" and holds_average(word.vectors):  # vectors of one length have a shorter mean; `prior` pulls step by step
+                word.control("keep", 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         return {word.name: {k: v.detach().clone() for k, v in word.state_dict().items()} for word in self.words}
