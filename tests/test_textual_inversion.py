@@ -138,4 +138,4 @@ def test_files_beside_the_safetensors_hold_the_same(sd, tmp_path):
 
 
 def test_triggers_are_the_words():
-    assert method().triggers() == "zorb" and method(embeddings="a;b").triggers() == "a b"
+    assert method().triggers() == "zorb" and (several := method(embeddings="a;b c").triggers()) == "a b c" and several.each == ("a", "b c")

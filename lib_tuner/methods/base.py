@@ -168,8 +168,8 @@ class Method:
         return Costs(self.own_parameters(shapes) * (12 + copied + average_bytes(self.cfg.optim.name) + 4 * bool(self.cfg.optim.ema)))
 
     def triggers(self) -> str:
-        """The word that stands for [name] in templates and sample prompts."""
-        return self.cfg.trigger
+        """The word that stands for [name] in templates and sample prompts; of several words `Triggers`."""
+        return self.cfg.trigger.strip()
 
 
 class HookMethod(Method):

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from ..config import opt
+from ..data.prompts import Triggers
 from ..host import Components
 from ..optim import holds_average
 from ..sd.loss import generator_for
@@ -32,7 +33,7 @@ class TextualInversionConfig:
     vectors: int = opt(4, "Vectors", "How many tokens of the prompt the word takes; more learn more and leave less room.", min=1, max=75, essential=True)
     init: str = opt("*", "Initial text", "Text whose vectors the word starts from, spread over its own; empty: small random numbers.", essential=True)
     start: str = opt("", "Start from", "An embedding file of the WebUI to go on from (.pt, .safetensors, or a picture that carries one).")
-    embeddings: str = opt("", "Several words", "One a line or separated by `;`: `name | vectors | initial text | file to start from`. Empty: the run's name with the settings above.")
+    embeddings: str = opt("", "Several words", "One a line or separated by `;`: `name | vectors | initial text | file to start from`. A caption that has none of them gets all. Empty: the run's name with the settings above.")
     norm: str = opt("off", "Norm control", "Keep each vector's length, or pull it to the usual length of a word after each step.", choices=("off", "keep", "prior"))
     norm_target: float = opt(0.0, "Usual length", "The length to which `prior` pulls; 0: that of the model's own words, about 0.4 in SD1.5.", min=0.0, max=100.0)
     save_pt: bool = opt(False, "Also save .pt", "Beside .safetensors, a .pt that WebUI 1.9.4 accepts.")
@@ -149,7 +150,7 @@ class TextualInversion(Method):
             self._splice()
 
     def triggers(self) -> str:
-        return " ".join(word.name for word in wanted_words(self.settings, self.cfg.name))
+        return Triggers.of(word.name for word in wanted_words(self.settings, self.cfg.name))
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
