@@ -68,7 +68,7 @@ def test_several_words_are_read_from_the_settings():
     assert [(w.name, w.vectors, w.init) for w in words] == [("red-hat", 3, "hat"), ("coat", 2, "a"), ("shoe", 1, "a")]
 
 
-@pytest.mark.parametrize(("text", "sentence"), [("a | 99 | b", "1 to 75"), ("a | x | b", "1 to 75"), ("a; a", "same name"), ("a/b", "contains '/'")])
+@pytest.mark.parametrize(("text", "sentence"), [("a | 99 | b", "1 to 75"), ("a | x | b", "1 to 75"), ("a; a", "same name"), ("a/b", "contains '/'"), ("w" * 240, "is too long for a file")])
 def test_words_that_cannot_be_learned_are_refused(text, sentence):
     with pytest.raises(ValueError, match=sentence):
         method(embeddings=text)
