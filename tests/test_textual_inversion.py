@@ -74,6 +74,17 @@ def test_words_that_cannot_be_learned_are_refused(text, sentence):
         method(embeddings=text)
 
 
+@pytest.mark.parametrize("kind", ["textual_inversion", "pivotal"])
+def test_a_template_that_teaches_no_word_is_refused(kind, tmp_path):
+    values = {"method": kind, "name": "zorb", "data.folder": "x"}
+    (file := tmp_path / "mine.txt").write_text("a photo of Zorb\n")
+    with pytest.raises(ValueError, match=r"^data.template: 'none' has neither \[name\] nor \[filewords\], so no picture would teach zorb"):
+        settings({**values, "data.template": "none"})
+    for template in ("", "subject", "hypernetwork", str(file), "gone.txt"):
+        settings({**values, "data.template": template})
+    settings({**values, "method": "lora", "data.template": "none"})
+
+
 def test_the_word_works_anywhere_in_the_prompt_and_nowhere_else(sd):
     m = method(vectors=2, init="cat")
     plain = sd.text(["a dog on a mat"])

@@ -27,7 +27,7 @@ from .lokr import LoKr, LoKrConfig
 from .lora import LoRA, LoRAConfig
 from .lora_file import read_lora, write_lora
 from .metadata import Made, lora_metadata, write_card
-from .textual_inversion import TextualInversion, TextualInversionConfig, WantedWord, Word, wanted_words
+from .textual_inversion import TextualInversion, TextualInversionConfig, WantedWord, Word, check_taught, wanted_words
 
 FAMILIES: dict[str, type[Adapters]] = {family.kind: family for family in (LoRA, LoHa, LoKr)}
 ALL_AT_ONCE = ("prodigy", "adamw_schedulefree")  # optimizers that count the steps, or find one rate, for all weights together
@@ -118,6 +118,11 @@ class PivotalTuning(Method):
         self.adapter = FAMILIES[s.adapter](replace(cfg, method=s.adapter, trigger=self.triggers(), settings=s.of_family))
         self._idle = ExitStack()
         self._scales: list[tuple[float, float]] = []  # of each group in the two stages; at 0 it is not trained
+
+    @classmethod
+    def check(cls, cfg: TrainConfig) -> None:
+        super().check(cfg)
+        check_taught(cfg.data.template, wanted_words(cfg.settings.words, cfg.name))
 
     # ---- attached ----------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from ..config import opt
-from ..data.prompts import Triggers
+from ..data.prompts import Triggers, mentions, template_lines
 from ..host import Components
 from ..optim import holds_average
 from ..sd.loss import generator_for
@@ -73,6 +73,17 @@ def wanted_words(cfg: TextualInversionConfig, name: str) -> list[WantedWord]:
     return words
 
 
+def check_taught(template: str, words: list[WantedWord]) -> None:
+    """Raises ValueError for a template with which no prompt can have a word that is to be learned; a missing one is refused where it is read."""
+    try:
+        lines = template_lines(template) if template else []
+    except (OSError, ValueError):
+        return
+    trigger = Triggers.of(word.name for word in words)
+    if lines and not any("[name]" in line or "[filewords]" in line or mentions(line, trigger) for line in lines):
+        raise ValueError(f"data.template: {template!r} has neither [name] nor [filewords], so no picture would teach {trigger}; choose one that has, such as subject.")
+
+
 class Word(nn.Module):
     """One word's vectors (n, C), fp32, and the lengths they started with."""
 
@@ -110,6 +121,11 @@ class TextualInversion(Method):
         self.run: TrainConfig = cfg  # the settings that the files carry
         self.words: list[Word] = []
         self._splices, self._sd = ExitStack(), None
+
+    @classmethod
+    def check(cls, cfg: TrainConfig) -> None:
+        super().check(cfg)
+        check_taught(cfg.data.template, wanted_words(cfg.settings, cfg.name))
 
     def attach(self, sd: Components) -> list[dict[str, Any]]:
         self._sd = sd
