@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from .host import Forecast
 from .methods import METHODS
 from .optim import parse_betas, parse_lr
 from .progress import duration
+from .sd.files import read_header
 from .sd.tokenizer import Tokenizer
 from .settings import InpaintConfig, OptimConfig, TrainConfig
 from .words import number_of
@@ -96,7 +98,7 @@ def outlook(cfg: TrainConfig, forecast: Forecast, seconds: float | None = None) 
                       holes=Holes(cfg.inpaint, cfg.seed) if forecast.inpainting else None)  # fmt: skip
     seen = (_pictures(batches), _drawn_first(len(undrawn)), _buckets(batches), _masks(batches))
     lines = [*seen, _length(cfg, batches), _stages(cfg), _time(cfg, seconds), _memory(forecast), _disk(cfg, forecast)]
-    told = (_captions(batches), _untaught(cfg, batches, trigger), _rate(cfg, forecast), _prodigy(cfg), _warmup(cfg), _unused(cfg), _text_rate(cfg), _no_share(cfg), 
+    told = (_captions(batches), _untaught(cfg, batches, trigger), _rate(cfg, forecast), _prodigy(cfg), _warmup(cfg), _unused(cfg), _text_rate(cfg), _text_stays(cfg), _no_share(cfg), 
             _rank(cfg, forecast), _known_word(cfg, trigger, forecast), _timesteps(cfg), _no_samples(cfg), _no_masks(cfg, forecast))  # fmt: skip
     warnings = [w for w in (*told, _no_room(cfg, forecast), _no_disk(cfg, forecast)) if w]
     problems = [str(p) for p in batches.problems]
@@ -247,6 +249,19 @@ def _text_rate(cfg: TrainConfig) -> Warning_ | None:
     if not cfg.optim.text_lr or any(name.rpartition(".")[2] == "text_encoder" for name in flat_values(cfg.settings)):
         return None
     return Warning_(f"The text encoder's learning rate is not used: {METHODS[cfg.method].label} does not train the text encoder.", Fix("Set it to 0", {"optim.text_lr": 0.0}))
+
+
+def _text_stays(cfg: TrainConfig) -> Warning_ | None:
+    """Who goes on from a LoRA that has the text encoder may not expect that it learns no further."""
+    own = flat_values(cfg.settings)
+    part = "layers." if "layers.start" in own else ""  # of pivotal tuning
+    if own.get(f"{part}text_encoder", True) or not own.get(f"{part}start"):
+        return None
+    with suppress(OSError, ValueError):  # what cannot be read, the run says
+        if any(name.startswith("lora_te") for name in read_header(Path(own[f"{part}start"]).expanduser())[0]):
+            fix = Fix("Train the text encoder too", {f"{cfg.method}.{part}text_encoder": True})
+            return Warning_("The file to start from has the text encoder, which stays as it is there: it is switched off.", fix)
+    return None
 
 
 def _no_share(cfg: TrainConfig) -> Warning_ | None:

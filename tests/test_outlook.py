@@ -6,7 +6,9 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from lib_tuner.host import Forecast
 from lib_tuner.hosts.standalone import Standalone
@@ -100,6 +102,16 @@ def test_settings_that_do_nothing(small_run, change, words):
     values["data.class_folder"] = small_run["data.folder"] if "data.class_share" in change else ""
     warned(values, words)
     assert not [w for w in plan({**small_run, **{key: value for key, value in change.items() if key == "optim.betas"}, "optim.text_lr": 1e-5}).warnings if "not used" in w.text]
+
+
+def test_a_text_encoder_of_a_start_that_is_switched_off(small_run, tmp_path):
+    for name in ("lora_te_text_model_encoder_layers_0_self_attn_q_proj", "lora_unet_mid_block_attentions_0_proj_in"):
+        save_file({f"{name}.lora_down.weight": torch.zeros(1, 48)}, tmp_path / f"{name[5:7]}.safetensors")
+    file, plain = str(tmp_path / "te.safetensors"), {key: value for key, value in small_run.items() if not key.startswith("lora.")}
+    assert warned({**small_run, "lora.start": file}, "stays as it is there").fix.values == {"lora.text_encoder": True}
+    assert warned({**plain, "method": "pivotal", "pivotal.layers.start": file, "pivotal.inversion_steps": 2}, "stays as it is there").fix.values == {"pivotal.layers.text_encoder": True}
+    for other in (str(tmp_path / "un.safetensors"), "gone.safetensors", "", __file__):
+        assert not [w for w in plan({**small_run, "lora.start": other}).warnings if "stays" in w.text]
 
 
 def test_a_word_that_only_captions_can_have_and_do_not(small_run, tmp_path):
