@@ -243,12 +243,21 @@ def _schedulefree_average(optimizer: Any) -> Iterator[None]:
 
 @contextmanager
 def _kept(params: list[Tensor]) -> Iterator[None]:
-    """Puts the values of `params` back, in place."""
+    """Puts the values of `params` back, in place; while it lasts they count as averages."""
     values = [p.detach().clone() for p in params]
+    for p in params:
+        p.holds_average = True
     try:
         yield
     finally:
+        for p in params:
+            del p.holds_average
         _fill(params, values)
+
+
+def holds_average(param: Tensor) -> bool:
+    """Whether an average is in the place of a trained weight, which comes back afterwards: what limits the weights limits it too."""
+    return getattr(param, "holds_average", False)
 
 
 @torch.no_grad()

@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from .checkpoint import KEPT as STATES
-from .config import flat_values
+from .config import flat_values, options
 from .data import class_pictures
 from .data.batches import Batches
 from .data.holes import Holes
+from .data.prompts import mentions, template_lines
 from .host import Forecast
 from .methods import METHODS
 from .optim import parse_betas, parse_lr
 from .progress import duration
+from .sd.files import read_header
 from .sd.tokenizer import Tokenizer
-from .settings import InpaintConfig, TrainConfig
+from .settings import InpaintConfig, OptimConfig, TrainConfig
 from .words import number_of
 
 USUAL = {  # learning rates at which a method is usually trained with AdamW on SD1.5 (kohya's, the WebUI's and diffusers' guides)
@@ -95,7 +98,8 @@ def outlook(cfg: TrainConfig, forecast: Forecast, seconds: float | None = None) 
                       holes=Holes(cfg.inpaint, cfg.seed) if forecast.inpainting else None)  # fmt: skip
     seen = (_pictures(batches), _drawn_first(len(undrawn)), _buckets(batches), _masks(batches))
     lines = [*seen, _length(cfg, batches), _stages(cfg), _time(cfg, seconds), _memory(forecast), _disk(cfg, forecast)]
-    told = (_captions(batches), _rate(cfg, forecast), _rank(cfg, forecast), _known_word(cfg, trigger, forecast), _timesteps(cfg), _no_samples(cfg), _no_masks(cfg, forecast))
+    told = (_captions(batches), _untaught(cfg, batches, trigger), _rate(cfg, forecast), _prodigy(cfg), _warmup(cfg), _unused(cfg), _text_rate(cfg), _text_stays(cfg), _no_share(cfg), 
+            _rank(cfg, forecast), _known_word(cfg, trigger, forecast), _timesteps(cfg), _no_samples(cfg), _no_masks(cfg, forecast))  # fmt: skip
     warnings = [w for w in (*told, _no_room(cfg, forecast), _no_disk(cfg, forecast)) if w]
     problems = [str(p) for p in batches.problems]
     more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
@@ -199,6 +203,71 @@ def _rate(cfg: TrainConfig, forecast: Forecast) -> Warning_ | None:
     what = "learns hardly anything" if rate < low else "tends to break the picture"
     text = f"A learning rate of {rate:g} {what}: {METHODS[cfg.method].label} is usually trained at {low:g} to {high:g}."
     return Warning_(text, Fix(f"Set it to {usual}", {"optim.lr": usual}))
+
+
+def _untaught(cfg: TrainConfig, batches: Batches, trigger: str) -> Warning_ | None:
+    """A word that is learned has to be in the prompts, whose template leaves that to the captions."""
+    template = cfg.data.template
+    if not METHODS[cfg.method].learns_words or not template or any("[name]" in line or mentions(line, trigger) for line in template_lines(template)):
+        return None
+    without = [item for item in batches.items if not item.is_class and "[name]" not in item.caption and not mentions(item.caption, trigger)]
+    if not without:
+        return None
+    text = f"{number_of(len(without), 'picture')} without the word that is learned in the caption, and the template has no [name]: they do not teach it."
+    return Warning_(text, Fix("Use the template “a photo of [name]”", {"data.template": "subject"}))
+
+
+def _prodigy(cfg: TrainConfig) -> Warning_ | None:
+    rate = max(value for value, _ in parse_lr(cfg.optim.lr))
+    if cfg.optim.name != "prodigy" or 0.1 <= rate <= 2:
+        return None
+    return Warning_(f"Prodigy finds the learning rate itself: yours, {rate:g}, only multiplies what it finds, and is usually 1.", Fix("Set it to 1", {"optim.lr": "1"}))
+
+
+def _warmup(cfg: TrainConfig) -> Warning_ | None:
+    """Each stage of a run has a warm-up of its own."""
+    first = getattr(cfg.settings, "inversion_steps", 0)
+    steps = min(filter(None, (first, cfg.steps - first)), default=cfg.steps)
+    if cfg.optim.warmup < steps:
+        return None
+    usual = steps // 10
+    return Warning_(f"The warm-up takes {cfg.optim.warmup} steps, and there are {steps}: the learning rate is never reached.", Fix(f"Set the warm-up to {usual}", {"optim.warmup": usual}))
+
+
+def _unused(cfg: TrainConfig) -> Warning_ | None:
+    """Settings that an optimizer has no place for."""
+    usual, labels = OptimConfig(), {option.key: option.label for option in options(OptimConfig)}
+    given = [name for name in {"lion": ("eps",), "adafactor": ("betas", "eps")}.get(cfg.optim.name, ()) if getattr(cfg.optim, name) != getattr(usual, name)]
+    if not given:
+        return None
+    text = f"The setting {labels[given[0]]} is not used by the optimizer {cfg.optim.name}."
+    return Warning_(text, Fix("Set it as usual", {f"optim.{name}": getattr(usual, name) for name in given}))
+
+
+def _text_rate(cfg: TrainConfig) -> Warning_ | None:
+    """Of methods that train no text encoder; where it is only off, the rate may wait for it, as in the presets."""
+    if not cfg.optim.text_lr or any(name.rpartition(".")[2] == "text_encoder" for name in flat_values(cfg.settings)):
+        return None
+    return Warning_(f"The text encoder's learning rate is not used: {METHODS[cfg.method].label} does not train the text encoder.", Fix("Set it to 0", {"optim.text_lr": 0.0}))
+
+
+def _text_stays(cfg: TrainConfig) -> Warning_ | None:
+    """Who goes on from a LoRA that has the text encoder may not expect that it learns no further."""
+    own = flat_values(cfg.settings)
+    part = "layers." if "layers.start" in own else ""  # of pivotal tuning
+    if own.get(f"{part}text_encoder", True) or not own.get(f"{part}start"):
+        return None
+    with suppress(OSError, ValueError):  # what cannot be read, the run says
+        if any(name.startswith("lora_te") for name in read_header(Path(own[f"{part}start"]).expanduser())[0]):
+            fix = Fix("Train the text encoder too", {f"{cfg.method}.{part}text_encoder": True})
+            return Warning_("The file to start from has the text encoder, which stays as it is there: it is switched off.", fix)
+    return None
+
+
+def _no_share(cfg: TrainConfig) -> Warning_ | None:
+    if not cfg.data.class_folder or cfg.data.class_share:
+        return None
+    return Warning_("The class pictures are not used, since their share is 0.", Fix("Set it to one half", {"data.class_share": 0.5}))
 
 
 def _rank(cfg: TrainConfig, forecast: Forecast) -> Warning_ | None:

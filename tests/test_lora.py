@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,11 +11,19 @@ import torch
 from safetensors.torch import save_file
 
 from lib_tuner.config import build
+from lib_tuner.data.batches import Batches
+from lib_tuner.events import Started, Stepped
+from lib_tuner.hosts.standalone import Standalone
+from lib_tuner.methods import settings
+from lib_tuner.methods.adapters import OUTER
 from lib_tuner.methods.lora import LoRA, LoRAConfig
 from lib_tuner.methods.lora_file import read_lora
 from lib_tuner.methods.metadata import Made
+from lib_tuner.optim import EMA, make_optimizer
 from lib_tuner.sd.names import block_name
 from lib_tuner.settings import TrainConfig
+from lib_tuner.step import State, Step
+from lib_tuner.train import train
 
 MADE = Made(step=1, epoch=0, started=0.0, finished=1.0)
 
@@ -146,6 +156,48 @@ def test_max_norm_shortens_a_change_to_the_limit(sd):
         assert max(norms) == pytest.approx(0.5, rel=1e-4) and torch.equal(small.delta_weight(), before)
 
 
+def test_an_average_is_held_to_the_limit_of_norms_and_the_weights_come_back(sd):
+    method = lora(rank=2, max_norm=0.5, blocks="M00")
+    with method.attached(sd) as groups:
+        params = [p for group in groups for p in group["params"]]
+        ema, before = EMA(params, 0.9), [p.detach().clone() for p in params]
+        for average in ema.average:
+            average.add_(1.0)
+        with ema.swapped():
+            method.follow()
+            assert {round(layer.delta_weight().norm().item(), 4) for layer in method.layers.values()} == {0.5}
+        assert all(map(torch.equal, params, before))
+        for p in params:
+            p.data.add_(1.0)
+        before = [p.detach().clone() for p in params]
+        method.follow()
+        assert all(map(torch.equal, params, before))  # which are no averages: their turn is after a step
+
+
+@pytest.mark.parametrize("average", [{}, {"optim.ema": 0.9}, {"optim.name": "adamw_schedulefree"}], ids=["plain", "ema", "schedule-free"])
+def test_what_is_saved_holds_the_limit_of_norms_and_training_goes_on_as_if_nothing_was_saved(small_run, average):
+    """The limit holds for the weights as they are trained; a mean of factors may make a longer change."""
+    if average.get("optim.name"):
+        pytest.importorskip("schedulefree")
+    values = {**small_run, "lora.max_norm": 0.01, "lora.save_dtype": "fp32", "lora.blocks": "M00", "optim.lr": "0.1", "steps": 16, **average}
+
+    def run(stop_after: int = 0, **more) -> tuple[Path, dict[str, torch.Tensor]]:
+        cfg, done = settings({**values, **more}), []
+        with closing(train(cfg, LoRA(cfg), Standalone(cfg), stop=lambda: len(done) == stop_after > 0)) as events:
+            for event in events:
+                done += [event] * isinstance(event, Stepped)
+                if isinstance(event, Started):
+                    folder = event.folder
+        modules = read_lora(event.files[0]).modules
+        norms = [(t["lora_up.weight"].flatten(1) @ t["lora_down.weight"].flatten(1) * t["alpha"] / len(t["lora_down.weight"])).norm() for t in modules.values()]
+        assert max(norms) < 0.010001
+        return folder, {f"{target} {name}": tensor for target, parts in modules.items() for name, tensor in parts.items()}
+
+    whole, unseen = run(save_every=4)[1], run(save_every=0)[1]
+    again = run(resume=str(run(stop_after=7)[0]))[1]
+    assert all(torch.equal(whole[key], unseen[key]) and torch.equal(whole[key], again[key]) for key in whole)
+
+
 def test_a_run_can_start_from_a_saved_lora_with_its_ranks(sd, tmp_path):
     method = lora(rank=3, alpha=6, blocks="M00")
     with method.attached(sd):
@@ -157,6 +209,13 @@ def test_a_run_can_start_from_a_saved_lora_with_its_ranks(sd, tmp_path):
     with again.attached(sd):
         assert again.layers.keys() == deltas.keys()
         assert all(torch.allclose(layer.delta_weight(), deltas[t], rtol=5e-3, atol=1e-3) and layer.rank == 3 for t, layer in again.layers.items())
+
+
+def test_a_start_in_the_home_folder_is_found(sd, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    made(tmp_path)
+    with lora(start="~/start.safetensors").attached(sd):
+        pass
 
 
 def test_a_lora_for_another_width_is_refused_by_name(sd, tmp_path):
@@ -177,13 +236,13 @@ def test_the_saved_precision_is_the_one_asked_for(sd, tmp_path, name, dtype):
     assert {t.dtype for parts in file.modules.values() for k, t in parts.items() if k != "alpha"} == {dtype}
 
 
-def made(folder, change=lambda tensors: tensors, text=False):
+def made(folder, change=lambda tensors: tensors, text=False, seed=0):
     """A LoRA file to start from, of one module of the small model or two."""
     parts = {"lora_unet_mid_block_attentions_0_proj_in": 96, **({"lora_te_text_model_encoder_layers_0_self_attn_q_proj": 48} if text else {})}
-    tensors = {}
+    tensors, random = {}, torch.Generator().manual_seed(seed)
     for name, width in parts.items():
         tail = (1, 1) if "proj_in" in name else ()
-        tensors |= {f"{name}.lora_down.weight": torch.randn(3, width, *tail), f"{name}.lora_up.weight": torch.randn(width, 3, *tail)}
+        tensors |= {f"{name}.lora_down.weight": torch.randn(3, width, *tail, generator=random), f"{name}.lora_up.weight": torch.randn(width, 3, *tail, generator=random)}
     path = folder / "start.safetensors"
     save_file(change(tensors), path)
     return str(path)
@@ -205,13 +264,53 @@ def test_a_start_that_is_no_plain_lora_is_one_sentence(sd, tmp_path, change, sen
         lora(start=made(tmp_path, change)).attached(sd).__enter__()
 
 
-def test_the_layers_of_a_start_decide_whether_the_text_encoder_is_trained(sd, tmp_path):
+def test_the_text_encoder_of_a_start_is_trained_where_the_settings_say_so_and_kept_either_way(sd, tmp_path):
     for text in (False, True):
-        method = lora(start=made(tmp_path, text=text), text_encoder=text)
-        with method.attached(sd):
-            assert method.trains_text is text and len(method.layers) == 1 + text
-    method = lora(start=made(tmp_path, text=True))
-    with method.attached(sd):
-        assert method.trains_text
+        method = lora(start=made(tmp_path, text=True), text_encoder=text)
+        with method.attached(sd) as groups:
+            layer = next(layer for (part, _), layer in method.layers.items() if part == "text")
+            assert method.trains_text is text and any(p is layer.up for group in groups for p in group["params"]) is text
+            assert layer.up.requires_grad is text and layer.up.any() and len(method.layers) == 2
+            file = read_lora(method.export(tmp_path / "again", {}, MADE)[0])
+        assert len(file.modules) == 2 and file.metadata["ss_text_encoder_lr"] == ("1e-4" if text else "None")
     with pytest.raises(ValueError, match="no layer of the text encoder"):
         lora(start=made(tmp_path), text_encoder=True).attached(sd).__enter__()
+
+
+def test_kinds_that_are_switched_off_stay_as_the_start_has_them(sd, tmp_path):
+    with (first := lora(rank=2, blocks="M00", outer=True, conv_rank=2)).attached(sd):
+        for layer in first.layers.values():
+            layer.up.data.normal_()
+        file, all_of_them = str(first.export(tmp_path / "first", {}, MADE)[0]), first.layers.keys()
+
+    def learns(**own) -> set[tuple[str, str]]:
+        method = lora(start=file, **own)
+        with method.attached(sd) as groups:
+            assert method.layers.keys() == all_of_them
+            trained = {id(p) for group in groups for p in group["params"]}
+            return {target for target, layer in method.layers.items() if {id(p) for p in layer.parameters()} <= trained}
+
+    whole = learns(outer=True)
+    assert whole == all_of_them and whole - learns() == {("unet", path) for path in OUTER}
+    for switch, kind in (("attention", ".attn"), ("feed_forward", ".ff."), ("projections", ".proj_")):
+        assert whole - learns(outer=True, **{switch: False}) == {target for target in whole if kind in target[1]} != set(), switch
+
+
+@pytest.mark.parametrize("more", [{}, {"module_dropout": 0.2, "dropout": 0.5}, {"prior__weight": 1.0, "prior__prompt": "a thing"}], ids=["plain", "dropouts", "prior"])
+def test_text_states_under_layers_that_stay_are_what_they_were_uncached(sd, tmp_path, data_folder, more):
+    """The cache has them with the file's layers, the frozen prior without."""
+    small = {"data__folder": str(data_folder), "data__resolution": 64, "data__bucket_min": 64, "data__bucket_step": 8, "data__batch": 2}
+
+    def gradients(cached: bool) -> list[torch.Tensor]:
+        method = lora(start=made(tmp_path, text=True, seed=1), **small, **more)
+        with method.attached(sd) as groups:
+            assert cached or not method.trains_text or "prior__weight" in more
+            method.trains_text = method.trains_text if cached else True
+            step = Step(method.cfg, sd, State(method, make_optimizer(method.cfg.optim, groups)), Batches(method.cfg.data, sd, 0))
+            method.train()
+            for number in range(3):
+                step._backward(number)
+            return [p.grad.clone() for p in step.params]
+
+    plain = gradients(True)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(plain, gradients(False), strict=True)) and all(g.any() for g in plain)

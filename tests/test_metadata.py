@@ -12,6 +12,7 @@ from safetensors import safe_open
 from lib_tuner.config import build, from_metadata, opt
 from lib_tuner.methods.lora_file import write_lora
 from lib_tuner.methods.metadata import Made, embedding_metadata, lora_metadata, write_card
+from lib_tuner.methods.textual_inversion import TextualInversionConfig
 from lib_tuner.settings import TrainConfig
 
 
@@ -163,6 +164,16 @@ def test_no_path_of_the_machine_gets_into_the_file():
         assert "somebody" not in json.dumps(metadata)
         values = from_metadata(metadata)
         assert (values["checkpoint"], values["data.folder"], values["output"]) == ("v1-5.safetensors", "moon", "out")
+
+
+def test_files_to_start_several_words_from_are_named_without_their_place():
+    text = "cat-a | 2 | red | /data/somebody/secret place/x.pt; dog-b|1\nbird|3|a dog, or a cat|~/somebody/y.pt\nfish | 2 | a / b | C:\\somebody\\z.pt\nhat | 1 | * | kept/here.pt"
+    cfg = build(TrainConfig, {"name": "x", "method": "textual_inversion", "textual_inversion.embeddings": text, "sample.prompts": "a [cat|dog] / fish;\n a (b:1.2) | c"}, TextualInversionConfig)
+    values = from_metadata(embedding_metadata(cfg, SUMMARY, MADE))
+    assert values["textual_inversion.embeddings"] == "cat-a | 2 | red | x.pt; dog-b|1\nbird|3|a dog, or a cat|y.pt\nfish | 2 | a / b | z.pt\nhat | 1 | * | kept/here.pt"
+    assert values["sample.prompts"] == "a [cat|dog] / fish;\n a (b:1.2) | c"
+    both = {"lora.start_from": "\n /data/somebody/old.safetensors\n"}
+    assert "somebody" not in json.dumps(lora_metadata(settings(**both), SUMMARY, MADE, BOTH))
 
 
 def test_the_same_run_gives_the_same_values_but_for_times_resumed_or_not():

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from lib_tuner.host import Forecast
 from lib_tuner.hosts.standalone import Standalone
-from lib_tuner.methods import settings
+from lib_tuner.methods import METHODS, settings
 from lib_tuner.outlook import outlook, refuse
+from lib_tuner.presets import GOALS, PACES, preset_values
 
 ROOM = Forecast("cpu, float32", 4e9, 16e9)
 SMALL = Forecast("cpu, float32", 4e9, 16e9, small=True)
@@ -73,6 +77,59 @@ def test_the_embedded_model_may_learn_faster(small_run):
     assert not [w for w in plan({**small_run, "optim.lr": "4e-3"}, SMALL).warnings if "learning rate" in w.text]
     assert [w for w in plan({**small_run, "optim.lr": "4e-3"}).warnings if "learning rate" in w.text]
     assert not [w for w in plan({**small_run, "optim.name": "prodigy", "optim.lr": "1"}).warnings if "learning rate" in w.text]
+
+
+def test_prodigy_is_given_1(small_run):
+    assert warned({**small_run, "optim.name": "prodigy", "optim.lr": "1e-4"}, "Prodigy finds the learning rate").fix.values == {"optim.lr": "1"}
+    assert not [w for w in plan({**small_run, "optim.name": "prodigy", "optim.lr": "0.5"}).warnings if "Prodigy" in w.text]
+
+
+def test_a_warm_up_that_never_ends(small_run):
+    assert warned({**small_run, "steps": 300, "optim.warmup": 300}, "takes 300 steps, and there are 300").fix.values == {"optim.warmup": 30}
+    pivotal = {key: value for key, value in small_run.items() if not key.startswith("lora.")} | {"method": "pivotal", "steps": 300, "pivotal.inversion_steps": 250}
+    warned({**pivotal, "optim.warmup": 60}, "takes 60 steps, and there are 50")
+    for fine in ({**small_run, "steps": 300, "optim.warmup": 299}, {**pivotal, "optim.warmup": 40}, {**pivotal, "pivotal.inversion_steps": 0, "optim.warmup": 200}):
+        assert not [w for w in plan(fine).warnings if "warm-up" in w.text]
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"optim.name": "lion", "optim.eps": 1e-6}, "Epsilon is not used by the optimizer lion"), ({"optim.name": "adafactor", "optim.betas": "0.9, 0.99"}, "Betas is not used"),
+    ({"optim.name": "adafactor", "optim.eps": 1e-6, "optim.betas": "0.9, 0.99"}, "Betas is not used"), ({"data.class_folder": "class", "data.class_share": 0.0}, "class pictures are not used"),
+    ({"method": "hypernetwork", "optim.text_lr": 1e-5}, "Hypernetwork does not train the text encoder"), ({"method": "textual_inversion", "optim.text_lr": 1e-5}, "Textual Inversion does not"),
+])  # fmt: skip
+def test_settings_that_do_nothing(small_run, change, words):
+    values = {key: value for key, value in small_run.items() if not key.startswith("lora.")} | {"data.class_folder": small_run["data.folder"]} | change
+    values["data.class_folder"] = small_run["data.folder"] if "data.class_share" in change else ""
+    warned(values, words)
+    assert not [w for w in plan({**small_run, **{key: value for key, value in change.items() if key == "optim.betas"}, "optim.text_lr": 1e-5}).warnings if "not used" in w.text]
+
+
+def test_a_text_encoder_of_a_start_that_is_switched_off(small_run, tmp_path):
+    for name in ("lora_te_text_model_encoder_layers_0_self_attn_q_proj", "lora_unet_mid_block_attentions_0_proj_in"):
+        save_file({f"{name}.lora_down.weight": torch.zeros(1, 48)}, tmp_path / f"{name[5:7]}.safetensors")
+    file, plain = str(tmp_path / "te.safetensors"), {key: value for key, value in small_run.items() if not key.startswith("lora.")}
+    assert warned({**small_run, "lora.start": file}, "stays as it is there").fix.values == {"lora.text_encoder": True}
+    assert warned({**plain, "method": "pivotal", "pivotal.layers.start": file, "pivotal.inversion_steps": 2}, "stays as it is there").fix.values == {"pivotal.layers.text_encoder": True}
+    for other in (str(tmp_path / "un.safetensors"), "gone.safetensors", "", __file__):
+        assert not [w for w in plan({**small_run, "lora.start": other}).warnings if "stays" in w.text]
+
+
+def test_a_word_that_only_captions_can_have_and_do_not(small_run, tmp_path):
+    plain = {key: value for key, value in small_run.items() if not key.startswith("lora.")} | {"method": "textual_inversion", "name": "zorb"}
+    (tmp_path / "mine.txt").write_text("a photo of zorb\n")
+    assert warned({**plain, "data.template": "hypernetwork"}, "6 pictures without the word").fix.values == {"data.template": "subject"}
+    for i, caption in enumerate(("a Zorb", "[name], red", "a thing", "a thing", "a thing", "zorb")):
+        (Path(small_run["data.folder"]) / f"{i}.txt").write_text(caption)
+    warned({**plain, "data.template": "hypernetwork"}, "3 pictures without the word")
+    for fine in ({**plain, "data.template": "subject"}, {**plain, "data.template": str(tmp_path / "mine.txt")}, plain, {**small_run, "data.template": "hypernetwork"}):
+        assert not [w for w in plan(fine).warnings if "without the word" in w.text]
+
+
+def test_no_preset_asks_for_what_is_warned_of(small_run):
+    """But for what a person has to say: captions, a trigger word, samples; and the rates that the small model needs."""
+    for method, goal, pace in product(METHODS, GOALS, PACES):
+        found = plan({**{key: value for key, value in small_run.items() if not key.startswith("lora.")}, "method": method, **preset_values(goal, pace, method), "data.resolution": 64})
+        assert not [w.text for w in found.warnings if any(words in w.text for words in ("not used", "Prodigy", "warm-up", "without the word"))], (method, goal, pace)
 
 
 def test_a_rank_above_the_layers_width(small_run):

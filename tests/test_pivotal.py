@@ -204,11 +204,12 @@ def test_metadata_and_card_are_a_loras_and_the_settings_the_runs(values, sd, tmp
     assert [PivotalTuning.file_kind(tmp_path / name) for name in ("gone.safetensors", "gone.pt")] == ["lora", "textual_inversion"]
 
 
-def test_a_run_goes_on_from_a_lora_and_a_word(values, sd, tmp_path):
+def test_a_run_goes_on_from_a_lora_and_a_word(values, sd, tmp_path, monkeypatch):
     """From two files, or from one with the word inside; the adapter takes part in the first stage then, unmoved."""
     both = saved({**values, "name": "thing"}, "both").paths
     learned = load_file(both[0])
-    for start in ({"pivotal.layers.start": str(both[0])}, {"pivotal.layers.start": str(both[0]), "pivotal.words.start": str(both[1])}):
+    monkeypatch.setenv("HOME", str(both[0].parent))
+    for start in ({"pivotal.layers.start": f"~/{both[0].name}"}, {"pivotal.layers.start": str(both[0]), "pivotal.words.start": str(both[1])}):
         method = method_of({**values, **start, "pivotal.layers.max_norm": 1e-4})
         with method.attached(sd) as groups:
             optimizer = torch.optim.SGD([{**group, "lr": 1.0} for group in groups])

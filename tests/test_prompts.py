@@ -1,5 +1,6 @@
 """Captions: what a template, the trigger word and each tag option make of them."""
 
+import pickle
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -7,7 +8,7 @@ from random import Random
 import pytest
 
 from lib_tuner.data.item import Item
-from lib_tuner.data.prompts import Prompts, shipped_templates, split_tags, template_lines
+from lib_tuner.data.prompts import Prompts, Triggers, shipped_templates, split_tags, template_lines
 from lib_tuner.settings import DataConfig
 
 TAGS = "one, two, three, four, five, six"
@@ -42,6 +43,17 @@ def test_escaped_parentheses_become_the_letters_that_a_prompt_would_give():
 )
 def test_the_trigger_word_comes_first_where_it_is_missing(text, expected):
     assert caption(text, trigger="zwx") == expected
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("a photo of cat-a", "a photo of cat-a"), ("Red Hat beside CAT-A", "Red Hat beside CAT-A"), ("a photo of [name]", "a photo of cat-a red hat"),
+    ("a photo of cat", "cat-a red hat, a photo of cat"), ("a hat", "cat-a red hat, a hat"), ("", "cat-a red hat"),
+])  # fmt: skip
+def test_of_several_words_a_caption_with_one_gets_no_other(text, expected):
+    words = Triggers.of(["cat-a", "red hat"])
+    for trigger in (words, pickle.loads(pickle.dumps(words))):
+        assert caption(text, trigger=trigger) == expected
+    assert Prompts(DataConfig(), words).tags(Item(Path("a.png"), "a cat-a, red")) == ["a cat-a", "red"]
 
 
 def test_the_trigger_word_survives_dropped_tags():

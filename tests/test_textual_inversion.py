@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 import torch
 
 from lib_tuner.config import build
+from lib_tuner.hosts.standalone import Standalone
+from lib_tuner.methods import METHODS, settings
 from lib_tuner.methods.embedding_file import Embedding, read_embedding, write_embedding
 from lib_tuner.methods.metadata import Made
 from lib_tuner.methods.textual_inversion import TextualInversion, TextualInversionConfig, wanted_words
+from lib_tuner.optim import EMA
 from lib_tuner.settings import TrainConfig
+from lib_tuner.train import train
 
 MADE = Made(step=5, epoch=0, started=0.0, finished=1.0, model_hash="ab" * 32, model_name="small")
 
@@ -44,6 +50,13 @@ def test_a_run_goes_on_from_an_embedding_file(sd, tmp_path, ending):
     assert torch.equal(vectors(sd, start=str(file)), saved)
 
 
+def test_a_start_in_the_home_folder_is_found(sd, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    saved = torch.randn(2, 48)
+    write_embedding(tmp_path / "old.safetensors", Embedding("old", saved))
+    assert torch.equal(vectors(sd, start="~/old.safetensors"), saved) and torch.equal(vectors(sd, embeddings="a | 2 | cat | ~/old.safetensors"), saved)
+
+
 def test_an_embedding_of_another_width_is_refused(sd, tmp_path):
     file = write_embedding(tmp_path / "wide.safetensors", Embedding("wide", torch.randn(1, 768)))
     with pytest.raises(ValueError, match="768"):
@@ -55,10 +68,21 @@ def test_several_words_are_read_from_the_settings():
     assert [(w.name, w.vectors, w.init) for w in words] == [("red-hat", 3, "hat"), ("coat", 2, "a"), ("shoe", 1, "a")]
 
 
-@pytest.mark.parametrize(("text", "sentence"), [("a | 99 | b", "1 to 75"), ("a | x | b", "1 to 75"), ("a; a", "same name"), ("a/b", "contains '/'")])
+@pytest.mark.parametrize(("text", "sentence"), [("a | 99 | b", "1 to 75"), ("a | x | b", "1 to 75"), ("a; a", "same name"), ("a/b", "contains '/'"), ("w" * 240, "is too long for a file")])
 def test_words_that_cannot_be_learned_are_refused(text, sentence):
     with pytest.raises(ValueError, match=sentence):
         method(embeddings=text)
+
+
+@pytest.mark.parametrize("kind", ["textual_inversion", "pivotal"])
+def test_a_template_that_teaches_no_word_is_refused(kind, tmp_path):
+    values = {"method": kind, "name": "zorb", "data.folder": "x"}
+    (file := tmp_path / "mine.txt").write_text("a photo of Zorb\n")
+    with pytest.raises(ValueError, match=r"^data.template: 'none' has neither \[name\] nor \[filewords\], so no picture would teach zorb"):
+        settings({**values, "data.template": "none"})
+    for template in ("", "subject", "hypernetwork", str(file), "gone.txt"):
+        settings({**values, "data.template": template})
+    settings({**values, "method": "lora", "data.template": "none"})
 
 
 def test_the_word_works_anywhere_in_the_prompt_and_nowhere_else(sd):
@@ -87,6 +111,33 @@ def test_norm_control(sd):
         assert torch.allclose(now, wanted, rtol=1e-4)
 
 
+@pytest.mark.parametrize("average", [{"optim.ema": 0.99}, {"optim.name": "adamw_schedulefree"}], ids=["ema", "schedule-free"])
+@pytest.mark.parametrize("kind", ["textual_inversion", "pivotal"])
+def test_a_saved_average_has_the_length_that_is_kept(small_run, kind, average):
+    """Vectors of one length that turn have a shorter mean."""
+    if average.get("optim.name"):
+        pytest.importorskip("schedulefree")
+    own = {"textual_inversion.norm": "keep", "textual_inversion.init": "red"} if kind == "textual_inversion" else {
+        "pivotal.words.norm": "keep", "pivotal.words.init": "red", "pivotal.inversion_steps": 0, "pivotal.continue_lr": 1.0, "pivotal.layers.blocks": "M00", "pivotal.save_bundle": "separate"}  # fmt: skip
+    values = {key: value for key, value in small_run.items() if not key.startswith("lora.")}
+    cfg = settings({**values, "method": kind, "name": "zorb", "steps": 12, "save_every": 0, "optim.lr": "1.0", **average, **own})
+    with closing(train(cfg, METHODS[kind](cfg), host := Standalone(cfg))) as events:
+        *_, finished = events
+    learned = read_embedding(finished.files[-1]).vectors
+    usual = host.model.text.embedding.weight[host.model.text.tokenizer.encode("red")].norm()
+    torch.testing.assert_close(learned.norm(dim=1), usual.expand(4).detach().float(), rtol=1e-5, atol=0)
+
+
+def test_numbers_that_are_none_leave_the_last_average_at_its_length(sd):
+    m = method(vectors=2, init="cat dog", norm="keep")
+    with m.attached(sd) as groups:
+        (word,), ema = m.words, EMA(groups[0]["params"], 0.9)
+        ema.average[0].mul_(0.5)
+        with ema.swapped():
+            kept = m.snapshot()["zorb"]["vectors"]
+        assert torch.allclose(kept.norm(dim=1), word.lengths.flatten())
+
+
 def test_files_beside_the_safetensors_hold_the_same(sd, tmp_path):
     m = method(vectors=2, init="cat", save_pt=True, save_png=True)
     with m.attached(sd):
@@ -98,4 +149,4 @@ def test_files_beside_the_safetensors_hold_the_same(sd, tmp_path):
 
 
 def test_triggers_are_the_words():
-    assert method().triggers() == "zorb" and method(embeddings="a;b").triggers() == "a b"
+    assert method().triggers() == "zorb" and (several := method(embeddings="a;b c").triggers()) == "a b c" and several.each == ("a", "b c")

@@ -145,7 +145,7 @@ class Asked:
     @cached_property
     def trigger(self) -> str:
         """What stands for the subject in captions; empty where the run has no such word."""
-        return METHODS[self.cfg.method](self.cfg).triggers().strip()
+        return METHODS[self.cfg.method](self.cfg).triggers()
 
     @property
     def held_out(self) -> bool:

@@ -7,6 +7,7 @@ WebUI (modules/textual_inversion/dataset.py create_text). Parentheses are letter
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from math import floor
 from pathlib import Path
 from random import Random
@@ -20,11 +21,29 @@ _WILDCARD = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
 _ESCAPED = re.compile(r"\\([()\[\]])")  # how taggers write a literal parenthesis for the WebUI's prompt parser
 
 
+class Triggers(str):
+    """The words that stand for the subjects, as they are put into a prompt; `each` by itself, since a word may have spaces."""
+
+    each: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, words: Iterable[str]) -> Triggers:
+        made = cls(" ".join(each := tuple(words)))
+        made.each = each
+        return made
+
+
+def mentions(text: str, trigger: str) -> bool:
+    """Whether the trigger, or one of several words, is in the text; CLIP reads lower case."""
+    words = getattr(trigger, "each", ()) or tuple(filter(None, [trigger.strip()]))
+    return any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) for word in words)
+
+
 class Prompts:
     """Captions as a function of (item, random numbers, step). Raises ValueError for a template that is missing, empty, or needs a trigger word there is not."""
 
     def __init__(self, cfg: DataConfig, trigger: str = ""):
-        self.cfg, self.trigger = cfg, trigger.strip()
+        self.cfg, self.trigger = cfg, trigger if isinstance(trigger, Triggers) else trigger.strip()
         self.lines = template_lines(cfg.template) if cfg.template else ["[filewords]"]
         if cfg.template and not self.trigger and any("[name]" in line for line in self.lines):
             raise ValueError(f"data.template: {cfg.template!r} has [name], but there is no trigger word; set `trigger`, or choose a template without [name].")
@@ -47,7 +66,7 @@ class Prompts:
         return split_tags(literal(text))
 
     def _with_trigger(self, text: str) -> str:
-        if not self.trigger or re.search(rf"(?<!\w){re.escape(self.trigger)}(?!\w)", text, re.IGNORECASE):  # CLIP reads lower case
+        if not self.trigger or mentions(text, self.trigger):  # a picture of one of several words teaches that one alone
             return text
         return f"{self.trigger}, {text}" if text else self.trigger
 

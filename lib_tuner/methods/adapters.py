@@ -6,8 +6,8 @@ Axes: B samples, L tokens or pixels, r rank, C channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,12 @@ class AdapterConfig:
     block_rates: str = opt("", "Learning rates of blocks", RATE_HELP)
     module_dropout: float = opt(0.0, "Module dropout", "Probability that a whole layer's adapter is skipped.", min=0.0, max=0.95)
     dora: bool = opt(False, "DoRA", "Learn the length of the weights apart from their direction (2402.09353), as the WebUI reads it; alpha must be the rank.")
-    start: str = opt("", "Start from", "A LoRA file to go on from; its ranks are taken over.")
+    start: str = opt("", "Start from", "A LoRA file to go on from; its ranks are taken over. What is switched off here (the text encoder too) stays as it is there.")
     save_dtype: str = opt("fp16", "Saved precision", "Precision of the saved file.", choices=("fp16", "bf16", "fp32"))
 
     def check(self) -> None:
         """Raises ValueError for block names there are not, and for what no file can say."""
-        check_blocks(self, self.text_encoder or bool(self.start))
+        check_blocks(self, self.text_encoder)
         ranks = block_ranks(self.block_ranks)
         if self.start and ranks:
             raise ValueError("block_ranks: the file in start says the ranks of its blocks: leave block_ranks empty, or start without a file")
@@ -124,6 +124,16 @@ class Adapter(Layer):
         return tuple(p.shape)
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What a module's layer is to be."""
+
+    rank: int
+    alpha: float
+    rate: float  # times the learning rate; 0: it stays as the file to start from has it
+    known: Mapping[str, Tensor] = field(default_factory=dict)  # its factors in that file
+
+
 class Adapters(LayerMethod):
     """An adapter beside each of the chosen modules."""
 
@@ -131,10 +141,10 @@ class Adapters(LayerMethod):
 
     def __init__(self, cfg: Any):
         super().__init__(cfg)
-        self.trains_text = self.settings.text_encoder
+        self.trains_text = self.settings.text_encoder or bool(self.settings.start)  # whose layers, if it has any, need the text encoder where it is
         self._draws = Draws(cfg.seed)
-        self._rates = block_rates(self.settings.block_rates)
-        self._start: Mapping[Target, Mapping[str, Tensor]] = {}
+        self._blocks, self._rates = chosen_blocks(self.settings.blocks), block_rates(self.settings.block_rates)
+        self._wanted: dict[Target, Wanted] = {}
 
     def make(self, module: nn.Module, rank: int, alpha: float, generator: Generator) -> Adapter:
         """A new layer of the family."""
@@ -145,46 +155,73 @@ class Adapters(LayerMethod):
         raise NotImplementedError
 
     def targets(self, sd: Components) -> Iterable[tuple[Target, nn.Module]]:
-        blocks = chosen_blocks(self.settings.blocks)
-        for part, root in parts(sd).items():
-            for path, module in root.named_modules():
-                known = isinstance(module, (nn.Linear, nn.Conv2d)) and self._rank(part, path, module) and not _of_nine(path, module)
-                if known and (part == "text" or path in OUTER or block_name(path) in blocks):
-                    yield (part, path), module
+        return [(target, module) for target, module in _modules(sd) if target in self._wanted]
 
-    def _rank(self, part: str, path: str, module: nn.Module) -> int:
-        """The rank of a module's layer; 0 where it gets none."""
-        s, own = self.settings, block_ranks(self.settings.block_ranks)
-        if self._start:
-            return s.rank if (part, path) in self._start else 0  # the file says which, and in most families of what rank
-        if not rate_of(self._rates, part, path):
-            return 0
+    def _from_settings(self, sd: Components) -> dict[Target, Wanted]:
+        """A layer beside each module whose kind, block and rank are chosen."""
+        ranks, found = block_ranks(self.settings.block_ranks), {}
+        for (part, path), module in _modules(sd):
+            rank, rate = self._rank(part, path, ranks), self._rate(part, path)
+            if rank and rate and self._in_blocks(part, path):
+                found[part, path] = Wanted(rank, self._alpha(path, module), rate)
+        return found
+
+    def _from_file(self, sd: Components) -> dict[Target, Wanted]:
+        """A layer beside each module of the file to start from, which in most families says its rank and alpha too."""
+        s, modules = self.settings, self._read_start(sd)
+        found = {target: Wanted(s.rank, self._alpha(target[1], module), self._rate(*target), modules[target]) for target, module in _modules(sd) if target in modules}
+        if lost := sorted({block_name(path) for part, path in modules if (part, path) not in found or not self._in_blocks(part, path)}, key=BLOCKS26.index):
+            raise ValueError(f"blocks: the file in start has layers in {', '.join(lost)} too, which the saved file would lack; choose these blocks as well (block_rates 0 keeps them as they are).")
+        return found
+
+    def _in_blocks(self, part: str, path: str) -> bool:
+        return part == "text" or path in OUTER or block_name(path) in self._blocks
+
+    def _rank(self, part: str, path: str, ranks: Mapping[str, int]) -> int:
+        """The rank of a module's layer by the settings; 0 where it gets none. `ranks`: those of blocks that have their own."""
+        s = self.settings
         if part == "text":
-            return own.get("BASE", s.rank) if s.text_encoder and ".encoder.layers." in path else 0
+            return ranks.get("BASE", s.rank) if ".encoder.layers." in path else 0
         if path in OUTER:
-            return (s.conv_rank or s.rank) * s.outer
-        rank = own.get(block_name(path), s.rank)
-        if ".transformer_blocks." in path:
-            return rank if (s.feed_forward if ".ff." in path else s.attention) else 0
-        if path.endswith(("proj_in", "proj_out")):
-            return rank if s.projections else 0
+            return s.conv_rank or s.rank
+        if ".transformer_blocks." in path or path.endswith(("proj_in", "proj_out")):
+            return ranks.get(block_name(path), s.rank)
         inner = path.startswith(("input_blocks.", "middle_block.", "output_blocks."))
         return s.conv_rank if inner else 0
 
-    def new_layer(self, target: Target, module: nn.Module, generator: Generator) -> Adapter:
-        s, known = self.settings, self._start.get(target)
-        path = target[1]
+    def _alpha(self, path: str, module: nn.Module) -> float:
+        s = self.settings
         small = isinstance(module, nn.Conv2d) and not path.endswith(("proj_in", "proj_out")) or ".emb_layers." in path or path in OUTER
-        layer = self.make(module, self._rank(*target, module), s.conv_alpha if small and s.conv_rank else s.alpha, generator)
+        return s.conv_alpha if small and s.conv_rank else s.alpha
+
+    def _rate(self, part: str, path: str) -> float:
+        """How many times the learning rate a module's layer learns at; 0 where the settings switch its kind off, or its block."""
+        return rate_of(self._rates, part, path) * self._kind_on(part, path)
+
+    def _kind_on(self, part: str, path: str) -> bool:
+        """Whether layers of the module's kind are trained; those of convolutions are switched by their rank, which a file to start from says."""
+        s = self.settings
+        if part == "text":
+            return s.text_encoder
+        if path in OUTER:
+            return s.outer
+        if ".transformer_blocks." in path:
+            return s.feed_forward if ".ff." in path else s.attention
+        return s.projections or not path.endswith(("proj_in", "proj_out"))
+
+    def new_layer(self, target: Target, module: nn.Module, generator: Generator) -> Adapter:
+        s, wanted = self.settings, self._wanted[target]
+        layer = self.make(module, wanted.rank, wanted.alpha, generator)
         layer.skip, layer.draws, layer.name = s.module_dropout, self._draws, ":".join(target)
-        if s.dora or known and "dora_scale" in known:
+        if s.dora or "dora_scale" in wanted.known:
             layer.decompose(module)
-        if known:
-            layer.fill(known)
+        if wanted.known:
+            layer.fill(wanted.known)
         return layer
 
-    def _read_start(self, sd: Components) -> None:
-        file = read_lora(self.settings.start)
+    def _read_start(self, sd: Components) -> Mapping[Target, Mapping[str, Tensor]]:
+        """The factors of the file to start from. Raises ValueError for one that cannot be gone on from here."""
+        file = read_lora(Path(self.settings.start).expanduser())
         for factors in file.modules.values():
             if not self.of_family(factors.keys() - {"alpha", "dora_scale"}):
                 names = ", ".join(sorted(factors.keys() - {"alpha"})[:3])
@@ -193,25 +230,22 @@ class Adapters(LayerMethod):
                 raise ValueError(f"start: {file.path.name} is a DoRA with a length per output channel, which the WebUI draws wrongly; only one per input channel goes on.")
             self.check_factors(file, factors)
         check_fits(file, weight_shapes(sd))
-        self._start = file.modules
+        return file.modules
 
     def check_factors(self, file: LoraFile, factors: Mapping[str, Tensor]) -> None:
         """Raises ValueError for factors that do not fit each other."""
 
     def attach(self, sd: Components) -> list[dict[str, Any]]:
-        if self.settings.start:
-            self._read_start(sd)
+        self._wanted = self._from_file(sd) if self.settings.start else self._from_settings(sd)
         groups = super().attach(sd)
-        self._check_start_kept()
-        self.trains_text = any(part == "text" for part, _ in self.layers)  # those of a file to start from too
-        if self.settings.text_encoder and not self.trains_text:
+        self.trains_text = self.settings.text_encoder or self._text_differs_without()
+        if self.settings.text_encoder and not any(part == "text" for part, _ in self.layers):
             raise ValueError(f"{self.kind}.text_encoder is on, but the file in {self.kind}.start has no layer of the text encoder: turn it off, or start from another file.")
         return groups
 
-    def _check_start_kept(self) -> None:
-        """Raises ValueError where layers of the file to start from would be missing in what is saved."""
-        if lost := sorted({block_name(path) for part, path in self._start if (part, path) not in self.layers}, key=BLOCKS26.index):
-            raise ValueError(f"blocks: the file in start has layers in {', '.join(lost)} too, which the saved file would lack; choose these blocks as well (block_rates 0 keeps them as they are).")
+    def _text_differs_without(self) -> bool:
+        """Whether the frozen prior, whose text states are kept beside the others, would be taken for them: layers of a start that stay as they are shape those alone."""
+        return bool(self.cfg.prior.weight) and any(part == "text" for part, _ in self.layers)
 
     def groups(self) -> list[dict[str, Any]]:
         groups = []
@@ -219,7 +253,7 @@ class Adapters(LayerMethod):
             by_rate: dict[float, list[Adapter]] = {}
             for (p, path), layer in self.layers.items():
                 if p == part:
-                    by_rate.setdefault(rate_of(self._rates, part, path), []).append(layer)
+                    by_rate.setdefault(self._wanted[p, path].rate, []).append(layer)
             for layer in by_rate.pop(0.0, ()):  # of the file to start from: it takes part, and stays as it is
                 layer.requires_grad_(False)
             groups += [{"params": params, "lr_scale": scale * rate * more} for rate, layers in by_rate.items() for params, more in self.split(layers)]
@@ -228,6 +262,10 @@ class Adapters(LayerMethod):
     def split(self, layers: list[Adapter]) -> list[tuple[list[nn.Parameter], float]]:
         """The parameters of layers, by how many times faster than the rest they learn."""
         return [([p for layer in layers for p in layer.parameters()], 1.0)]
+
+    def train(self, mode: bool = True) -> None:
+        for target, layer in self.layers.items():  # what stays as it is drops nothing, so that the text encoder's states under it can be cached
+            layer.train(mode and self._wanted[target].rate > 0)
 
     @property
     def saved_dtype(self) -> torch.dtype:
@@ -240,12 +278,24 @@ class Adapters(LayerMethod):
         """What the file has of each layer."""
         return {target: layer.tensors() for target, layer in self.layers.items()}
 
+    def trained(self, modules: Iterable[Target]) -> list[Target]:
+        """Those that do not stay as the file to start from has them."""
+        return [target for target in modules if self._wanted[target].rate]
+
     def export(self, path: Path, summary: Mapping[str, Any], made: Made) -> list[Path]:
         modules = self.saved_modules()
-        metadata = lora_metadata(self.cfg, summary, made, modules)
+        metadata = lora_metadata(self.cfg, summary, made, self.trained(modules))
         file = write_lora(path.with_name(path.name + ".safetensors"), modules, metadata, self.saved_dtype)
         write_card(file, self.cfg.trigger)
         return [file]
+
+
+def _modules(sd: Components) -> Iterator[tuple[Target, nn.Module]]:
+    """The modules that a layer can be beside, in the order in which random numbers are drawn for them."""
+    for part, root in parts(sd).items():
+        for path, module in root.named_modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)) and not _of_nine(path, module):
+                yield (part, path), module
 
 
 def _of_nine(path: str, module: nn.Module) -> bool:

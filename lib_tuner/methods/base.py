@@ -131,6 +131,7 @@ class Method:
 
     def snapshot(self) -> dict[str, Any]:
         """A state to export from if the run breaks; no more exact than the saved file, where a whole state would cost too much."""
+        self.follow()  # it may be taken of averages
         return self.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -167,8 +168,8 @@ class Method:
         return Costs(self.own_parameters(shapes) * (12 + copied + average_bytes(self.cfg.optim.name) + 4 * bool(self.cfg.optim.ema)))
 
     def triggers(self) -> str:
-        """The word that stands for [name] in templates and sample prompts."""
-        return self.cfg.trigger
+        """The word that stands for [name] in templates and sample prompts; of several words `Triggers`."""
+        return self.cfg.trigger.strip()
 
 
 class HookMethod(Method):

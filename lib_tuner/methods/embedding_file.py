@@ -24,6 +24,7 @@ from ..sd.pickles import read_pickle
 from . import embedding_png
 
 PICTURES = (".png", ".webp", ".jxl", ".avif")
+LONGEST = 200  # bytes of a name: file systems take 255, and step, ending and a temporary file's own come behind
 _MODELS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2", 1280: "Stable Diffusion XL"}
 # What Pillow and the decoding raise on broken pictures.
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, OverflowError, RecursionError, struct.error, zlib.error,
@@ -42,12 +43,14 @@ class Embedding:
 
 
 def valid_name(name: str) -> str:
-    """The name, if the WebUI takes it for an embedding: letters, digits, dot, underscore, dash and space. Raises ValueError."""
+    """The name, if the WebUI takes it for an embedding: letters, digits, dot, underscore, dash and space, and a file with its endings can have it. Raises ValueError."""
     bad = "".join(dict.fromkeys(c for c in name if not (c.isalnum() or c in "._- ")))
     if bad:
         raise ValueError(f"The name {name!r} contains {bad!r}; use letters, digits, spaces and . _ - only.")
     if name != name.strip(" .") or not name:
         raise ValueError(f"The name {name!r} is empty, or starts or ends with a space or dot; no file can be found under it.")
+    if len(name.encode()) > LONGEST:
+        raise ValueError(f"The name that begins with {name[:30]!r} is too long for a file; use at most {LONGEST} letters, or a third of that in Chinese.")
     return name
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from ..config import opt
+from ..optim import holds_average
 from .adapters import Adapter, AdapterConfig, Adapters, kaiming
 from .lora_file import LoraFile
 
@@ -133,12 +134,19 @@ class LoRA(Adapters):
         ups = [layer.up for layer in layers]
         return [([p for layer in layers for p in layer.parameters() if p is not layer.up], 1.0), (ups, self.settings.up_lr_ratio)]
 
-    @torch.no_grad()
     def after_step(self, step: int) -> None:
+        self._shorten(layer for layer in self.layers.values() if layer.up.requires_grad)
+
+    def follow(self) -> None:
+        self._shorten(layer for layer in self.layers.values() if holds_average(layer.up))  # that of short changes is not always short: it is of the factors
+
+    @torch.no_grad()
+    def _shorten(self, layers: Iterable[LoRALayer]) -> None:
+        """Brings changes to the limit of norms."""
         limit = self.settings.max_norm
         if not limit:
             return
-        for layer in filter(lambda layer: layer.up.requires_grad, self.layers.values()):  # kohya's scale_weight_norms: the factors share the correction
+        for layer in layers:  # kohya's scale_weight_norms: the factors share the correction
             ratio = (limit / layer.delta_weight().norm().clamp(min=1e-12)).clamp(max=1.0)
             factors = [p for name, p in layer.named_parameters() if name != "magnitude"]
             for p in factors:

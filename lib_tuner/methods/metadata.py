@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -232,10 +233,16 @@ def _settings(cfg: TrainConfig) -> dict[str, str]:
 
 
 def _local(value: Any) -> Any:
-    if not isinstance(value, str) or "\n" in value:
+    if not isinstance(value, str):
         return value
-    absolute = value.startswith("~") or PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()
-    return _last_name(value) if absolute else value
+    if "\n" not in value and _is_place(value):
+        return _last_name(value)
+    parts = re.split(r"(\s*[|;\n]\s*)", value)  # lines, and what a line of several words has: `name | vectors | initial text | file`
+    return "".join(_last_name(part.strip()) if _is_place(part.strip()) else part for part in parts)
+
+
+def _is_place(text: str) -> bool:
+    return text.startswith("~") or PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute()
 
 
 def _last_name(folder: Any) -> str:

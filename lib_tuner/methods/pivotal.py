@@ -27,7 +27,7 @@ from .lokr import LoKr, LoKrConfig
 from .lora import LoRA, LoRAConfig
 from .lora_file import read_lora, write_lora
 from .metadata import Made, lora_metadata, write_card
-from .textual_inversion import TextualInversion, TextualInversionConfig, WantedWord, Word, wanted_words
+from .textual_inversion import TextualInversion, TextualInversionConfig, WantedWord, Word, check_taught, wanted_words
 
 FAMILIES: dict[str, type[Adapters]] = {family.kind: family for family in (LoRA, LoHa, LoKr)}
 ALL_AT_ONCE = ("prodigy", "adamw_schedulefree")  # optimizers that count the steps, or find one rate, for all weights together
@@ -119,11 +119,16 @@ class PivotalTuning(Method):
         self._idle = ExitStack()
         self._scales: list[tuple[float, float]] = []  # of each group in the two stages; at 0 it is not trained
 
+    @classmethod
+    def check(cls, cfg: TrainConfig) -> None:
+        super().check(cfg)
+        check_taught(cfg.data.template, wanted_words(cfg.settings.words, cfg.name))
+
     # ---- attached ----------------------------------------------------------------------------------------------------
 
     def attach(self, sd: Components) -> list[dict[str, Any]]:
         if self.settings.layers.start:
-            self.words.bundled = read_lora(self.settings.layers.start).embeddings
+            self.words.bundled = read_lora(Path(self.settings.layers.start).expanduser()).embeddings
         words, layers = self.words.attach(sd), self.adapter.attach(sd)
         self._scales = [(1.0, self._further)] * len(words) + [(0.0, group["lr_scale"]) for group in layers]
         return [{**group, "lr_scale": self._further} for group in words] + layers
@@ -192,6 +197,10 @@ class PivotalTuning(Method):
             for word in self.words.words:
                 word.control(self.words.settings.norm, self.lr_at(step - 1) * scale)
 
+    def follow(self) -> None:
+        self.words.follow()
+        self.adapter.follow()
+
     # ---- kept --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -204,7 +213,7 @@ class PivotalTuning(Method):
     def export(self, path: Path, summary: Mapping[str, Any], made: Made) -> list[Path]:
         """The adapter's file, with or without the words, its card, and the words' files."""
         kind, modules = self.settings.save_bundle, self.adapter.saved_modules()
-        metadata = lora_metadata(self.adapter.cfg, summary, made, modules, self.cfg)
+        metadata = lora_metadata(self.adapter.cfg, summary, made, self.adapter.trained(modules), self.cfg)
         inside = {} if kind == "separate" else {word.name: word.vectors for word in self.words.words}
         file = write_lora(path.with_name(path.name + ".safetensors"), modules, metadata, self.adapter.saved_dtype, inside)
         write_card(file, self.triggers())

@@ -16,7 +16,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from ..config import opt
+from ..data.prompts import Triggers, mentions, template_lines
 from ..host import Components
+from ..optim import holds_average
 from ..sd.loss import generator_for
 from ..settings import TrainConfig
 from .base import Method, no_blocks
@@ -31,7 +33,7 @@ class TextualInversionConfig:
     vectors: int = opt(4, "Vectors", "How many tokens of the prompt the word takes; more learn more and leave less room.", min=1, max=75, essential=True)
     init: str = opt("*", "Initial text", "Text whose vectors the word starts from, spread over its own; empty: small random numbers.", essential=True)
     start: str = opt("", "Start from", "An embedding file of the WebUI to go on from (.pt, .safetensors, or a picture that carries one).")
-    embeddings: str = opt("", "Several words", "One a line or separated by `;`: `name | vectors | initial text | file to start from`. Empty: the run's name with the settings above.")
+    embeddings: str = opt("", "Several words", "One a line or separated by `;`: `name | vectors | initial text | file to start from`. A caption that has none of them gets all. Empty: the run's name with the settings above.")
     norm: str = opt("off", "Norm control", "Keep each vector's length, or pull it to the usual length of a word after each step.", choices=("off", "keep", "prior"))
     norm_target: float = opt(0.0, "Usual length", "The length to which `prior` pulls; 0: that of the model's own words, about 0.4 in SD1.5.", min=0.0, max=100.0)
     save_pt: bool = opt(False, "Also save .pt", "Beside .safetensors, a .pt that WebUI 1.9.4 accepts.")
@@ -69,6 +71,17 @@ def wanted_words(cfg: TextualInversionConfig, name: str) -> list[WantedWord]:
     if len({word.name for word in words}) < len(words):
         raise ValueError("embeddings: two words have the same name; give each its own")
     return words
+
+
+def check_taught(template: str, words: list[WantedWord]) -> None:
+    """Raises ValueError for a template with which no prompt can have a word that is to be learned; a missing one is refused where it is read."""
+    try:
+        lines = template_lines(template) if template else []
+    except (OSError, ValueError):
+        return
+    trigger = Triggers.of(word.name for word in words)
+    if lines and not any("[name]" in line or "[filewords]" in line or mentions(line, trigger) for line in lines):
+        raise ValueError(f"data.template: {template!r} has neither [name] nor [filewords], so no picture would teach {trigger}; choose one that has, such as subject.")
 
 
 class Word(nn.Module):
@@ -109,6 +122,11 @@ class TextualInversion(Method):
         self.words: list[Word] = []
         self._splices, self._sd = ExitStack(), None
 
+    @classmethod
+    def check(cls, cfg: TrainConfig) -> None:
+        super().check(cfg)
+        check_taught(cfg.data.template, wanted_words(cfg.settings, cfg.name))
+
     def attach(self, sd: Components) -> list[dict[str, Any]]:
         self._sd = sd
         table = sd.text.embedding.weight.detach()  # (V, C)
@@ -124,7 +142,7 @@ class TextualInversion(Method):
     def _initial(self, wanted: WantedWord, sd: Components, table: Tensor, typical: Tensor, number: int) -> Tensor:
         """(n, C): from a file, or the initial text's vectors stretched over n as the WebUI does, or random ones of a hundredth part of a word's length."""
         if wanted.start:
-            return read_embedding(wanted.start, width=table.shape[1]).vectors
+            return read_embedding(Path(wanted.start).expanduser(), width=table.shape[1]).vectors
         ids = sd.text.tokenizer.encode(wanted.init)
         if ids:
             return table[torch.tensor([ids[i * len(ids) // wanted.vectors] for i in range(wanted.vectors)], device=table.device)].float()
@@ -148,12 +166,17 @@ class TextualInversion(Method):
             self._splice()
 
     def triggers(self) -> str:
-        return " ".join(word.name for word in wanted_words(self.settings, self.cfg.name))
+        return Triggers.of(word.name for word in wanted_words(self.settings, self.cfg.name))
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         for word in self.words:
             word.control(self.settings.norm, self.lr_at(step - 1))
+
+    def follow(self) -> None:
+        for word in self.words:
+            if self.settings.norm == "keep" and holds_average(word.vectors):  # vectors of one length have a shorter mean; `prior` pulls step by step
+                word.control("keep", 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         return {word.name: {k: v.detach().clone() for k, v in word.state_dict().items()} for word in self.words}
