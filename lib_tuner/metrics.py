@@ -6,7 +6,6 @@ timestep alone, so they are comparable between steps, runs and machines; the ave
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .data.prompts import mentions
 from .sd.inpaint import joined
 from .sd.loss import generator_for
 from .sd.schedule import Schedule
@@ -146,7 +146,7 @@ def moved(answers: Tensor, frozen: Tensor) -> float:
 def drift_prompts(class_prompts: Sequence[str], trigger: str) -> list[str]:
     """What language drift is measured on: a few class prompts and ordinary ones, none with a word of the trigger that stands for the subject."""
     prompts = [*class_prompts[:4], *ORDINARY]
-    return [p for p in prompts if not trigger.strip() or not re.search(rf"(?<!\w){re.escape(trigger.strip())}(?!\w)", p, re.IGNORECASE)]
+    return [p for p in prompts if not mentions(p, trigger)]
 
 
 def _noise(x0: Tensor, seed: int, indices: Iterable[Any], stream: str) -> Tensor:

@@ -84,9 +84,8 @@ class Step:
 
     def __post_init__(self):
         self.schedule = schedule_for(self.cfg.loss, self.sd.schedule)
-        method = self.state.method
         self._cached = TextCache(self.sd.text)
-        self._frozen_text = TextCache(self.sd.text) if method.trains_text else self._cached
+        self._frozen_text = TextCache(self.sd.text)  # what the method does to the text encoder is not in it
         self.params = [p for group in self.state.optimizer.param_groups for p in group["params"]]
         self.look_every = self.look_every or (1 if self.sd.device.type == "cpu" else READ_EVERY)
         self._bad = torch.zeros((), dtype=torch.bool, device=self.sd.device)

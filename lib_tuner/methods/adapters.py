@@ -238,14 +238,10 @@ class Adapters(LayerMethod):
     def attach(self, sd: Components) -> list[dict[str, Any]]:
         self._wanted = self._from_file(sd) if self.settings.start else self._from_settings(sd)
         groups = super().attach(sd)
-        self.trains_text = self.settings.text_encoder or self._text_differs_without()
+        self.trains_text = self.settings.text_encoder
         if self.settings.text_encoder and not any(part == "text" for part, _ in self.layers):
             raise ValueError(f"{self.kind}.text_encoder is on, but the file in {self.kind}.start has no layer of the text encoder: turn it off, or start from another file.")
         return groups
-
-    def _text_differs_without(self) -> bool:
-        """Whether the frozen prior, whose text states are kept beside the others, would be taken for them: layers of a start that stay as they are shape those alone."""
-        return bool(self.cfg.prior.weight) and any(part == "text" for part, _ in self.layers)
 
     def groups(self) -> list[dict[str, Any]]:
         groups = []
