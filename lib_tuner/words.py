@@ -10,6 +10,11 @@ def number_of(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
+def gigabytes(n: float) -> str:
+    """`4.6 GB`, of 1e9 bytes each."""
+    return f"{n / 1e9:.1f} GB"
+
+
 def first_line(error: BaseException) -> str:
     """What a library says in many lines, in one; its kind where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -33,7 +33,7 @@ LEVELS = (
     ("live",),
     ("runs",),
     ("queue_file",),
-    ("work",),
+    ("foreseen", "work"),
     ("datasets", "jobs", "outlook", "toolbox"),
     ("grid", "keeping", "measuring"),
     ("comparisons", "dataset_audit", "dataset_crops", "dataset_tags"),

@@ -325,5 +325,5 @@ def test_the_plan_says_what_masks_cost(values):
         return next(line for line in outlook(cfg, Standalone(cfg).forecast()).lines if line.startswith("An inpainting model: "))
 
     assert line().endswith("each view of a picture is encoded 2 times, whole and without what a random mask hides: 4 latents, 0.0 MB in the cache.")
-    assert "encoded 65 times" in line(**{"inpaint.variants": 64}) and "130 latents, 0.3 MB" in line(**{"inpaint.variants": 64})
+    assert "encoded 65 times" in line(**{"inpaint.variants": 64}) and "130 latents, 0.1 MB" in line(**{"inpaint.variants": 64})
     assert "a new random mask for every example" in line(**{"data.cache": "off"})

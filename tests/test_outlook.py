@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -47,7 +48,28 @@ def test_a_plan_says_what_will_happen(small_run):
 
 
 def test_a_run_as_it_should_be_has_no_warnings(small_run):
-    assert plan({**small_run, **SAMPLED, "optim.lr": "1e-4", "trigger": "zwx"}).warnings == []
+    assert plan({**small_run, **SAMPLED, "optim.lr": "2e-3", "trigger": "zwx"}, SMALL).warnings == []
+
+
+def test_a_size_of_the_embedded_model_is_warned_of_with_a_real_one(small_run, tmp_path):
+    """The form starts with it, and so does whoever chooses another model in it."""
+    drawn = tmp_path / "demo-data" / "data" / "class"
+    drawn.mkdir(parents=True)
+    Image.new("RGB", (64, 64)).save(drawn / "a.png")
+    found = warned({**small_run, "sample.cfg": 3.0, "data.class_folder": str(drawn)}, "64 px is far less than the 512 px of SD1.5")
+    assert found.fix.values == {"data.resolution": 512, "data.bucket_min": 256, "data.bucket_step": 64, "sample.cfg": 7.0, "data.class_folder": ""}
+    assert not [w for w in plan(small_run, SMALL).warnings if "px" in w.text]
+
+
+def test_a_card_that_pytorch_cannot_use_is_said(small_run, tmp_path, monkeypatch):
+    assert not [w for w in plan(small_run).warnings if "NVIDIA" in w.text]
+    warned(small_run, "has an NVIDIA card, but its PyTorch computes on the CPU alone", replace(ROOM, idle_gpu=True))
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for cuda, idle in ((None, True), ("12.6", False)):
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        assert Standalone(settings(small_run)).forecast().idle_gpu is idle
 
 
 def test_buckets_and_class_pictures_are_counted(small_run, tmp_path):
@@ -110,7 +132,7 @@ def test_a_text_encoder_of_a_start_that_is_switched_off(small_run, tmp_path):
     file, plain = str(tmp_path / "te.safetensors"), {key: value for key, value in small_run.items() if not key.startswith("lora.")}
     assert warned({**small_run, "lora.start": file}, "stays as it is there").fix.values == {"lora.text_encoder": True}
     assert warned({**plain, "method": "pivotal", "pivotal.layers.start": file, "pivotal.inversion_steps": 2}, "stays as it is there").fix.values == {"pivotal.layers.text_encoder": True}
-    for other in (str(tmp_path / "un.safetensors"), "gone.safetensors", "", __file__):
+    for other in (str(tmp_path / "un.safetensors"), "", __file__):
         assert not [w for w in plan({**small_run, "lora.start": other}).warnings if "stays" in w.text]
 
 
@@ -177,6 +199,20 @@ def test_what_is_wrong_is_said_under_its_settings_key(small_run):
     with pytest.raises(ValueError, match="data.folder: is empty"):
         refuse(settings({**small_run, "data.folder": " "}))
     refuse(settings(small_run))
+
+
+def test_files_and_folders_that_a_run_would_fail_at_are_said_before_it_waits_for_its_turn(small_run, tmp_path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    save_file({"lora_unet_x.lora_up.weight": torch.ones(2, 2)}, tmp_path / "lora.safetensors")
+    (tmp_path / "file").write_text("x")
+    for key, value, words in (
+        ("checkpoint", tmp_path / "a.png", "a.png is a picture, not a checkpoint"), ("checkpoint", tmp_path / "lora.safetensors", "is a LoRA, not a full Stable Diffusion 1.5"),
+        ("lora.start", tmp_path / "gone", "gone' does not exist"), ("data.validation_folder", tmp_path / "held", "held' does not exist"),
+        ("output", tmp_path / "file" / "below", "no folder can be made in .*file'; choose a folder"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words) as caught:
+            refuse(settings({**small_run, key: str(value)}))
+        assert str(caught.value).startswith(f"{key}: ") and "\n" not in str(caught.value)
 
 
 def test_the_standalone_host_foresees_memory_from_the_models_own_size(small_run):

@@ -77,9 +77,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     tensors, metadata = read_tensors(path)
-    kind = kind_of({key: tuple(tensor.shape) for key, tensor in tensors.items()})
-    if kind not in ("sd1", "sd1-inpainting"):
-        raise ValueError(f"{path.name} is {describe(kind)}, not a full Stable Diffusion 1.5 checkpoint; choose a checkpoint with UNet, VAE and text encoder.")
+    kind = _check_kind(path, {key: tuple(tensor.shape) for key, tensor in tensors.items()})
     unet, vae, text = _parts(tensors)
     _check_parts(path, unet, vae, text)
     return Checkpoint(
@@ -93,6 +91,20 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         heads=_heads(path, metadata),
         position_ids=any(key.endswith("embeddings.position_ids") for key in tensors),
     )
+
+
+def glance(path: str | Path) -> None:
+    """Raises what `read_checkpoint` would, as far as the first bytes tell and, of a .safetensors, its header; in milliseconds."""
+    path = Path(path)
+    if is_safetensors(path):
+        _check_kind(path, read_header(path)[0])
+
+
+def _check_kind(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    kind = kind_of(shapes)
+    if kind not in ("sd1", "sd1-inpainting"):
+        raise ValueError(f"{path.name} is {describe(kind)}, not a full Stable Diffusion 1.5 checkpoint; choose a checkpoint with UNet, VAE and text encoder.")
+    return kind
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
