@@ -182,6 +182,9 @@ SAID = {
     "data.folder: '/tmp/x' holds no picture to train on: a.png is an empty file (0 bytes).": "data.folder：'/tmp/x' 中没有可用于训练的图片：a.png 是空文件（0 字节）。",
     "a.safetensors: 277 of 277 parts are taken by the host; a.pt: 1 of 1 parts are taken by the host":
         "a.safetensors：程序读取了 277 个部分中的 277 个；a.pt：程序读取了 1 个部分中的 1 个",
+    "cat-b.safetensors: 277 of 277 parts are taken by the host": "cat-b.safetensors：程序读取了 277 个部分中的 277 个",
+    "my cat.pt: 3 of 4 parts are taken by the host; 1 part the host does not know":
+        "my cat.pt：程序读取了 4 个部分中的 3 个；1 part the host does not know",
     "No run is going. There is no such file.": "没有正在进行的训练。没有这个文件。",
     "steps: -5 is outside [1, 10]\nsteps: 1.5 is not a whole number": "steps：-5 超出范围 [1, 10]\nsteps：1.5 不是整数",
     "cat is paused, so there is nothing to resume.": "cat 的状态是“已暂停”，没有可以继续的内容。",
