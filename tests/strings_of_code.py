@@ -34,6 +34,7 @@ SAYS = frozenset((  # functions whose answer is told
 PIECES = (  # words that are put together in other ways; each stands so in the source
     "gradient checkpointing", "channels-last", "the model that is loaded first", "given twice", "make room", "choose a disk that takes files of this size",
     "make it writable or choose another folder", "a file without tensors", "a weights file of an unknown kind", "and {0} more", "the Train tab writes embeddings in every form", "the WebUI reads hypernetworks as .pt alone", "nothing is known of its form", "done", "nan", "failed", "stopped",
+    "save of a run", "LoRA, embedding or hypernetwork",
 )  # fmt: skip
 SILENT = frozenset((  # calls whose texts no page shows, or as what other collectors find
     "write", "add_argument", "compile", "debug", "info", "warning", "error", "exception", "opt", "_goal", "_pace", "HTTPException",
@@ -154,6 +155,8 @@ class Reader:
     def _Call(self, node, scope, given, depth):
         if isinstance(node.func, ast.Attribute) and node.func.attr in ("strip", "rstrip"):
             return self.texts(node.func.value, scope, given, depth)
+        if isinstance(node.func, ast.Attribute) and node.func.attr == "join" and isinstance(node.args[0], (ast.List, ast.Tuple)):
+            return self._hole([text for one in node.args[0].elts for text in self.texts(one, scope, given, depth)])
         if not isinstance(node.func, ast.Name) or node.func.id == "str":
             return [HOLE]
         source, function = self.shared.get(node.func.id, (None, None))

@@ -243,6 +243,7 @@ def test_chinese_marks_beside_chinese_letters():
         "{0} is outside [{1}, {2}]", "{0} is not one of {1}; did you mean {2}?", "t_min ({0}) must be below t_max ({1})", "{0} is not a whole number",  # checks
         "No run is going.", "has no caption", "is an empty file (0 bytes)", "a LoRA", "{0} learns nothing; give a rate above 0.",  # errors and problems
         "The settings of {0} are in the form.", "Kept as {0}.", "{0} exists already; choose another name.", "there is no preset named {0} in {1}",  # answers
+        "Axis {0} ({1}) has no value; write some, or choose no axis there.",  # joined to others
     ),
 }.items())  # fmt: skip
 def test_known_texts_are_found(kind, texts):

@@ -185,6 +185,9 @@ SAID = {
     "cat-b.safetensors: 277 of 277 parts are taken by the host": "cat-b.safetensors：程序读取了 277 个部分中的 277 个",
     "my cat.pt: 3 of 4 parts are taken by the host; 1 part the host does not know":
         "my cat.pt：程序读取了 4 个部分中的 3 个；1 part the host does not know",
+    "Axis Y: 999 is no number from 1 to 30; it is left out.\nAxis Y (CFG scale) has no value; write some, or choose no axis there.":
+        "坐标轴 Y：999 不是 1 到 30 之间的数值；已略去。\n坐标轴 Y（提示词引导系数（CFG））没有值；请填写，或不选择坐标轴。",
+    "Axis X: 'nose' is no save of a run that is known here; it is left out.": "坐标轴 X：这里没有 'nose'（训练的存档）；已略去。",
     "No run is going. There is no such file.": "没有正在进行的训练。没有这个文件。",
     "steps: -5 is outside [1, 10]\nsteps: 1.5 is not a whole number": "steps：-5 超出范围 [1, 10]\nsteps：1.5 不是整数",
     "cat is paused, so there is nothing to resume.": "cat 的状态是“已暂停”，没有可以继续的内容。",
