@@ -108,6 +108,31 @@ def test_what_is_wrong_is_said_before_anything_is_drawn(page, trained):
     page.sees("#tuner-c-plan", "Two axes change the same thing (Seed)")
 
 
+WRONG = (
+    ({"steps": "0"}, "Sampling steps: 0 is not between 1 and 150."), ({"cfg": "99"}, "CFG scale: 99 is not between 1 and 30."), ({"width": "7"}, "Width: 7 is not between 64 and 4096."),
+    ({"width": "513"}, "Width: 513 is not a multiple of 8."), ({"seed": "1.5"}, "Seed: 1.5 is not a whole number."),
+    ({"height": "", "steps": "151"}, "Height is empty; write a number.\nSampling steps: 151 is not between 1 and 150."),
+)  # fmt: skip
+
+
+@own_script
+def test_a_number_that_cannot_be_is_said_in_red_by_its_name(page, trained):
+    choose(page, "robot-a-001")
+    page.sees("#tuner-c-plan", "9 pictures")
+    colour = "getComputedStyle(document.querySelector('#tuner-c-plan')).color"
+    quiet = page.page.evaluate(colour)
+    for values, said in WRONG:
+        before = {key: page.page.input_value(f"#tuner-c-{key}") for key in values}
+        for key, value in values.items():
+            page.page.fill(f"#tuner-c-{key}", value)
+        page.page.wait_for_function("(said) => document.querySelector('#tuner-c-plan').innerText === said", arg=said, timeout=5000)
+        assert page.page.evaluate(colour) != quiet
+        expect(page.page.locator("#tuner-c-draw")).to_be_disabled()
+        for key, value in before.items():
+            page.page.fill(f"#tuner-c-{key}", value)
+        page.sees("#tuner-c-plan", "9 pictures")
+
+
 @own_script
 def test_an_earlier_grid_is_opened_after_a_reload_and_its_settings_taken(page, trained):
     choose(page, "robot-a-001")

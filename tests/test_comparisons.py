@@ -210,6 +210,7 @@ def test_while_a_run_goes_the_grid_says_so(made, run, small_run):
 @pytest.mark.parametrize(("more", "said"), [
     ({"files": (("nothing", 1.0, ""),)}, "nothing is no LoRA, embedding or hypernetwork here"), ({"axes": {"w": Axis("seed", "1")}}, "w is no axis"),
     ({"run": "0" * 12}, "That run's folder is gone"), ({"axes": {"x": Axis("seed", ",")}}, "has no value"),
+    ({"width": 513}, "513 px is no multiple of 8"), ({"height": 100}, "100 px is no multiple of 8"),
 ])  # fmt: skip
 def test_an_order_that_cannot_be_is_a_sentence(made, run, more, said):
     with pytest.raises(ValueError, match=said):
