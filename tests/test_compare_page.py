@@ -78,6 +78,10 @@ def test_a_cell_is_shown_large_and_a_row_is_drawn_again(page, trained):
     page.page.locator(GRID).nth(1).click()
     page.sees(".tuner-c-large pre", "Seed: 5")
     page.sees(".tuner-c-large pre", "robot-a-000002 (")
+    page.page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")  # as over plain http
+    page.page.get_by_role("button", name="Copy the prompt").click()
+    page.sees("#tuner-c-message", "The prompt is copied.")
+    page.page.locator("#tuner-c-close").focus()
     page.page.keyboard.press("Escape")
     expect(page.page.locator(".tuner-c-large")).to_have_count(0)
     assert page.page.evaluate("document.activeElement.dataset.cell") == "1"
