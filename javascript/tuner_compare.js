@@ -133,7 +133,7 @@
             offered.value = "";
             changed();
         } }, h("option", { value: "" }, tuner.t("add…")), kind.offered.map((text) => h("option", { value: text }, text))) : null;
-        return h("div", { class: "tuner-c-axis" }, h("label", { for: id }, NAMES[name]()), select, input, offered, kind ? h("small", { id: `${id}-help` }, tuner.t(kind.help)) : null);
+        return h("div", { class: "tuner-c-axis" }, h("label", { for: id }, NAMES[name]()), select, input, offered, kind ? h("small", { id: `${id}-help` }, tuner.marked(tuner.t(kind.help))) : null);
     }
 
     function going() {
@@ -173,6 +173,8 @@
             }
         }, wait);
     }
+
+    compare.planAgain = () => planSoon(0);
 
     compare.pictures = (n) => tuner.count(n, "{0} picture", "{0} pictures");
 

@@ -26,6 +26,7 @@
             }
             drawWork();
             if (worked !== going()) await drawEarlier();
+            if (worked && !going()) compare.planAgain(); // it is known now how long a picture takes
             worked = going();
         } catch (error) {
             compare.say(error.message, true);

@@ -61,6 +61,8 @@ def test_the_saves_of_a_run_are_beside_each_other(page, server, trained):  # noq
     expect(page.page.locator("#tuner-c-prompt")).to_have_value("a green robot on a white background")
     page.sees("#tuner-c-plan", "9 pictures (3 × 3)")
     drawn(page, 9)
+    page.sees("#tuner-c-plan", "9 pictures (3 × 3), about")
+    expect(page.page.locator("#tuner-c-axis-x-help code").first).to_have_text("my-cat-001 500")
     assert page.page.locator("#tuner-c-grid thead th").all_inner_texts() == ["without files", "robot-a-001 2", "robot-a-001 end"]
     assert page.page.locator("#tuner-c-grid tbody th span").all_inner_texts() == ["1", "2", "3"]
     sources = page.page.evaluate(f"[...document.querySelectorAll('{GRID}')].map((i) => i.src)")
