@@ -29,7 +29,7 @@ SAYS = frozenset((  # functions whose answer is told
     "outlook.py:_pictures", "outlook.py:_buckets", "outlook.py:_masks", "outlook.py:_length", "outlook.py:_stages", "outlook.py:_time", "outlook.py:_memory", "host.py:__str__",
     "arguments.py:refusal", "mirrored.py:refusal", "lora_file.py:__str__", "extract.py:__str__", "recipe.py:__str__", "__init__.py:_of_values", "__init__.py:_draft", "kohya_forms.py:of_metadata", "advisor.py:__str__",
     "audit.py:too_small", "audit.py:blurred", "audit.py:barred", "audit.py:even", "audit.py:blocky", "audit.py:wrong_mode", "audit.py:transparent", "audit.py:animated", "audit.py:turned",
-    "audit.py:too_long",
+    "audit.py:too_long", "captions.py:problem", "journal.py:_advice",
 ))  # fmt: skip
 PIECES = (  # words that are put together in other ways; each stands so in the source
     "gradient checkpointing", "channels-last", "the model that is loaded first", "given twice", "make room", "choose a disk that takes files of this size",
@@ -227,7 +227,14 @@ def _told_by(node: ast.AST) -> list[ast.expr]:
 
 def _said_by(node: ast.AST, source: Source) -> list[ast.expr]:
     says = isinstance(node, ast.FunctionDef) and f"{source.path.name}:{node.name}" in SAYS
-    return [part for value in returned(node) for part in (value.elts if isinstance(value, ast.Tuple) else [value])] if says else []
+    return [part for value in returned(node) for part in _parts(value, bindings(node.body))] if says else []
+
+
+def _parts(value: ast.expr, names: dict[str, list[ast.expr]]) -> list[ast.expr]:
+    """What a function that says something may give back: a tuple's parts, and of `table.get(key, other)` each of the table's values and the other."""
+    if isinstance(value, ast.Call) and _name(value) == "get" and isinstance(value.func.value, ast.Name):
+        return [*(one for table in names.get(value.func.value.id, []) if isinstance(table, ast.Dict) for one in table.values), *value.args[1:]]
+    return value.elts if isinstance(value, ast.Tuple) else [value]
 
 
 def _silent(node: ast.AST) -> bool:
