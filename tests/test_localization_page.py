@@ -211,6 +211,29 @@ def test_joined_sentences_are_said_part_by_part(chinese):
     assert dict(zip(SAID, said)) == SAID
 
 
+# (sentence, the field at which it stands): with labels for keys, in English and in Chinese
+LABELLED = {
+    ("validate_every is 10, but data.validation_folder is empty: name a folder, or set it to 0", "validate_every"):
+        ("is 10, but “Held-out pictures” is empty: name a folder, or set it to 0", "为 10，但“验证图片”为空：请指定文件夹，或设为 0"),
+    ("every is 10, but there are no prompts: write one, or set every to 0", "sample-every"):
+        ("is 10, but there are no prompts: write one, or set “Sample every (steps)” to 0", "为 10，但没有提示词：请写一个，或把“样图间隔（步）”设为 0"),
+    ("blocks: 'FOO' is no block; there are BASE, IN00 to IN11, M00 and OUT00 to OUT11, or write all", "lora-blocks"):
+        ("'FOO' is no block; there are BASE, IN00 to IN11, M00 and OUT00 to OUT11, or write all", "'FOO' 不是分层名称；可用 BASE、IN00 到 IN11、M00 和 OUT00 到 OUT11，或写 all"),
+    ("BASE is the text encoder, which is not trained: turn text_encoder on, or leave BASE out", "lora-blocks"):
+        ("BASE is the text encoder, which is not trained: turn “Text encoder” on, or leave BASE out", "BASE 是文本编码器，而它不参与训练：请打开“文本编码器”，或去掉 BASE"),
+    ("data.folder: '/tmp/data.cache' holds no picture to train on: a.png is an empty file (0 bytes).", ""):
+        ("Data folder: '/tmp/data.cache' holds no picture to train on: a.png is an empty file (0 bytes).", "数据文件夹：'/tmp/data.cache' 中没有可用于训练的图片：a.png 是空文件（0 字节）。"),
+}  # fmt: skip
+
+
+@own_script
+def test_settings_are_named_by_their_labels_and_not_at_their_own_field(chinese):
+    said = "(all) => all.map(([text, id]) => tuner.saidOfSettings(text, id && `tuner-f-${id}`))"
+    assert dict(zip(LABELLED, chinese.page.evaluate(said, list(LABELLED)))) == {case: zh for case, (_, zh) in LABELLED.items()}
+    chinese.choose("en")
+    assert dict(zip(LABELLED, chinese.page.evaluate(said, list(LABELLED)))) == {case: en for case, (en, _) in LABELLED.items()}
+
+
 def filled(text: str, values: list[str]) -> str:
     return re.sub(r"\{(\d)\}", lambda hole: values[int(hole[1])], text)
 
