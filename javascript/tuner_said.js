@@ -42,7 +42,7 @@
         const said = (piece) => sentence(piece, least);
         return (KEY.test(text) ? after(text, least) : null) ?? whole(text, least, true) ?? run(text, least) ?? joined(text, "; ", said, true)
             ?? after(text, least, (rest) => whole(rest, least, true)) ?? whole(text, least) ?? joined(text, "; ", said) ?? after(text, least) ?? predicate(text, least)
-            ?? joined(text, ", ", (piece) => made[piece] ?? piece) ?? text;
+            ?? joined(text, ", ", (piece) => (/[ -]/.test(piece) && made[piece]) || piece) ?? text; // a word alone in a list is a name to be typed: none, style
     }
 
     function whole(text, least, simple = false) {

@@ -188,6 +188,7 @@ SAID = {
     "Axis Y: 999 is no number from 1 to 30; it is left out.\nAxis Y (CFG scale) has no value; write some, or choose no axis there.":
         "坐标轴 Y：999 不是 1 到 30 之间的数值；已略去。\n坐标轴 Y（提示词引导系数（CFG））没有值；请填写，或不选择坐标轴。",
     "Axis X: 'nose' is no save of a run that is known here; it is left out.": "坐标轴 X：这里没有 'nose'（训练的存档）；已略去。",
+    "data.template: there is no file 'x'; name a file, or one of none, object, style.": "data.template：没有文件 'x'；请指定一个文件，或从 none, object, style 中选择。",
     "truncate: limit is to be a whole number.": "truncate：limit 应为整数。",
     "a b.txt is neither UTF-8 nor UTF-16 and was read as Windows-1252; its bytes are kept.": "a b.txt 既不是 UTF-8 也不是 UTF-16，已按 Windows-1252 读取；其字节保持不变。",
     "The journal in /x/y cannot be written (No space left on device), so nothing was changed; make room on the disk.":
