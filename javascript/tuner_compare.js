@@ -184,7 +184,7 @@
         if (!line) return;
         const [columns, rows, planes] = found ? found.shape : [0, 0, 0];
         const size = found ? `${columns} × ${rows}${planes > 1 ? ` × ${planes}` : ""}` : "";
-        tuner.text(line, error || [`${compare.pictures(found.count)} (${size})`, found.seconds === null ? tuner.t("how long it takes is known after the first ones") : tuner.t("about {0}", tuner.duration(found.seconds))].join(", "));
+        tuner.text(line, error || [`${compare.pictures(found.count)} (${size})`, found.seconds === null ? tuner.t("how long it takes is known after the first ones") : tuner.t("about {0}", tuner.duration(found.seconds))].join(tuner.t(", ")));
         line.classList.toggle("tuner-bad-text", Boolean(error));
         byId("tuner-c-problems").replaceChildren(...(found ? found.problems : []).map((text) => h("li", {}, tuner.said(text))));
         byId("tuner-c-draw").disabled = !found;
