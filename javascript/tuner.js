@@ -49,6 +49,9 @@ window.tuner = window.tuner || {};
         return element;
     };
 
+    // Text with `code` in it, as parts for an element.
+    tuner.marked = (text) => text.split("`").map((part, i) => (i % 2 ? tuner.h("code", {}, part) : part));
+
     // Sets what has changed alone, so that a selection or a screen reader is not disturbed every second.
     tuner.text = function (element, text) {
         if (element.textContent !== text) element.textContent = text;

@@ -81,19 +81,36 @@
         return label(tuner.t("Saves of a run"), select, "tuner-c-run", tuner.t("Fills the form with its sample prompt and puts its saves beside each other."));
     }
 
+    const RANGES = { width: [64, 4096, 8], height: [64, 4096, 8], steps: [1, 150, 1], cfg: [1, 30], seed: [0, 4294967295, 1], weight: [-16, 16] }; // least, most, and what it is a multiple of
+    const LABELS = () => ({ width: tuner.t("Width"), height: tuner.t("Height"), steps: tuner.t("Sampling steps"), cfg: tuner.t("CFG scale"), seed: tuner.t("Seed") });
+    const typed = (input) => (input.value === "" ? "" : Number(input.value)); // an emptied field is no number, and not the one that stood there
+
+    // What is wrong with the numbers of the form, a sentence each: what the server says of a body is not meant for people.
+    function wrongNumbers() {
+        const numbers = Object.entries(LABELS()).map(([key, name]) => [name, form[key], RANGES[key]]);
+        const weights = form.files.map((file, i) => (file.name ? [tuner.t("Weight of file {0}", i + 1), file.weight, RANGES.weight] : null));
+        return [...numbers, ...weights.filter(Boolean)].map((one) => wrongNumber(...one)).filter(Boolean);
+    }
+
+    function wrongNumber(name, value, [low, high, unit]) {
+        if (typeof value !== "number") return tuner.t("{0} is empty; write a number.", name);
+        if (!(value >= low && value <= high)) return tuner.t("{0}: {1} is not between {2} and {3}.", name, value, low, high);
+        if (!unit || value % unit === 0) return "";
+        return unit === 1 ? tuner.t("{0}: {1} is not a whole number.", name, value) : tuner.t("{0}: {1} is not a multiple of {2}.", name, value, unit);
+    }
+
     function base() {
         const text = (key, name, rows) => { const id = `tuner-c-${key}`; return label(name, h("textarea", { id, rows, oninput: (event) => set(key, event.target.value) }, form[key]), id); };
-        const number = (key, name, low, high, step = 1) => { const id = `tuner-c-${key}`; return label(name, h("input", { type: "number", id, min: low, max: high, step, value: form[key], oninput: (event) => { if (event.target.value !== "") set(key, Number(event.target.value)); } }), id); };
+        const number = (key, step) => { const id = `tuner-c-${key}`, [low, high] = RANGES[key]; return label(LABELS()[key], h("input", { type: "number", id, min: low, max: high, step, value: form[key], oninput: (event) => set(key, typed(event.target)) }), id); };
         const sampler = h("select", { id: "tuner-c-sampler", onchange: () => set("sampler", sampler.value) }, compare.about.samplers.map((name) => h("option", { value: name, selected: name === form.sampler }, name)));
         return h("div", { class: "tuner-c-base" }, text("prompt", tuner.t("Prompt"), 2), text("negative", tuner.t("Negative prompt"), 1),
-            h("div", { class: "tuner-c-numbers" }, number("width", tuner.t("Width"), 64, 4096, 8), number("height", tuner.t("Height"), 64, 4096, 8), number("steps", tuner.t("Sampling steps"), 1, 150),
-                number("cfg", tuner.t("CFG scale"), 1, 30, 0.5), number("seed", tuner.t("Seed"), 0, 4294967295), label(tuner.t("Sampler"), sampler, "tuner-c-sampler")));
+            h("div", { class: "tuner-c-numbers" }, number("width", 8), number("height", 8), number("steps", 1), number("cfg", 0.5), number("seed", 1), label(tuner.t("Sampler"), sampler, "tuner-c-sampler")));
     }
 
     function files() {
         const row = (file, i) => h("div", { class: "tuner-c-file" },
             tuner.tools.picker({ id: `tuner-c-file-${i}`, value: file.name, kinds: ["lora", "embedding", "hypernetwork"], label: tuner.t("File {0}", i + 1), empty: tuner.t("Choose a file"), set: (value) => { file.name = value; changed(); } }),
-            h("input", { type: "number", step: "0.05", min: -16, max: 16, value: file.weight, "aria-label": tuner.t("Weight of file {0}", i + 1), oninput: (event) => { file.weight = Number(event.target.value); changed(); } }),
+            h("input", { type: "number", step: "0.05", min: -16, max: 16, value: file.weight, "aria-label": tuner.t("Weight of file {0}", i + 1), oninput: (event) => { file.weight = typed(event.target); changed(); } }),
             h("button", { type: "button", class: "tuner-button", title: tuner.t("Remove"), "aria-label": tuner.t("Remove file {0}", i + 1), onclick: () => { form.files.splice(i, 1); changed(); compare.mount(); } }, "✕"));
         return h("fieldset", { class: "tuner-c-set" }, h("legend", {}, tuner.t("Files on every picture")), form.files.map(row),
             h("button", { type: "button", class: "tuner-button", id: "tuner-c-add", onclick: () => { form.files.push({ name: "", weight: 1, blocks: "" }); compare.mount(); byId(`tuner-c-file-${form.files.length - 1}`).focus(); } }, tuner.t("Add a file")));
@@ -116,7 +133,7 @@
             offered.value = "";
             changed();
         } }, h("option", { value: "" }, tuner.t("add…")), kind.offered.map((text) => h("option", { value: text }, text))) : null;
-        return h("div", { class: "tuner-c-axis" }, h("label", { for: id }, NAMES[name]()), select, input, offered, kind ? h("small", { id: `${id}-help` }, tuner.t(kind.help)) : null);
+        return h("div", { class: "tuner-c-axis" }, h("label", { for: id }, NAMES[name]()), select, input, offered, kind ? h("small", { id: `${id}-help` }, tuner.marked(tuner.t(kind.help))) : null);
     }
 
     function going() {
@@ -146,7 +163,8 @@
     function planSoon(wait) {
         clearTimeout(timer);
         timer = setTimeout(async () => {
-            const mine = ++asked;
+            const mine = ++asked, wrong = wrongNumbers();
+            if (wrong.length) return planned(null, wrong.join("\n"));
             try {
                 const found = await tuner.send("compare/plan", body());
                 if (mine === asked) planned(found, "");
@@ -156,6 +174,8 @@
         }, wait);
     }
 
+    compare.planAgain = () => planSoon(0);
+
     compare.pictures = (n) => tuner.count(n, "{0} picture", "{0} pictures");
 
     function planned(found, error) {
@@ -164,7 +184,7 @@
         if (!line) return;
         const [columns, rows, planes] = found ? found.shape : [0, 0, 0];
         const size = found ? `${columns} × ${rows}${planes > 1 ? ` × ${planes}` : ""}` : "";
-        tuner.text(line, error || [`${compare.pictures(found.count)} (${size})`, found.seconds === null ? tuner.t("how long it takes is known after the first ones") : tuner.t("about {0}", tuner.duration(found.seconds))].join(", "));
+        tuner.text(line, error || [`${compare.pictures(found.count)} (${size})`, found.seconds === null ? tuner.t("how long it takes is known after the first ones") : tuner.t("about {0}", tuner.duration(found.seconds))].join(tuner.t(", ")));
         line.classList.toggle("tuner-bad-text", Boolean(error));
         byId("tuner-c-problems").replaceChildren(...(found ? found.problems : []).map((text) => h("li", {}, tuner.said(text))));
         byId("tuner-c-draw").disabled = !found;
@@ -173,6 +193,8 @@
     async function start() {
         clearTimeout(timer);
         asked++;
+        const wrong = wrongNumbers(); // of a key that was hit a moment ago
+        if (wrong.length) return planned(null, wrong.join("\n"));
         plan = await tuner.send("compare/plan", body());
         planned(plan, "");
         const long = plan.seconds === null ? "" : ` ${tuner.t("That takes about {0}.", tuner.duration(plan.seconds))}`;

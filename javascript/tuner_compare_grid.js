@@ -26,6 +26,7 @@
             }
             drawWork();
             if (worked !== going()) await drawEarlier();
+            if (worked && !going()) compare.planAgain(); // it is known now how long a picture takes
             worked = going();
         } catch (error) {
             compare.say(error.message, true);
@@ -155,7 +156,7 @@
         if (!box) return;
         if (!open) return box.replaceChildren();
         const { index, about } = open, mine = about.files.filter((file) => file.run);
-        const copy = h("button", { type: "button", class: "tuner-button", onclick: compare.doing(async () => { await navigator.clipboard.writeText(about.prompt); compare.say(tuner.t("The prompt is copied.")); }) }, tuner.t("Copy the prompt"));
+        const copy = h("button", { type: "button", class: "tuner-button", onclick: compare.doing(async () => { await tuner.copied(about.prompt); compare.say(tuner.t("The prompt is copied.")); }) }, tuner.t("Copy the prompt"));
         const keeps = mine.map((file) => h("button", { type: "button", class: "tuner-button tuner-strong", onclick: () => { open.keep = file; drawLarge(); byId("tuner-c-k-name").focus(); } }, tuner.t("Keep this one ({0})", file.name)));
         box.replaceChildren(h("section", { class: "tuner-c-large", onkeydown: (event) => { if (event.key === "Escape") close(); } }, h("img", { src: url(index), alt: about.prompt }), h("div", {},
             h("pre", {}, about.text), h("div", { class: "tuner-buttons" }, copy, h("a", { class: "tuner-button", href: url(index), download: `cell-${index}.png` }, tuner.t("Download")), keeps,

@@ -36,22 +36,22 @@
         const box = byId("tuner-c-numbers");
         if (!box) return;
         if (!result || result.id !== chosen) return box.replaceChildren();
-        const { rows, suggestion } = result, more = Object.keys(rows[rows.length - 1].more);
+        const { rows, suggestion } = result, taken = suggestion ? suggestion.step : null, more = Object.keys(rows[rows.length - 1].more);
         const columns = [["loss", tuner.t("Loss")], ...(rows.some((row) => row.gain !== null) ? [["gain", tuner.t("Gain of the trigger")]] : []), ["drift", tuner.t("Drift")]];
-        const remark = (row) => (!row.files.length ? tuner.t("the model before the run") : suggestion && row.step === suggestion.step ? tuner.t("suggested") : (suggestion && FLAGS()[suggestion.flags[row.step]]) || "");
-        const line = (row) => h("tr", { "aria-current": suggestion && row.files.length && row.step === suggestion.step ? "true" : null }, h("th", { scope: "row" }, String(row.step)),
+        const remark = (row) => (!row.files.length ? tuner.t("the model before the run") : row.step === taken ? tuner.t("suggested") : (suggestion && FLAGS()[suggestion.flags[row.step]]) || "");
+        const line = (row) => h("tr", { "aria-current": row.files.length && row.step === taken ? "true" : null }, h("th", { scope: "row" }, String(row.step)),
             columns.map(([key]) => h("td", {}, row[key] === null ? "–" : tuner.number(row[key], 3))), more.map((key) => h("td", {}, row.more[key] === undefined ? "–" : tuner.number(row.more[key], 3))), h("td", {}, remark(row)));
         const canvas = h("canvas", { class: "tuner-chart", role: "img", "aria-label": tuner.t("Learned and drift over the steps") });
         const held = rows[0].held_out ? tuner.t("The loss is that of held-out pictures.") : tuner.t("The loss is that of training pictures, for the run holds none out; overfitting shows in it late.");
-        box.replaceChildren(...(suggestion ? [h("p", { class: "tuner-c-suggested" }, h("strong", {}, tuner.t("Step {0}:", suggestion.step)), " ", tuner.said(suggestion.why))] : []), canvas,
+        box.replaceChildren(...(suggestion ? [h("p", { class: "tuner-c-suggested" }, taken === null ? null : [h("strong", {}, tuner.t("Step {0}:", taken)), " "], tuner.said(suggestion.why))] : []), canvas,
             h("p", { class: "tuner-small tuner-c-legend" }, h("span", {}, h("i", { style: `background: ${LEARNED}` }), tuner.t("learned: how far the loss has fallen")), h("span", {}, h("i", { style: `background: ${DRIFT}` }), tuner.t("drift: how far other prompts have moved"))),
             h("div", { class: "tuner-c-scroll", tabindex: 0, role: "region", "aria-label": tuner.t("Numbers of each save") }, h("table", {}, h("thead", {}, h("tr", {}, [tuner.t("Step"), ...columns.map(([, label]) => label), ...more.map((key) => LOOKS()[key] || key), ""].map((text) => h("th", { scope: "col" }, text)))), h("tbody", {}, rows.map(line)))),
             h("p", { class: "tuner-small" }, held));
-        chart(canvas, rows, suggestion);
+        chart(canvas, rows, taken);
     }
 
-    // Learned on the left axis, drift on the right one, the suggested step as a line.
-    function chart(canvas, rows, suggestion) {
+    // Learned on the left axis, drift on the right one, the suggested step as a line where there is one.
+    function chart(canvas, rows, taken) {
         const width = canvas.clientWidth, height = canvas.clientHeight, scale = window.devicePixelRatio || 1, pen = canvas.getContext("2d");
         if (!width) return;
         [canvas.width, canvas.height] = [width * scale, height * scale];
@@ -60,12 +60,12 @@
         const lines = [[LEARNED, rows.map((row) => base - row.loss)], [DRIFT, rows.map((row) => row.drift)]];
         const x = (step) => PAD.left + (step / steps) * (width - PAD.left - PAD.right);
         pen.font = "11px system-ui, sans-serif";
-        if (suggestion) {
+        if (taken !== null) {
             pen.strokeStyle = pen.fillStyle = ink;
             pen.setLineDash([4, 4]);
             pen.beginPath();
-            pen.moveTo(x(suggestion.step), PAD.top);
-            pen.lineTo(x(suggestion.step), height - PAD.bottom);
+            pen.moveTo(x(taken), PAD.top);
+            pen.lineTo(x(taken), height - PAD.bottom);
             pen.stroke();
             pen.setLineDash([]);
         }

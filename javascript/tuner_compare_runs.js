@@ -26,7 +26,7 @@
         const mine = ++asked, found = await tuner.get(`compare/runs?a=${chosen.a}&b=${chosen.b}`), box = byId("tuner-c-two");
         if (mine !== asked) return; // another run was chosen meanwhile
         const shown = (value) => (value === null || value === undefined ? "–" : value === "" ? tuner.t("empty") : String(value));
-        const rows = found.settings.map(([name, a, b]) => h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, shown(a)), h("td", {}, shown(b))));
+        const rows = found.settings.map(([name, a, b]) => h("tr", {}, h("th", { scope: "row" }, tuner.settingNamed(name)), h("td", {}, shown(a)), h("td", {}, shown(b))));
         const canvas = h("canvas", { class: "tuner-chart", role: "img", "aria-label": tuner.t("Loss of both runs over their steps") });
         const legend = h("p", { class: "tuner-small tuner-c-legend" }, found.runs.map((run, i) => h("span", {}, h("i", { style: `background: ${COLOURS[i]}` }), `${run.name}: ${told(run)}`)));
         box.replaceChildren(canvas, legend, rows.length ? h("div", { class: "tuner-c-scroll" }, h("table", {}, h("thead", {}, h("tr", {}, [tuner.t("Setting"), ...found.runs.map((run) => run.name)].map((text) => h("th", { scope: "col" }, text)))), h("tbody", {}, rows)))

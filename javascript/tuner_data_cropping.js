@@ -58,14 +58,12 @@
     const seldom = (of) => fold(`more_${of}`, `tuner-d-crop-more-${of}`, tuner.t("More"), crops.fields.filter((field) => field.of === of && !OFTEN.includes(field.key)).map(draw));
 
     // A refusal names a setting by its key; here it has a label, and is in sight.
-    function labelled(text) {
-        return text.split("\n").map((line) => {
-            const found = /^([a-z_]+)(: |：)/.exec(line), field = found && (crops.fields || []).find(({ key }) => key === found[1]);
-            if (!field) return line;
-            if (!OFTEN.includes(field.key) && byId(`tuner-d-crop-more-${field.of}`)) byId(`tuner-d-crop-more-${field.of}`).open = true;
-            return tuner.t(field.label) + line.slice(field.key.length);
-        }).join("\n");
-    }
+    const labelled = (text) => tuner.labelled(text, (key) => {
+        const field = (crops.fields || []).find((one) => one.key === key);
+        if (!field) return null;
+        if (!OFTEN.includes(key) && byId(`tuner-d-crop-more-${field.of}`)) byId(`tuner-d-crop-more-${field.of}`).open = true;
+        return tuner.t(field.label);
+    });
 
     crops.wrong = function (text) {
         const element = byId("tuner-d-crop-wrong");

@@ -147,10 +147,16 @@
         show();
     }
 
+    // A refusal names the edit, which is chosen here, and an argument by its key.
+    function refused(error, name) {
+        const labelOf = (key) => (key === name ? data.editName(name) : (EDITS()[name][1].find((field) => field.key === key) || { label: null }).label);
+        throw new Error(tuner.labelled(error.message, labelOf, name).replace(/^([a-z]+) ?(?=is |应)/, (whole, key) => (labelOf(key) ? `${labelOf(key)} ` : whole)));
+    }
+
     async function plan(name, given, scope) {
         const mine = ++asked;
         if (!given) { form.plan = null; show(); return; }
-        const found = await data.send("plan", { name, args: given, ...scopeOf(scope) });
+        const found = await data.send("plan", { name, args: given, ...scopeOf(scope) }).catch((error) => refused(error, name));
         if (mine !== asked) return;
         form.plan = found;
         show();

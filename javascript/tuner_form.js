@@ -124,7 +124,7 @@
 
     function mark(problems) {
         for (const field of fields()) {
-            const text = tuner.said(problems[field.id]), input = field.querySelector("input, textarea, select");
+            const text = tuner.saidOfSettings(problems[field.id], field.id), input = field.querySelector("input, textarea, select");
             let error = byId(`${field.id}-error`);
             if ((error ? error.textContent : "") === text || !input) continue; // said already: it is not read out again at each key
             field.classList.toggle("tuner-bad", Boolean(text));
@@ -148,8 +148,8 @@
     function saidOf(reply) {
         const problems = Object.entries(reply.problems || {}), lines = [];
         if (problems.length) lines.push(h("p", { class: "tuner-bad-text" }, tuner.t("Something has to be put right first:"),
-            h("ul", {}, problems.map(([id, text]) => h("li", {}, h("button", { type: "button", class: "tuner-link", onclick: () => goTo(id) }, labelOf(id)), ` ${tuner.said(text)}`)))));
-        for (const text of reply.general || []) lines.push(h("p", { class: "tuner-bad-text" }, tuner.said(text)));
+            h("ul", {}, problems.map(([id, text]) => h("li", {}, h("button", { type: "button", class: "tuner-link", onclick: () => goTo(id) }, labelOf(id)), ` ${tuner.saidOfSettings(text, id)}`)))));
+        for (const text of reply.general || []) lines.push(h("p", { class: "tuner-bad-text" }, tuner.saidOfSettings(text)));
         if (reply.said) lines.push(h("p", {}, tuner.said(reply.said)));
         if (reply.added) lines.push(h("p", {}, tuner.t("The run is in the queue.")));
         return lines;
@@ -174,7 +174,7 @@
         return [
             h("h3", {}, tuner.t("What this run will do")),
             h("ul", { class: "tuner-lines" }, plan.lines.map((line) => h("li", {}, tuner.said(line)))),
-            plan.warnings.length ? h("ul", { class: "tuner-warnings" }, plan.warnings.map((warning) => h("li", {}, h("span", {}, tuner.said(warning.text)), fix(warning)))) : null,
+            plan.warnings.length ? h("ul", { class: "tuner-warnings" }, plan.warnings.map((warning) => h("li", {}, h("span", {}, tuner.saidOfSettings(warning.text)), fix(warning)))) : null,
             plan.problems.length ? h("details", {}, h("summary", {}, tuner.t("Notes on single pictures ({0})", plan.problems.length)),
                 h("ul", {}, plan.problems.map((problem) => h("li", {}, tuner.said(problem))))) : null,
         ].filter(Boolean);

@@ -93,7 +93,7 @@
         const written = [...element.childNodes].map(said).join("");
         const { english, shown } = known(texts.get(element), written);
         texts.set(element, { english, shown });
-        if (written !== shown) element.replaceChildren(...shown.split("`").map((part, i) => (i % 2 ? tuner.h("code", {}, part) : part)));
+        if (written !== shown) element.replaceChildren(...tuner.marked(shown));
     }
 
     function translateAttributes(element) {

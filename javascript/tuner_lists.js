@@ -35,7 +35,7 @@
         const steps = entry.step ? tuner.t("step {0} of {1}", entry.step, entry.steps) : tuner.t("{0} steps", entry.steps);
         return h("li", { "data-state": entry.state }, h("span", { class: "tuner-entry" }, h("strong", {}, entry.name), ` ${entry.method}, ${steps}`),
             h("span", { class: "tuner-state", "data-state": entry.state }, tuner.stateName(entry.state)), h("span", { class: "tuner-buttons" }, buttons),
-            entry.error ? h("p", { class: "tuner-bad-text" }, tuner.said(entry.error)) : null);
+            entry.error ? h("p", { class: "tuner-bad-text" }, tuner.saidOfSettings(entry.error)) : null);
     }
 
     // ---- history ----

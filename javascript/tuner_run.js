@@ -105,7 +105,7 @@
         drawError(run) {
             if (!this.changed("error", [run.error, run.detail])) return;
             tuner.show(this.error, Boolean(run.error));
-            this.error.replaceChildren(h("p", {}, tuner.said(run.error)));
+            this.error.replaceChildren(h("p", {}, tuner.saidOfSettings(run.error)));
             if (run.detail) this.error.append(h("details", {}, h("summary", {}, tuner.t("Details")), h("pre", {}, run.detail)));
         }
 
@@ -178,7 +178,7 @@
         drawWarnings(warnings) {
             if (!this.changed("warnings", warnings)) return;
             tuner.show(this.warnings, warnings.length > 0);
-            this.warnings.replaceChildren(h("summary", {}, tuner.t("Notes on this run ({0})", warnings.length)), h("ul", {}, warnings.map((text) => h("li", {}, tuner.said(text)))));
+            this.warnings.replaceChildren(h("summary", {}, tuner.t("Notes on this run ({0})", warnings.length)), h("ul", {}, warnings.map((text) => h("li", {}, tuner.saidOfSettings(text)))));
         }
     }
 
@@ -195,7 +195,7 @@
             if (!this.settings.open || this.settings.children.length > 1) return;
             const { settings } = await tuner.get(`runs/${this.folder}`);
             const rows = Object.entries(settings).filter(([, value]) => value !== "" && value !== false && value !== 0);
-            this.settings.append(h("table", {}, h("tbody", {}, rows.map(([key, value]) => h("tr", {}, h("th", { scope: "row" }, key), h("td", {}, String(value)))))));
+            this.settings.append(h("table", {}, h("tbody", {}, rows.map(([key, value]) => h("tr", {}, h("th", { scope: "row" }, tuner.settingNamed(key)), h("td", {}, String(value)))))));
         },
     });
 

@@ -33,23 +33,23 @@
     function pattern(key) {
         const parts = key.split(/\{(\d)\}/), literal = parts.filter((part, i) => i % 2 === 0);
         const body = literal.map((part) => part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")).join("([^]+?)");
-        return { key, order: parts.filter((part, i) => i % 2), weight: literal.join("").replace(/[^a-z]/gi, "").length, test: new RegExp(`^${body}$`) };
+        return { key, open: !literal[0], order: parts.filter((part, i) => i % 2), weight: literal.join("").replace(/[^a-z]/gi, "").length, test: new RegExp(`^${body}$`) };
     }
 
     // One sentence, or several, or parts that are joined; a value within goes through here too, with `least` letters that a pattern must have.
-    // A value that looks like several sentences is believed last.
+    // A value that looks like several sentences is believed last, and so is one in front that ends another's head: `a.safetensors: 277` of 277.
     function sentence(text, least) {
         const said = (piece) => sentence(piece, least);
         return (KEY.test(text) ? after(text, least) : null) ?? whole(text, least, true) ?? run(text, least) ?? joined(text, "; ", said, true)
-            ?? whole(text, least) ?? joined(text, "; ", said) ?? after(text, least) ?? predicate(text, least)
-            ?? joined(text, ", ", (piece) => made[piece] ?? piece) ?? text;
+            ?? after(text, least, (rest) => whole(rest, least, true)) ?? whole(text, least) ?? joined(text, "; ", said) ?? after(text, least) ?? predicate(text, least)
+            ?? joined(text, ", ", (piece) => (/[ -]/.test(piece) && made[piece]) || piece) ?? text; // a word alone in a list is a name to be typed: none, style
     }
 
     function whole(text, least, simple = false) {
         if (Object.hasOwn(made, text)) return made[text] || text;
         for (const one of patterns) {
             const found = one.weight >= least && one.test.exec(text);
-            if (!found || (simple && found.slice(1).some((value) => SEVERAL.test(value)))) continue;
+            if (!found || (simple && (found.slice(1).some((value) => SEVERAL.test(value)) || (one.open && found[1].includes(": "))))) continue;
             const values = Object.fromEntries(one.order.map((number, i) => [number, sentence(found[i + 1], STRONG)]));
             return (made[one.key] || one.key).replace(/\{(\d)\}/g, (hole, number) => values[number] ?? hole);
         }
@@ -79,11 +79,11 @@
     }
 
     // `optim.lr: ...`, `file.safetensors: ...`
-    function after(text, least) {
+    function after(text, least, say = (rest) => sentence(rest, least)) {
         const at = text.indexOf(": ");
         if (at < 0) return null;
-        const head = text.slice(0, at), rest = text.slice(at + 2), said = sentence(rest, least);
-        return said === rest ? null : `${made[head] || head}${tuner.t(": ")}${said}`;
+        const head = text.slice(0, at), rest = text.slice(at + 2), said = say(rest);
+        return said === null || said === rest ? null : `${made[head] || head}${tuner.t(": ")}${said}`;
     }
 
     // `a name.png has no caption.`: the name is whatever stands before words that the table has

@@ -198,10 +198,10 @@ def judgement(row: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _near(row: dict[str, Any], step: int) -> bool:
-    """Whether a step's score is within a twentieth of the best one's."""
+def _near(row: dict[str, Any], step: int | None) -> bool:
+    """Whether a step's score is within a twentieth of the best one's; no step is not."""
     scores = {int(at): s["score"] for at, s in row["scores"].items()}
-    return scores[step] >= NEAR * max(scores.values())
+    return step is not None and scores[step] >= NEAR * max(scores.values())
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -209,7 +209,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| run | method | rate | suggested step | its score | best step | its score | within 5% | ten saves cost |\n|---|---|---|---|---|---|---|---|---|"]
     for row in rows:
         score, verdict = {int(step): s["score"] for step, s in row["scores"].items()}, f" ({row['verdict']})" if row["verdict"] else ""
-        lines.append(f"| {row['run'] + 1} | {row['task']} | {row['values'].get('optim.lr', 'as in the demo')} | {row['suggested']}{verdict} | {score[row['suggested']]:.2f} "
+        taken = "none" if row["suggested"] is None else row["suggested"]
+        lines.append(f"| {row['run'] + 1} | {row['task']} | {row['values'].get('optim.lr', 'as in the demo')} | {taken}{verdict} | {score.get(row['suggested'], 0):.2f} "
                      f"| {row['best']} | {score[row['best']]:.2f} | {'yes' if row['near'] else 'no'} | {row['cost']:.1%} |")  # fmt: skip
     return "\n".join([*lines, *_summary(rows)]) + "\n"
 

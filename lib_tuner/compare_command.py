@@ -84,7 +84,7 @@ def table(rows: Sequence[Row], found: Suggestion | None) -> list[str]:
         values = [getattr(row, name) for name in COLUMNS] + [row.more.get(name) for name in more]
         lines.append(f"{row.step:>8}" + "".join(_number(value).rjust(10) for value in values) + f"   {_remark(row, found)}".rstrip())
     lines += ["", *_legend(rows), ""]
-    return lines + ([f"Step {found.step}: {found.why}"] if found else [])
+    return lines + ([found.why if found.step is None else f"Step {found.step}: {found.why}"] if found else [])
 
 
 def _number(value: float | None) -> str:

@@ -125,7 +125,7 @@ class Comparisons:
         offer = self.offer()
         cfg = self._settings(order)
         checkpoint = str(self.tools.find(order.checkpoint)) if order.checkpoint else ""
-        base = Cell(_request(order), tuple(use for row in order.files for use in _uses(offer, *row)), checkpoint)
+        base = Cell(_request(order, offer.step), tuple(use for row in order.files for use in _uses(offer, *row)), checkpoint)
         unknown = [name for name in order.axes if name not in NAMES]
         if unknown:
             raise ValueError(f"{unknown[0]} is no axis; there are x, y and z.")
@@ -339,7 +339,11 @@ def order_of(values: Mapping[str, Any]) -> GridOrder:
     return GridOrder(**{**values, "files": files, "axes": {name: Axis(**axis) for name, axis in values["axes"].items()}})
 
 
-def _request(order: GridOrder) -> GenerateRequest:
+def _request(order: GridOrder, step: int) -> GenerateRequest:
+    """Raises ValueError for a side that a host would round without a word."""
+    for side in (order.width, order.height):
+        if side % step:
+            raise ValueError(f"{side} px is no multiple of {step} px, the side of a latent pixel; set one that is.")
     return GenerateRequest(order.prompt, order.negative, order.width, order.height, order.steps, order.cfg, order.sampler, order.seed, order.clip_skip)
 
 

@@ -29,11 +29,12 @@ SAYS = frozenset((  # functions whose answer is told
     "outlook.py:_pictures", "outlook.py:_buckets", "outlook.py:_masks", "outlook.py:_length", "outlook.py:_stages", "outlook.py:_time", "outlook.py:_memory", "host.py:__str__",
     "arguments.py:refusal", "mirrored.py:refusal", "lora_file.py:__str__", "extract.py:__str__", "recipe.py:__str__", "__init__.py:_of_values", "__init__.py:_draft", "kohya_forms.py:of_metadata", "advisor.py:__str__",
     "audit.py:too_small", "audit.py:blurred", "audit.py:barred", "audit.py:even", "audit.py:blocky", "audit.py:wrong_mode", "audit.py:transparent", "audit.py:animated", "audit.py:turned",
-    "audit.py:too_long",
+    "audit.py:too_long", "captions.py:problem", "journal.py:_advice",
 ))  # fmt: skip
 PIECES = (  # words that are put together in other ways; each stands so in the source
     "gradient checkpointing", "channels-last", "the model that is loaded first", "given twice", "make room", "choose a disk that takes files of this size",
     "make it writable or choose another folder", "a file without tensors", "a weights file of an unknown kind", "and {0} more", "the Train tab writes embeddings in every form", "the WebUI reads hypernetworks as .pt alone", "nothing is known of its form", "done", "nan", "failed", "stopped",
+    "save of a run", "LoRA, embedding or hypernetwork",
 )  # fmt: skip
 SILENT = frozenset((  # calls whose texts no page shows, or as what other collectors find
     "write", "add_argument", "compile", "debug", "info", "warning", "error", "exception", "opt", "_goal", "_pace", "HTTPException",
@@ -154,6 +155,8 @@ class Reader:
     def _Call(self, node, scope, given, depth):
         if isinstance(node.func, ast.Attribute) and node.func.attr in ("strip", "rstrip"):
             return self.texts(node.func.value, scope, given, depth)
+        if isinstance(node.func, ast.Attribute) and node.func.attr == "join" and isinstance(node.args[0], (ast.List, ast.Tuple)):
+            return self._hole([text for one in node.args[0].elts for text in self.texts(one, scope, given, depth)])
         if not isinstance(node.func, ast.Name) or node.func.id == "str":
             return [HOLE]
         source, function = self.shared.get(node.func.id, (None, None))
@@ -224,7 +227,14 @@ def _told_by(node: ast.AST) -> list[ast.expr]:
 
 def _said_by(node: ast.AST, source: Source) -> list[ast.expr]:
     says = isinstance(node, ast.FunctionDef) and f"{source.path.name}:{node.name}" in SAYS
-    return [part for value in returned(node) for part in (value.elts if isinstance(value, ast.Tuple) else [value])] if says else []
+    return [part for value in returned(node) for part in _parts(value, bindings(node.body))] if says else []
+
+
+def _parts(value: ast.expr, names: dict[str, list[ast.expr]]) -> list[ast.expr]:
+    """What a function that says something may give back: a tuple's parts, and of `table.get(key, other)` each of the table's values and the other."""
+    if isinstance(value, ast.Call) and _name(value) == "get" and isinstance(value.func.value, ast.Name):
+        return [*(one for table in names.get(value.func.value.id, []) if isinstance(table, ast.Dict) for one in table.values), *value.args[1:]]
+    return value.elts if isinstance(value, ast.Tuple) else [value]
 
 
 def _silent(node: ast.AST) -> bool:

@@ -97,6 +97,12 @@ def test_a_run_that_learned_nothing_is_shown_and_not_counted(rule):
     assert "Within" not in table(rows[:1])
 
 
+def test_where_no_step_is_suggested_none_is_good(monkeypatch):
+    monkeypatch.setattr(bench_compare, "suggest", lambda rows: Suggestion(None, "Nothing was learned.", "underfitting"))
+    row = judgement(made(0, {5: 0.9, 9: 0.8}))
+    assert (row["suggested"], row["near"]) == (None, False) and "| none (underfitting) | 0.00 | 5 | 0.90 | no |" in table([row])
+
+
 def test_no_runs_are_an_empty_table():
     assert table([]).count("\n") == 2
 

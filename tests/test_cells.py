@@ -93,7 +93,7 @@ def test_three_axes_are_planes_of_rows_of_columns_and_a_weight_acts_on_the_files
 
 
 @pytest.mark.parametrize(("kind", "text", "left", "said"), [
-    ("seed", "1,,2", 2, "nothing is written in 1 of its places"), ("step", "20, 777", 1, "'777' is no save of a run here; there is"), ("step", "20, 100", 1, "cat-001 100 or dog-001 100"),
+    ("seed", "1,,2", 2, "nothing is written in 1 of its places"), ("step", "20, 777", 1, "'777' is no save of a run that is known here; there is"), ("step", "20, 100", 1, "cat-001 100 or dog-001 100"),
     ("cfg", "7, 99", 1, "99 is no number from 1 to 30"), ("seed", "1, 1.5", 1, "1.5 is no whole number"), ("size", "512, 100", 1, "multiples of 8"), ("sampler", "ddim, foo", 1, "'foo' is no sampler"),
     ("steps", "5, 1-3 (-1)", 1, "other sign"), ("clip_skip", "1, x", 1, "no number"),
 ])  # fmt: skip
@@ -103,7 +103,7 @@ def test_what_cannot_be_read_is_said_and_the_rest_is_made(kind, text, left, said
 
 
 @pytest.mark.parametrize(("axes", "said"), [
-    ({"x": Axis("seed", " , ")}, "Axis X (Seed) has no value"), ({"x": Axis("seed", "x")}, "has no value"), ({"x": Axis("nose", "1")}, "There is no axis 'nose'"),
+    ({"x": Axis("seed", " , ")}, "Axis X (Seed) has no value"), ({"x": Axis("seed", "x")}, r"^Axis X: 'x' is no number.*; it is left out\.\nAxis X (Seed) has no value"), ({"x": Axis("nose", "1")}, "There is no axis 'nose'"),
     ({"x": Axis("seed", "1"), "z": Axis("seed", "2")}, "Two axes change the same thing (Seed)"), ({"x": Axis("seed", "1" * 200_000)}, "have 200,000 letters"), ({"x": Axis("seed", "1-" + "9" * 400)}, "is too long for a number"), ({"y": Axis("prompt", "hat, cap")}, "'hat' is not in the prompt"),
     ({"x": Axis("seed", "1-1000"), "y": Axis("cfg", "1-11 [11]")}, "would have 11,000 pictures"),
 ])  # fmt: skip

@@ -86,3 +86,5 @@ def test_the_table_has_a_column_of_what_there_is_and_marks_what_is_flagged():
     assert lines[1].split()[:5] == ["0", "0.20000", "-", "0.00000", "-"]
     assert lines[2].split() == ["5", "0.10000", "-", "0.01000", "0.70000", "suggested"] and lines[3].split() == ["9", "0.15000", "-", "12.5", "0.80000", "overfitting"]
     assert lines[-1] == "Step 5: Because." and "trigger minus" not in "".join(lines)
+    none = table(rows, Suggestion(None, "Nothing was learned.", "underfitting", {5: "underfitting"}))
+    assert none[-1] == "Nothing was learned." and not any("suggested" in line for line in none)

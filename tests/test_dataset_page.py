@@ -193,9 +193,13 @@ def test_many_captions_are_edited_with_a_form(panel, folder):
     panel.click("#tuner-d-apply")
     panel.undo("zwx")
     assert [(folder / f"{name}.txt").read_text() for name in "abc"] == ["zwx cat, cat, lips", "zwx cat, cat, lips, hat", "zwx cat"]
+    panel.page.select_option("#tuner-d-edit", "truncate")
+    panel.page.fill("#tuner-d-f-limit", "abc")
+    panel.sees("#tuner-d-plan .tuner-bad-text", "Tokens is to be a whole number.")
     panel.page.select_option("#tuner-d-edit", "regex")
     panel.page.fill("#tuner-d-f-pattern", "(")
     panel.page.fill("#tuner-d-f-text", "x")
+    panel.page.wait_for_function("(document.querySelector('#tuner-d-plan .tuner-bad-text') || { innerText: '' }).innerText.startsWith(\"'(' with 'x' is no regular\")")  # not `regex: ...`
     panel.sees("#tuner-d-plan [role=alert]")
     panel.page.fill("#tuner-d-f-pattern", "l(i)ps")
     panel.page.fill("#tuner-d-f-text", r"\1\1")

@@ -24,6 +24,7 @@ from lib_tuner.compare.cells import KINDS
 from lib_tuner.config import options
 from lib_tuner.data.crop_names import ExportConfig
 from lib_tuner.data.crop_plan import CropConfig
+from lib_tuner.data.edits import OPERATIONS, Edit
 from lib_tuner.methods import METHODS
 from lib_tuner.methods.hypernetwork_file import ACTIVATIONS, INITS
 from lib_tuner.settings import TrainConfig
@@ -109,6 +110,11 @@ def of_axes() -> Iterator[str]:
         yield from (kind.label, kind.help)
 
 
+def of_edits() -> Iterator[str]:
+    for operation in OPERATIONS.values():
+        yield from (Edit.kind_of(argument)[1] for argument in operation.arguments())
+
+
 def of_presets() -> Iterator[str]:
     for goal in presets.GOALS.values():
         yield from (goal.label, goal.advice)
@@ -151,7 +157,7 @@ def of_scripts() -> Iterator[str]:
 # ---- all of them -----------------------------------------------------------------------------------------------------
 
 COLLECTORS: dict[str, Callable[[], Any]] = {
-    "gradio": of_gradio, "settings": of_settings, "crops": of_crops, "axes": of_axes, "presets": of_presets, "tools": of_tools, "scripts": of_scripts, "sentences": sentences,
+    "gradio": of_gradio, "settings": of_settings, "crops": of_crops, "axes": of_axes, "edits": of_edits, "presets": of_presets, "tools": of_tools, "scripts": of_scripts, "sentences": sentences,
 }  # fmt: skip
 
 
@@ -234,6 +240,7 @@ def test_chinese_marks_beside_chinese_letters():
     "gradio": ("Show the plan", "Search settings", "How many settings are shown", "What is learned.", "Everything", "none", "Samples as in txt2img", "Loading…", "embedded small model"),
     "settings": ("Learning rate", "Resolution (px)", "Pictures per forward pass. (1 to 256)", "constant", "Steps between saves; 0: only at the end.", "Rank", "Several words", "Memory"),
     "crops": ("Overlap of tiles", "Of jpg and webp."),
+    "edits": ("a whole number", "true or false"),
     "presets": ("Character or person", "Careful"),
     "tools": ("Join LoRAs", "Largest rank of a layer.", "as the input has it", "drop", "Vector norms", "Learning rate", "Writing tensor"),
     "scripts": ("Click to Upload", "Pause", "Queue", "Validation loss", "waiting", "finished", "ended: the loss was no number", "step {0} of {1}", "Send to txt2img", "; ", "{0} picture", "{0} pictures"),
@@ -243,6 +250,8 @@ def test_chinese_marks_beside_chinese_letters():
         "{0} is outside [{1}, {2}]", "{0} is not one of {1}; did you mean {2}?", "t_min ({0}) must be below t_max ({1})", "{0} is not a whole number",  # checks
         "No run is going.", "has no caption", "is an empty file (0 bytes)", "a LoRA", "{0} learns nothing; give a rate above 0.",  # errors and problems
         "The settings of {0} are in the form.", "Kept as {0}.", "{0} exists already; choose another name.", "there is no preset named {0} in {1}",  # answers
+        "Axis {0} ({1}) has no value; write some, or choose no axis there.",  # joined to others
+        "make room on the disk", "check that the folder and its files are writable", "is neither UTF-8 nor UTF-16 and was read as Windows-1252; its bytes are kept",  # parts
     ),
 }.items())  # fmt: skip
 def test_known_texts_are_found(kind, texts):

@@ -182,6 +182,17 @@ SAID = {
     "data.folder: '/tmp/x' holds no picture to train on: a.png is an empty file (0 bytes).": "data.folder：'/tmp/x' 中没有可用于训练的图片：a.png 是空文件（0 字节）。",
     "a.safetensors: 277 of 277 parts are taken by the host; a.pt: 1 of 1 parts are taken by the host":
         "a.safetensors：程序读取了 277 个部分中的 277 个；a.pt：程序读取了 1 个部分中的 1 个",
+    "cat-b.safetensors: 277 of 277 parts are taken by the host": "cat-b.safetensors：程序读取了 277 个部分中的 277 个",
+    "my cat.pt: 3 of 4 parts are taken by the host; 1 part the host does not know":
+        "my cat.pt：程序读取了 4 个部分中的 3 个；1 part the host does not know",
+    "Axis Y: 999 is no number from 1 to 30; it is left out.\nAxis Y (CFG scale) has no value; write some, or choose no axis there.":
+        "坐标轴 Y：999 不是 1 到 30 之间的数值；已略去。\n坐标轴 Y（提示词引导系数（CFG））没有值；请填写，或不选择坐标轴。",
+    "Axis X: 'nose' is no save of a run that is known here; it is left out.": "坐标轴 X：这里没有 'nose'（训练的存档）；已略去。",
+    "data.template: there is no file 'x'; name a file, or one of none, object, style.": "data.template：没有文件 'x'；请指定一个文件，或从 none, object, style 中选择。",
+    "truncate: limit is to be a whole number.": "truncate：limit 应为整数。",
+    "a b.txt is neither UTF-8 nor UTF-16 and was read as Windows-1252; its bytes are kept.": "a b.txt 既不是 UTF-8 也不是 UTF-16，已按 Windows-1252 读取；其字节保持不变。",
+    "The journal in /x/y cannot be written (No space left on device), so nothing was changed; make room on the disk.":
+        "无法写入 /x/y 中的日志（No space left on device），因此没有更改任何内容；请腾出磁盘空间。",
     "No run is going. There is no such file.": "没有正在进行的训练。没有这个文件。",
     "steps: -5 is outside [1, 10]\nsteps: 1.5 is not a whole number": "steps：-5 超出范围 [1, 10]\nsteps：1.5 不是整数",
     "cat is paused, so there is nothing to resume.": "cat 的状态是“已暂停”，没有可以继续的内容。",
@@ -199,6 +210,29 @@ SAID = {
 def test_joined_sentences_are_said_part_by_part(chinese):
     said = chinese.page.evaluate("(sentences) => sentences.map(tuner.said)", list(SAID))
     assert dict(zip(SAID, said)) == SAID
+
+
+# (sentence, the field at which it stands): with labels for keys, in English and in Chinese
+LABELLED = {
+    ("validate_every is 10, but data.validation_folder is empty: name a folder, or set it to 0", "validate_every"):
+        ("is 10, but “Held-out pictures” is empty: name a folder, or set it to 0", "为 10，但“验证图片”为空：请指定文件夹，或设为 0"),
+    ("every is 10, but there are no prompts: write one, or set every to 0", "sample-every"):
+        ("is 10, but there are no prompts: write one, or set “Sample every (steps)” to 0", "为 10，但没有提示词：请写一个，或把“样图间隔（步）”设为 0"),
+    ("blocks: 'FOO' is no block; there are BASE, IN00 to IN11, M00 and OUT00 to OUT11, or write all", "lora-blocks"):
+        ("'FOO' is no block; there are BASE, IN00 to IN11, M00 and OUT00 to OUT11, or write all", "'FOO' 不是分层名称；可用 BASE、IN00 到 IN11、M00 和 OUT00 到 OUT11，或写 all"),
+    ("BASE is the text encoder, which is not trained: turn text_encoder on, or leave BASE out", "lora-blocks"):
+        ("BASE is the text encoder, which is not trained: turn “Text encoder” on, or leave BASE out", "BASE 是文本编码器，而它不参与训练：请打开“文本编码器”，或去掉 BASE"),
+    ("data.folder: '/tmp/data.cache' holds no picture to train on: a.png is an empty file (0 bytes).", ""):
+        ("Data folder: '/tmp/data.cache' holds no picture to train on: a.png is an empty file (0 bytes).", "数据文件夹：'/tmp/data.cache' 中没有可用于训练的图片：a.png 是空文件（0 字节）。"),
+}  # fmt: skip
+
+
+@own_script
+def test_settings_are_named_by_their_labels_and_not_at_their_own_field(chinese):
+    said = "(all) => all.map(([text, id]) => tuner.saidOfSettings(text, id && `tuner-f-${id}`))"
+    assert dict(zip(LABELLED, chinese.page.evaluate(said, list(LABELLED)))) == {case: zh for case, (_, zh) in LABELLED.items()}
+    chinese.choose("en")
+    assert dict(zip(LABELLED, chinese.page.evaluate(said, list(LABELLED)))) == {case: en for case, (en, _) in LABELLED.items()}
 
 
 def filled(text: str, values: list[str]) -> str:

@@ -442,6 +442,7 @@ def test_settings_of_an_earlier_run_a_note_a_rename_and_a_delete(page, server):
     page.sees(".tuner-detail .tuner-file-list", "robot-l.safetensors")
     page.click(".tuner-detail .tuner-notes summary >> text=Settings of this run")
     page.sees(".tuner-detail .tuner-notes td", "robot-l")
+    page.sees(".tuner-detail .tuner-notes th:has(small:text-is('optim.lr'))", "Learning rate optim.lr")
     page.page.once("dialog", lambda dialog: dialog.accept("robot-best"))
     page.page.locator(".tuner-detail .tuner-file-list").get_by_role("button", name="Rename").click()
     until((server.home / "robot-l-001" / "robot-best.safetensors").is_file)

@@ -126,7 +126,8 @@ class Plan:
 def plan_grid(base: Cell, axes: Mapping[str, Axis], offer: Offer, most: int = 10000) -> Plan:
     """The grid of `base` along up to three axes. What cannot be read of an axis is a problem, and the rest is still made.
 
-    Raises ValueError, one sentence, for an axis of no kind or of which nothing is left, for two of the same kind, and for more than `most` cells.
+    Raises ValueError, one sentence, for an axis of no kind, for two of the same kind, and for more than `most` cells; for an axis of which nothing is left a line
+    for each value that was left out as well.
     """
     problems: list[str] = []
     found: dict[str, tuple[str, tuple[Value, ...]]] = {name: ("", (Value("", None),)) for name in NAMES}
@@ -169,7 +170,7 @@ def _values(name: str, axis: Axis, base: Cell, offer: Offer, problems: list[str]
             problems.append(f"Axis {name.upper()}: {error}; it is left out.")
     found = kind.finish(list({value.label: value for value in found}.values()), base)
     if not found:
-        raise ValueError(" ".join([*problems, f"Axis {name.upper()} ({kind.label}) has no value; write some, or choose no axis there."]))
+        raise ValueError("\n".join([*problems, f"Axis {name.upper()} ({kind.label}) has no value; write some, or choose no axis there."]))
     return found
 
 
@@ -211,7 +212,7 @@ def _named(text: str, choices: Sequence[Choice], what: str) -> list[Value]:
         return [Value(fitting[0].label, fitting[0])]
     if fitting:
         raise ValueError(f"{text!r} may be {' or '.join(sorted(choice.label for choice in fitting)[:3])}; write one of them")
-    raise ValueError(f"{text!r} is no {what} here" + (f"; there is {choices[0].label}, for instance" if choices else ""))
+    raise ValueError(f"{text!r} is no {what} that is known here" + (f"; there is {choices[0].label}, for instance" if choices else ""))
 
 
 def _step(text: str, offer: Offer) -> list[Value]:

@@ -23,9 +23,10 @@ RISING = 0.05  # of what was learned, since the save before: more is to come
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A step with one sentence why. `verdict`: what is wrong with the run, "" where nothing is; `flags`: what is wrong with its other steps, by step."""
+    """A step with one sentence why, None where none of them is worth taking. `verdict`: what is wrong with the run, "" where nothing is; `flags`: what is wrong with
+    its other steps, by step."""
 
-    step: int
+    step: int | None
     why: str
     verdict: str = ""
     flags: dict[int, str] = field(default_factory=dict)
@@ -70,9 +71,9 @@ def _nothing(base: Row, best: Row, saves: Sequence[Row]) -> Suggestion:
     broken = {row.step: OVER for row in saves if row.loss > base.loss * (1 + NOTHING)}
     if best.loss > base.loss or broken:
         why = f"Every save predicts the pictures no better than the model before the run (loss {best.loss:.4g}, before {base.loss:.4g}), and training made it worse: lower the learning rate."
-        return Suggestion(best.step, why, OVER, {step: flag for step, flag in broken.items() if step != best.step})
+        return Suggestion(None, why, OVER, broken)
     why = f"No save predicts the pictures clearly better than the model before the run (loss {best.loss:.4g}, before {base.loss:.4g}): underfitting, so train longer or at a higher rate."
-    return Suggestion(best.step, why, UNDER, {row.step: UNDER for row in saves if row.step != best.step})
+    return Suggestion(None, why, UNDER, {row.step: UNDER for row in saves})
 
 
 def _why(base: Row, chosen: Row, best: Row, verdict: str) -> str:

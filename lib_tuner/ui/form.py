@@ -152,6 +152,11 @@ def label_of(option: Option) -> str:
     return f"{option.label} ({option.unit})" if option.unit else option.label
 
 
+def every_label() -> dict[str, str]:
+    """key -> label of all settings, of all methods."""
+    return {o.key: label_of(o) for o in (*options(TrainConfig), *(o for name, method in METHODS.items() for o in options(method.Config, name)))}
+
+
 def help_of(option: Option) -> str:
     """The help text with the limits."""
     if option.min is None or option.max is None or option.choices:

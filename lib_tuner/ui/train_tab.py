@@ -25,7 +25,7 @@ from ..outlook import outlook, refuse
 from ..settings import TrainConfig
 from ..toolbox import Toolbox
 from .compat import file_path, js, latest, plain_html, private, quiet
-from .form import Form, element_id, problems_by_key
+from .form import Form, element_id, every_label, problems_by_key
 
 NONE = "none"
 REPLY = "(r) => { if (window.tuner) window.tuner.reply(r); return []; }"
@@ -62,7 +62,8 @@ class TrainTab:
             with gr.Column(scale=5, min_width=320, elem_id="tuner-form"):
                 self._draw_form()
             with gr.Column(scale=7, min_width=320, elem_id="tuner-side"):
-                plain_html(f'<div id="tuner-live" data-api="{escape(shared.api)}" data-key="{escape(shared.key)}" data-filled="{int(not shared.key and not shared.values.get("checkpoint"))}"><p class="tuner-wait">Loading…</p></div>', elem_id="tuner-live-root")
+                labels = escape(json.dumps(every_label()))
+                plain_html(f'<div id="tuner-live" data-api="{escape(shared.api)}" data-key="{escape(shared.key)}" data-labels="{labels}" data-filled="{int(not shared.key and not shared.values.get("checkpoint"))}"><p class="tuner-wait">Loading…</p></div>', elem_id="tuner-live-root")
         self._hidden_fields()
         self._listen()
 
