@@ -231,6 +231,7 @@ window.tuner = window.tuner || {};
         tuner.tools.mount();
         tuner.data.mount();
         tuner.compare.mount();
+        tuner.views.restore();
         tuner.refresh();
     }
 

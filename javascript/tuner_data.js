@@ -10,7 +10,7 @@
     data.parts = data.parts || []; // {mount(page), drawn()}: what other scripts draw into the page of an open folder
     let timer = null, likeTimer = null, asked = 0;
 
-    (tuner.views = tuner.views || { all: [] }).all.push({ name: "data", label: () => tuner.t("Pictures and captions"), box: "tuner-dataset", opened: () => data.draw() });
+    (tuner.views = tuner.views || { all: [] }).all.push({ name: "data", label: () => tuner.t("Pictures and captions"), box: "tuner-dataset", opened: () => { data.draw(); reopen(); } });
 
     data.get = (path) => tuner.get(`data/${data.folder.id}/${path}`);
     data.send = (path, body) => tuner.send(`data/${data.folder.id}/${path}`, body);
@@ -23,8 +23,23 @@
         try { return localStorage.getItem(KEPT) || ""; } catch (error) { return ""; }
     }
 
+    let first = true; // no folder was asked for since the page was loaded
+
+    // The folder of the last time, where it is still there and nobody has begun to name another one.
+    async function reopen() {
+        const folder = remembered(), input = byId("tuner-d-folder");
+        if (!first || data.folder || !folder || !input) return;
+        first = false;
+        const opened = await tuner.send("data/open", { folder }).catch(() => null);
+        if (opened && !data.folder && input.isConnected && input.value === folder) data.doing(() => take(opened))();
+    }
+
     async function open(folder) {
-        const opened = await tuner.send("data/open", { folder });
+        first = false;
+        await take(await tuner.send("data/open", { folder }));
+    }
+
+    async function take(opened) {
         try { localStorage.setItem(KEPT, opened.folder); } catch (error) { /* a browser that keeps nothing */ }
         Object.assign(data, { folder: opened, rows: [], filter: "", like: "", current: null, details: new Map(), selected: new Set(), stamp: data.stamp + 1 });
         data.draw(true);

@@ -121,7 +121,7 @@ class Page:
     def open(self) -> None:
         self.page.goto(self.server.url)
         try:
-            self.page.wait_for_selector("#tuner-live [role=tablist]")
+            self.page.wait_for_selector("#tuner-live [role=tablist]", state="attached")  # out of sight where another view was open before a reload
         except playwright.TimeoutError as error:
             raise AssertionError("\n".join(["the page did not come up:", *self.errors, *self.said, *self.server.lines[-40:], self.page.content()[-4000:]])) from error
 
@@ -326,6 +326,27 @@ def test_a_reload_in_the_middle_finds_the_run_going(page):
     assert page.page.evaluate("window.tuner.points.length") >= 3
 
 
+def test_a_reload_keeps_the_form_and_the_view_of_this_browser_alone(page, browser, server):
+    assert page.pick("#tuner-f-method", list(METHODS).index("loha")) == "LoHa"
+    page.sees("#tuner-f-loha-rank")
+    page.fill(name="robot-r", loha__rank=3)
+    until(lambda: json.loads(page.page.evaluate("localStorage.getItem('tuner-form')") or "{}").get("loha.rank") == 3, 60)
+    page.click("#tuner-view-tools")
+    page.open()
+    page.sees(".tuner-tool-list")
+    page.click("#tuner-view-train")
+    expect(page.field("loha.rank")).to_have_value("3")
+    expect(page.field("name")).to_have_value("robot-r")
+    other = Page(browser, server)
+    expect(other.field("name")).not_to_have_value("robot-r")
+    other.page.evaluate("localStorage.setItem('tuner-form', JSON.stringify({method: 'gone', 'loss.kind': 'no more', steps: 'many', 'loha.rank': [], nothing: 1, name: 'robot-s'}))")
+    other.open()  # what an older version has kept
+    expect(other.field("name")).to_have_value("robot-s")
+    expect(other.field("method")).to_have_value("LoRA")
+    other.context.close()
+    assert other.errors == []
+
+
 @own_script
 def test_two_tabs_see_and_steer_the_same_run(page, browser, server):
     other = Page(browser, server)
@@ -430,7 +451,12 @@ def test_settings_of_an_earlier_run_a_note_a_rename_and_a_delete(page, server):
     train(page, "robot-l", steps=2, optim__lr="3e-3")
     page.state("done")
     page.open()
+    expect(page.field("optim.lr")).to_have_value("3e-3")  # as it was left
+    page.sees("#tuner-kept", "The form is as you left it.")
+    page.click("#tuner-kept button")
     expect(page.field("optim.lr")).to_have_value("4e-3")
+    expect(page.page.locator("#tuner-kept")).to_be_hidden()
+    page.sees("#tuner-plan", "The form is as it was at first.")
     page.click("#tuner-load")
     expect(page.field("optim.lr")).to_have_value("3e-3")
     page.click("#tuner-tab-history")
