@@ -219,7 +219,7 @@
     data.drawn = function () {
         const count = (n) => n.toLocaleString(tuner.language.locale), { folder, rows } = data;
         tuner.text(byId("tuner-d-count"), tuner.count(folder.pictures, "{0} picture", "{0} pictures"));
-        tuner.text(byId("tuner-d-found"), rows.length === folder.pictures ? tuner.t("all") : tuner.t("{0} of {1}", count(rows.length), count(folder.pictures)));
+        tuner.text(byId("tuner-d-found"), rows.length === folder.pictures ? tuner.t("all") : tuner.t("{0} of {1} pictures", count(rows.length), count(folder.pictures)));
         tuner.text(byId("tuner-d-saved"), folder.editable ? tuner.t("Everything is saved.") : tuner.t("To look at only: nothing can be written here."));
         const step = (button, text, entry) => {
             tuner.text(button, entry ? `${text}: ${data.named(entry)}` : text);
