@@ -227,6 +227,17 @@ def test_one_click_trains_the_demo_to_its_end(page, server):
 
 
 @own_script
+@pytest.mark.parametrize(("allowed", "said"), [(True, "copied"), (False, "The browser does not let this page copy")])
+def test_text_is_copied_where_the_browser_has_no_clipboard_for_the_page(page, allowed, said):
+    """It has none for http from another machine."""
+    assert page.page.evaluate("""(allowed) => {
+        Object.defineProperty(navigator, 'clipboard', { value: undefined, configurable: true });
+        if (!allowed) document.execCommand = () => false;
+        return tuner.copied('words').then(() => 'copied', (error) => error.message);
+    }""", allowed).startswith(said)
+
+
+@own_script
 def test_the_ranks_that_adalora_left_are_a_picture(page):
     assert page.pick("#tuner-f-method", list(METHODS).index("adalora")) == "AdaLoRA"
     page.sees("#tuner-f-adalora-rank")
