@@ -23,7 +23,7 @@
         try { return localStorage.getItem(KEPT) || ""; } catch (error) { return ""; }
     }
 
-    let first = true; // no folder was asked for since the page was loaded
+    let first = true, named = false; // no folder was asked for since the page was loaded; somebody has named one
 
     // The folder of the last time, where it is still there and nobody has begun to name another one.
     async function reopen() {
@@ -31,11 +31,12 @@
         if (!first || data.folder || !folder || !input) return;
         first = false;
         const opened = await tuner.send("data/open", { folder }).catch(() => null);
-        if (opened && !data.folder && input.isConnected && input.value === folder) data.doing(() => take(opened))();
+        if (opened && !named && !data.folder && input.isConnected && input.value === folder) data.doing(() => take(opened))();
     }
 
     async function open(folder) {
         first = false;
+        named = true;
         await take(await tuner.send("data/open", { folder }));
     }
 

@@ -41,6 +41,10 @@ class Panel(Page):
         self.click("#tuner-view-data")
         self.page.fill("#tuner-d-folder", str(folder))
         self.click("#tuner-d-open")
+        self.there()
+
+    def there(self):
+        """Waits for the folder, which a reload opens again."""
         self.sees("#tuner-d-count", "4 pictures")
         self.shown("a.png b.png c.png d.png")
 
