@@ -204,6 +204,10 @@ class CropExport(ScopedCrops):
     zip: bool = False
 
 
+class CropSettings(CropOrder):
+    export: Dict[str, Any] = Field({}, description="As in `CropExport`")
+
+
 class CropUndo(CropOrder):
     number: int = Field(description="What is meant, as `undo` names it; refused where it is not the last")
 
