@@ -63,10 +63,12 @@
             Object.assign(data, { rows: found.rows, tags: tags.tags, distinct: tags.distinct });
             byId("tuner-d-filter").classList.remove("tuner-bad-input");
             tuner.text(byId("tuner-d-wrong"), "");
+            tuner.text(byId("tuner-d-hint"), found.hints.map(tuner.said).join(" "));
         } catch (error) {
             if (mine !== asked) return;
             byId("tuner-d-filter").classList.add("tuner-bad-input");
             tuner.text(byId("tuner-d-wrong"), error.message);
+            tuner.text(byId("tuner-d-hint"), "");
             return;
         }
         data.drawn();
@@ -172,7 +174,7 @@
                 clearTimeout(timer);
                 timer = setTimeout(() => { data.filter = input.value; data.look(); }, WAIT);
             } });
-        return h("div", { class: "tuner-d-filter" }, input, h("span", { id: "tuner-d-found", class: "tuner-small", role: "status" }), h("p", { id: "tuner-d-wrong", class: "tuner-bad-text", role: "alert" }),
+        return h("div", { class: "tuner-d-filter" }, input, h("span", { id: "tuner-d-found", class: "tuner-small", role: "status" }), h("p", { id: "tuner-d-wrong", class: "tuner-bad-text", role: "alert" }), h("p", { id: "tuner-d-hint", class: "tuner-small", role: "status" }),
             h("details", { class: "tuner-small", id: "tuner-d-help" }, h("summary", {}, tuner.t("Filter and keys")), help()));
     }
 

@@ -28,6 +28,7 @@ class OpenedFolder(BaseModel):
 class Found(BaseModel):
     rows: List[int]
     version: int
+    hints: List[str] = Field([], description="Where there are no rows: sentences that say why that may be")
 
 
 class Rows(BaseModel):
