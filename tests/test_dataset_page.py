@@ -199,6 +199,11 @@ def test_many_captions_are_edited_with_a_form(panel, folder):
     panel.click("#tuner-d-apply")
     panel.undo("zwx")
     assert [(folder / f"{name}.txt").read_text() for name in "abc"] == ["zwx cat, cat, lips", "zwx cat, cat, lips, hat", "zwx cat"]
+    panel.page.select_option("#tuner-d-edit", "rename")
+    panel.page.fill("#tuner-d-f-old", "cat")
+    panel.sees("#tuner-d-plan", "New name is to be filled in yet.")
+    panel.page.fill("#tuner-d-f-new", "dog")
+    panel.sees("#tuner-d-said", "2 of")
     panel.page.select_option("#tuner-d-edit", "regex")
     panel.page.fill("#tuner-d-f-pattern", "(")
     panel.page.fill("#tuner-d-f-text", "x")
