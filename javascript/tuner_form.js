@@ -13,7 +13,7 @@
         const tools = byId("tuner-tools");
         if (tools.dataset.mounted) return; // the live root alone was drawn anew
         tools.dataset.mounted = "true";
-        tools.querySelector(".tuner-tools").append(h("p", { id: "tuner-kept", class: "tuner-kept", role: "status", hidden: true }));
+        tools.querySelector(".tuner-tools").append(h("p", { id: "tuner-kept", class: "tuner-kept", role: "status", hidden: true }), h("p", { id: "tuner-none", class: "tuner-kept", role: "status", hidden: true }));
         restore();
         if (tuner.language.host) { // it translates what gradio draws and no attributes of HTML
             for (const name of ["placeholder", "aria-label"]) {
@@ -72,6 +72,9 @@
             const section = byId(fold.getAttribute("aria-controls")), any = section.querySelector(".tuner-field:not(.tuner-missed)");
             fold.classList.toggle("tuner-missed", words.length > 0 && !any);
         }
+        const found = [...fields()].some((field) => !field.classList.contains("tuner-missed") && field.offsetParent); // those of other methods are there, out of sight
+        tuner.text(byId("tuner-none"), tuner.t("No setting fits."));
+        tuner.show(byId("tuner-none"), words.length > 0 && !found);
     }
 
     // ---- what the handlers answer ----
@@ -143,6 +146,7 @@
 
     document.addEventListener("tuner-language", () => {
         if (byId("tuner-kept")) drawKept(!byId("tuner-kept").hidden);
+        if (byId("tuner-none")) tuner.text(byId("tuner-none"), tuner.t("No setting fits."));
         if (Object.keys(marked).length) mark(marked);
         if (told) tell(told);
     });

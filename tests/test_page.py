@@ -444,7 +444,13 @@ def test_essentials_everything_and_search(page):
     page.page.fill(".tuner-search", "huber")
     expect(page.field("loss.huber_c")).to_be_visible()
     expect(page.field("steps")).to_be_hidden()
+    boxes = "[...document.querySelectorAll('#tuner-form .form')].filter((box) => box.offsetParent && !box.querySelector('#tuner-goal, #tuner-pace') && ![...box.children].some((field) => field.offsetHeight)).length"
+    for words, none in (("huber", False), ("zzzz", True)):
+        page.page.fill(".tuner-search", words)
+        expect(page.page.locator("#tuner-none")).to_be_visible(visible=none)
+        assert page.page.evaluate(boxes) == 0  # no box without a field in it
     page.page.fill(".tuner-search", "")
+    expect(page.page.locator("#tuner-none")).to_be_hidden()
     expect(page.field("steps")).to_be_visible()
     expect(page.field("loss.huber_c")).to_be_hidden()
 
