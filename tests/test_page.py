@@ -571,16 +571,26 @@ def test_the_tools_do_not_ask_a_webui_that_starts(page):
     page.open()
 
 
-def test_a_phone_shows_all_of_it_without_scrolling_sideways(browser, server):
-    phone = Page(browser, server, 390, 844)
-    train(phone, "robot-m", steps=2)
-    phone.state("done")
+@pytest.mark.parametrize("width", [390, 360])
+def test_a_phone_shows_all_of_it_without_scrolling_sideways(browser, server, width):
+    phone = Page(browser, server, width, 844)
+    if width == 390:
+        train(phone, "robot-m", steps=2)
+        phone.state("done")
+    under = """[...document.querySelectorAll('#tuner-form .dropdown-arrow')].filter((arrow) => arrow.closest('.icon-wrap') && arrow.getBoundingClientRect().width).filter((arrow) => {
+        const input = arrow.closest('.wrap, .secondary-wrap').querySelector('input'), box = input.getBoundingClientRect();
+        return box.right - parseFloat(getComputedStyle(input).paddingRight) > arrow.getBoundingClientRect().left;
+    }).length"""
     for view in ("everything", "essentials"):
         phone.click(f"[data-view={view}]")
-        assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
-    phone.click("#tuner-view-tools")
+        assert phone.page.evaluate("document.documentElement.scrollWidth") <= width
+        assert phone.page.evaluate(under) == 0  # a choice is not written under its arrow
+    for view in ("data", "compare", "tools"):
+        assert phone.page.locator(f"#tuner-view-{view}").bounding_box()["x"] + phone.page.locator(f"#tuner-view-{view}").bounding_box()["width"] <= width
+        phone.click(f"#tuner-view-{view}")
+        assert phone.page.evaluate("document.documentElement.scrollWidth") <= width
     phone.sees(".tuner-tool-list")
-    assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert phone.page.evaluate("document.documentElement.scrollWidth") <= width
     clear(phone)
     phone.context.close()
 
