@@ -571,6 +571,26 @@ def test_the_tools_do_not_ask_a_webui_that_starts(page):
     page.open()
 
 
+INK = """(dark) => {
+    document.body.classList.toggle('dark', dark);
+    const canvas = Object.assign(document.createElement('canvas'), { width: 1, height: 1 }).getContext('2d', { willReadFrequently: true });
+    const over = (colours) => { for (const colour of colours) { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); } return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3); };
+    const light = (rgb) => { const [r, g, b] = rgb.map((c) => (c / 255 <= 0.03928 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4)); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+    const behind = (element) => (element ? [...behind(element.parentElement), getComputedStyle(element).backgroundColor] : [dark ? 'black' : 'white']);
+    return [...document.querySelectorAll('#tuner-form .tuner-field *, #tuner-goal *')].filter((e) => e.offsetParent && !e.children.length && getComputedStyle(e).fontSize === '12px' && e.textContent.trim()).map((e) => {
+        const paper = behind(e), [a, b] = [light(over(paper)), light(over([...paper, getComputedStyle(e).color]))].sort((x, y) => y - x);
+        return [e.textContent, (a + 0.05) / (b + 0.05)];
+    });
+}"""
+
+
+def test_the_help_of_a_field_is_dark_enough_to_be_read(page):
+    page.unfold()
+    for dark in (False, True):
+        contrast = dict(page.page.evaluate(INK, dark))
+        assert len(contrast) > 80 and {text: ratio for text, ratio in contrast.items() if ratio < 4.5} == {}
+
+
 @pytest.mark.parametrize("width", [390, 360])
 def test_a_phone_shows_all_of_it_without_scrolling_sideways(browser, server, width):
     phone = Page(browser, server, width, 844)
