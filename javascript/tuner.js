@@ -152,6 +152,7 @@ window.tuner = window.tuner || {};
 
     function draw(status) {
         drawHold(status);
+        tuner.form.seen(status);
         for (const part of tuner.parts) part.show(status);
         tuner.root.dataset.state = status.now ? status.now.state : "empty";
     }

@@ -144,6 +144,14 @@
         byId("tuner-plan").replaceChildren(...(reply.plan ? planOf(reply.plan) : saidOf(reply)));
     }
 
+    // The run that was added has ended: it is in the queue no more.
+    form.seen = function ({ queue }) {
+        const entry = told && told.added && queue.find(({ id }) => id === told.added);
+        if (!entry || ["waiting", "running", "pausing", "stopping"].includes(entry.state)) return;
+        told = null;
+        byId("tuner-plan").replaceChildren();
+    };
+
     document.addEventListener("tuner-language", () => {
         if (byId("tuner-kept")) drawKept(!byId("tuner-kept").hidden);
         if (byId("tuner-none")) tuner.text(byId("tuner-none"), tuner.t("No setting fits."));

@@ -209,7 +209,9 @@ def train(page: Page, name: str, **values: Any) -> None:
 def test_one_click_trains_the_demo_to_its_end(page, server):
     page.sees(".tuner-empty", "Nothing has been trained yet")
     train(page, "robot-a", sample__prompts="a green robot on a white background")
+    page.sees("#tuner-plan", "The run is in the queue.")
     now = page.state("done")
+    expect(page.page.locator("#tuner-plan")).to_have_text("")
     assert (now["step"], now["steps"], len(now["points"])) == (STEPS, STEPS, STEPS)
     assert (server.home / "robot-a-001" / "robot-a.safetensors").is_file()
     page.sees(".tuner-file-list code", "<lora:robot-a:0.8> robot")
