@@ -146,6 +146,17 @@ def test_what_cannot_be_saved_stays_in_its_field_and_is_said(panel, folder):
 
 
 @own_script
+def test_a_picture_that_cannot_be_read_is_said_in_large(panel, folder):
+    (folder / "b.png").write_bytes(b"no picture")
+    panel.click("#tuner-d-read")
+    panel.page.locator("[data-row='1']").dblclick()
+    panel.sees("#tuner-d-large", "This picture cannot be shown.")
+    assert panel.page.locator("#tuner-d-large img").count() == 0
+    panel.click("#tuner-d-next")
+    panel.sees("#tuner-d-large img")
+
+
+@own_script
 def test_two_pages_do_not_take_each_others_words(panel, folder):
     panel.page.locator("[data-row='0']").dblclick()
     panel.sees("#tuner-d-text")
