@@ -156,7 +156,12 @@
 
     async function plan(name, given, scope) {
         const mine = ++asked;
-        if (!given) { const field = lacking(); form.plan = field ? { lacks: field.label } : null; show(); return; }
+        if (!given) {
+            const field = lacking();
+            form.plan = field ? { lacks: field.label } : null;
+            show();
+            return;
+        }
         const found = await data.send("plan", { name, args: given, ...scopeOf(scope) });
         if (mine !== asked) return;
         form.plan = found;

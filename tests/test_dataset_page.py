@@ -97,7 +97,7 @@ def test_pictures_are_filtered_and_a_wrong_filter_is_said(panel):
     panel.page.fill("#tuner-d-filter", "nothing")
     panel.sees(".tuner-d-none", "No picture fits the filter.")
     panel.page.fill("#tuner-d-filter", "foo:bar")
-    panel.sees("#tuner-d-hint", "There is no condition foo:")
+    panel.sees("#tuner-d-hint", "There is no condition 'foo'")
     panel.page.fill("#tuner-d-filter", "")
     panel.click("[data-tag=hat] .tuner-d-tag")
     panel.shown("b.png")

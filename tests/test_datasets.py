@@ -89,7 +89,7 @@ def test_a_folder_is_opened_once(web, client, folder):
 @pytest.mark.parametrize(
     ("line", "hint"),
     [
-        ("foo:bar", "There is no condition foo: and no tag that begins like that; conditions are name, path, text, tag, tags, "), ("cat, Name:*.png", "There is no condition Name:"),
+        ("foo:bar", "There is no condition 'foo' (there are name: path: text: tag: tags: "), ("cat, Name:*.png", "There is no condition 'Name'"),
         ("problem:blurred", "Nothing was checked yet"), ("problem:small", ""), ("score:lips>0.5", "No tagger has seen these pictures"), ("tags:>99", ""), ("nothing", ""), (":d", ""), ("12:30", ""),
         ("re:one, hat", ""),
     ],

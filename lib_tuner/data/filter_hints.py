@@ -18,7 +18,8 @@ def hints(line: str, library: Library) -> list[str]:
 def _hint(name: str, value: str, library: Library) -> str:
     if name not in FIELDS:
         known = library.index.matching(re.compile(re.escape(key(f"{name}:")) + ".*", re.DOTALL))
-        return "" if known else f"There is no condition {name}: and no tag that begins like that; conditions are {', '.join(FIELDS)}."
+        conditions = " ".join(f"{field}:" for field in FIELDS)  # as they are typed, in any language
+        return "" if known else f"There is no condition {name!r} (there are {conditions}) and no tag that begins like that."
     if name == "problem" and not library.found and value not in KINDS:
         return "Nothing was checked yet: click Check, and problem: finds what that has found."
     if name == "score" and not any(map(library.scores, library.pictures.values())):
