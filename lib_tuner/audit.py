@@ -58,8 +58,8 @@ def _of_captions(pictures: list[Path], files: list[CaptionFile], args: argparse.
     from .sd.tokenizer import Tokenizer  # takes its time
 
     tokenizer = Tokenizer()
-    names = {file.path: picture.name for picture, file in _by_picture(pictures, files, args.captions).items()}
-    return list(audit_captions(files, CaptionRules(args.trigger, lambda text: len(tokenizer.encode(text)), pictures=names)))
+    owners = {file.path: picture for picture, file in _by_picture(pictures, files, args.captions).items()}
+    return list(audit_captions(files, CaptionRules(args.trigger, lambda text: len(tokenizer.encode(text)), pictures=owners)))
 
 
 def _by_picture(pictures: list[Path], files: list[CaptionFile], extensions: str) -> dict[Path, CaptionFile]:
