@@ -155,6 +155,7 @@ window.tuner = window.tuner || {};
 
     function draw(status) {
         drawHold(status);
+        tuner.form.seen(status);
         for (const part of tuner.parts) part.show(status);
         tuner.root.dataset.state = status.now ? status.now.state : "empty";
     }
@@ -234,6 +235,7 @@ window.tuner = window.tuner || {};
         tuner.tools.mount();
         tuner.data.mount();
         tuner.compare.mount();
+        tuner.views.restore();
         tuner.refresh();
     }
 

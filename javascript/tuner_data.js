@@ -10,7 +10,7 @@
     data.parts = data.parts || []; // {mount(page), drawn()}: what other scripts draw into the page of an open folder
     let timer = null, likeTimer = null, asked = 0;
 
-    (tuner.views = tuner.views || { all: [] }).all.push({ name: "data", label: () => tuner.t("Pictures and captions"), box: "tuner-dataset", opened: () => data.draw() });
+    (tuner.views = tuner.views || { all: [] }).all.push({ name: "data", label: () => tuner.t("Pictures and captions"), box: "tuner-dataset", opened: () => { data.draw(); reopen(); } });
 
     data.get = (path) => tuner.get(`data/${data.folder.id}/${path}`);
     data.send = (path, body) => tuner.send(`data/${data.folder.id}/${path}`, body);
@@ -23,8 +23,24 @@
         try { return localStorage.getItem(KEPT) || ""; } catch (error) { return ""; }
     }
 
+    let first = true, named = false; // no folder was asked for since the page was loaded; somebody has named one
+
+    // The folder of the last time, where it is still there and nobody has begun to name another one.
+    async function reopen() {
+        const folder = remembered(), input = byId("tuner-d-folder");
+        if (!first || data.folder || !folder || !input) return;
+        first = false;
+        const opened = await tuner.send("data/open", { folder }).catch(() => null);
+        if (opened && !named && !data.folder && input.isConnected && input.value === folder) data.doing(() => take(opened))();
+    }
+
     async function open(folder) {
-        const opened = await tuner.send("data/open", { folder });
+        first = false;
+        named = true;
+        await take(await tuner.send("data/open", { folder }));
+    }
+
+    async function take(opened) {
         try { localStorage.setItem(KEPT, opened.folder); } catch (error) { /* a browser that keeps nothing */ }
         Object.assign(data, { folder: opened, rows: [], filter: "", like: "", current: null, details: new Map(), selected: new Set(), stamp: data.stamp + 1 });
         data.draw(true);
@@ -47,10 +63,12 @@
             Object.assign(data, { rows: found.rows, tags: tags.tags, distinct: tags.distinct });
             byId("tuner-d-filter").classList.remove("tuner-bad-input");
             tuner.text(byId("tuner-d-wrong"), "");
+            tuner.text(byId("tuner-d-hint"), found.hints.map(tuner.said).join(" "));
         } catch (error) {
             if (mine !== asked) return;
             byId("tuner-d-filter").classList.add("tuner-bad-input");
             tuner.text(byId("tuner-d-wrong"), error.message);
+            tuner.text(byId("tuner-d-hint"), "");
             return;
         }
         data.drawn();
@@ -156,7 +174,7 @@
                 clearTimeout(timer);
                 timer = setTimeout(() => { data.filter = input.value; data.look(); }, WAIT);
             } });
-        return h("div", { class: "tuner-d-filter" }, input, h("span", { id: "tuner-d-found", class: "tuner-small", role: "status" }), h("p", { id: "tuner-d-wrong", class: "tuner-bad-text", role: "alert" }),
+        return h("div", { class: "tuner-d-filter" }, input, h("span", { id: "tuner-d-found", class: "tuner-small", role: "status" }), h("p", { id: "tuner-d-wrong", class: "tuner-bad-text", role: "alert" }), h("p", { id: "tuner-d-hint", class: "tuner-small", role: "status" }),
             h("details", { class: "tuner-small", id: "tuner-d-help" }, h("summary", {}, tuner.t("Filter and keys")), help()));
     }
 
@@ -204,7 +222,7 @@
     data.drawn = function () {
         const count = (n) => n.toLocaleString(tuner.language.locale), { folder, rows } = data;
         tuner.text(byId("tuner-d-count"), tuner.count(folder.pictures, "{0} picture", "{0} pictures"));
-        tuner.text(byId("tuner-d-found"), rows.length === folder.pictures ? tuner.t("all") : tuner.t("{0} of {1}", count(rows.length), count(folder.pictures)));
+        tuner.text(byId("tuner-d-found"), rows.length === folder.pictures ? tuner.t("all") : tuner.t("{0} of {1} pictures", count(rows.length), count(folder.pictures)));
         tuner.text(byId("tuner-d-saved"), folder.editable ? tuner.t("Everything is saved.") : tuner.t("To look at only: nothing can be written here."));
         const step = (button, text, entry) => {
             tuner.text(button, entry ? `${text}: ${data.named(entry)}` : text);

@@ -72,10 +72,18 @@
         if (line) tuner.show(line, Boolean(result) && result.version !== data.folder.version);
     }
 
+    function size() {
+        const typed = form.size.trim();
+        if (!typed) throw new Error(tuner.t("Resolution is empty; write a number of px such as 512."));
+        if (!Number.isFinite(Number(typed))) throw new Error(tuner.t("Resolution: {0} is not a number; write px such as 512.", typed));
+        return Math.round(Number(typed));
+    }
+
     async function check() {
+        const px = size();
         if (data.view) await data.view.flush();
         data.showPlan(null, box);
-        result = await data.begin("audit", { goal: form.goal, trigger: form.trigger, size: Math.round(Number(form.size)) || 0, ...scope().order });
+        result = await data.begin("audit", { goal: form.goal, trigger: form.trigger, size: px, ...scope().order });
         draw();
         await data.look(); // a filter by what was found names other pictures now
     }

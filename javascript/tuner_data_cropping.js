@@ -40,9 +40,14 @@
     function set(field, value) {
         crops.set(field.key, value);
         drawMeant();
-        if (field.of !== "crop") return;
         clearTimeout(timer);
+        if (field.of !== "crop") { timer = setTimeout(checkExport, WAIT); return; } // said now, not when all is set up to be saved
         timer = setTimeout(FRAMED.includes(field.key) ? crops.anew : crops.count, field.kind === "choice" ? 0 : WAIT); // a wrong one is said at once
+    }
+
+    async function checkExport() {
+        const error = await tuner.send("data/crops/check", crops.order({ export: crops.given("export") })).then(() => null, (refused) => refused);
+        crops.wrong(error ? error.message : "");
     }
 
     // Fields that mean nothing beside the others are out of sight.

@@ -87,6 +87,13 @@
         return given;
     }
 
+    // The first field that is to be filled in yet, once somebody has begun.
+    function lacking() {
+        const typed = form.values[form.name] || {}, needed = EDITS()[form.name][1].filter((field) => field.kind !== "flag" && !field.may && !["pinned", "after"].includes(field.key));
+        const begun = EDITS()[form.name][1].some((field) => String(typed[field.key] ?? "").trim() && field.kind !== "choice");
+        return begun ? needed.find((field) => String(value(field.key)).trim() === "") : null;
+    }
+
     // ---- for which pictures ----
 
     function scopes() {
@@ -155,7 +162,12 @@
 
     async function plan(name, given, scope) {
         const mine = ++asked;
-        if (!given) { form.plan = null; show(); return; }
+        if (!given) {
+            const field = lacking();
+            form.plan = field ? { lacks: field.label } : null;
+            show();
+            return;
+        }
         const found = await data.send("plan", { name, args: given, ...scopeOf(scope) }).catch((error) => refused(error, name));
         if (mine !== asked) return;
         form.plan = found;
@@ -203,6 +215,7 @@
         else if (now.remove) document.getElementById("tuner-d-selection").after(place);
         else if (now.own) document.getElementById("tuner-d-like").after(place);
         else box.append(place);
+        if (now.lacks) { place.replaceChildren(h("p", { class: "tuner-small" }, tuner.t("{0} is to be filled in yet.", now.lacks))); return; }
         if (now.error) { place.replaceChildren(h("p", { class: "tuner-bad-text", role: "alert" }, now.error)); return; }
         const said = now.remove ? now.title : tuner.count(now.changes, "{0} of {1} changes", "{0} of {1} change", now.total.toLocaleString(tuner.language.locale));
         place.replaceChildren(now.title && !now.remove ? h("p", {}, h("strong", {}, now.title)) : "", h("p", { id: "tuner-d-said" }, said), now.emptied ? h("p", { class: "tuner-bad-text" }, tuner.count(now.emptied, "{0} caption loses all its words.", "{0} captions lose all their words.")) : "",

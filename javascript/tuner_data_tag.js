@@ -65,7 +65,7 @@
         if (saying && form.mode === "merge") form.mode = "append";
         const body = list ? [choice("model", tuner.t("Tagger"), options(false)), ...file("model"), note(form.model), ...(saying ? [] : [choice("second", tuner.t("A second one"), options(true)), ...agreement()]),
             choice("mode", tuner.t("Captions that are there"), saying ? WORD_MODES() : MODES()), h("p", { class: "tuner-small", id: "tuner-d-t-scope" }),
-            h("div", { class: "tuner-buttons" }, h("button", { type: "button", id: "tuner-d-t-go", class: "tuner-button tuner-strong", disabled: !data.folder.editable, onclick: data.doing(saying ? describe : tag) }, saying ? tuner.t("Describe") : tuner.t("Tag"))),
+            h("div", { class: "tuner-buttons" }, h("button", { type: "button", id: "tuner-d-t-go", class: "tuner-button tuner-strong", disabled: !data.folder.editable, onclick: data.doing(saying ? describe : tag) }, saying ? tuner.t("Describe") : tuner.t("Tag pictures"))),
             h("p", { class: "tuner-small" }, saying ? tuner.t("Describing writes nothing: what would be written is shown below, and what happens to captions that are there can be tried out without asking again.") : tuner.t("Tagging writes nothing: what would be written is shown below, and thresholds can be tried out without tagging again.")),
             ...(saying ? [] : [...choices().flatMap(sliders), rules()]), h("p", { id: "tuner-d-t-moved", class: "tuner-small", role: "status" }), slot] : [h("p", { class: "tuner-small" }, tuner.t("Loading…"))];
         data.keepField(box, () => box.replaceChildren(h("summary", {}, tuner.t("Tagger")), h("div", { class: "tuner-d-body" }, body)));
@@ -112,7 +112,7 @@
         }
         if (model === FILE || !one || !one.embedded) {
             if (error) return h("p", { class: "tuner-bad-text tuner-d-t-note" }, tuner.said(error));
-            if (one && !one.here) return small(tuner.t("It is fetched once from huggingface.co (some hundred MB) when you click Tag."));
+            if (one && !one.here) return small(tuner.t("It is fetched once from huggingface.co (some hundred MB) when you click Tag pictures."));
             return null;
         }
         return small(tuner.t("It knows the pictures that the embedded model draws and no others: good for a try. For photos and drawings choose a WD14 model."));

@@ -54,12 +54,17 @@
         const at = data.rows.indexOf(row), button = (id, text, action, more = {}) => h("button", { type: "button", id, class: "tuner-button", onclick: data.doing(action), ...more }, text);
         const name = document.activeElement && panel.contains(document.activeElement) ? document.activeElement.id : "";
         panel.replaceChildren(
-            h("div", { class: "tuner-d-bar" }, h("strong", {}, item.place), h("small", { class: "tuner-small" }, at < 0 ? tuner.t("does not fit the filter any more") : tuner.t("{0} of {1}", at + 1, data.rows.length)), h("span", { class: "tuner-d-space" }),
+            h("div", { class: "tuner-d-bar" }, h("strong", {}, item.place), h("small", { class: "tuner-small" }, at < 0 ? tuner.t("does not fit the filter any more") : tuner.t("picture {0} of {1}", at + 1, data.rows.length)), h("span", { class: "tuner-d-space" }),
                 button("tuner-d-prev", "←", () => to(-1), { "aria-label": tuner.t("Previous picture") }), button("tuner-d-next", "→", () => to(1), { "aria-label": tuner.t("Next picture") }), button("tuner-d-back", tuner.t("Back to the grid"), view.close)),
-            h("div", { class: "tuner-d-two" }, h("div", { class: "tuner-d-large", id: "tuner-d-large" }, h("img", { src: data.pictureUrl(row, 1024), alt: item.name })), caption(item)));
+            h("div", { class: "tuner-d-two" }, h("div", { class: "tuner-d-large", id: "tuner-d-large" }, image(row, item.name)), caption(item)));
         for (const part of data.parts) if (part.viewed) part.viewed(panel, item);
         const again = name && document.getElementById(name);
         if (again) again.focus();
+    }
+
+    function image(row, name) {
+        const shown = h("img", { src: data.pictureUrl(row, 1024), alt: name, onerror: () => shown.replaceWith(h("p", { class: "tuner-d-broken" }, tuner.t("This picture cannot be shown."))) });
+        return shown;
     }
 
     function caption(item) {

@@ -13,6 +13,8 @@
         const tools = byId("tuner-tools");
         if (tools.dataset.mounted) return; // the live root alone was drawn anew
         tools.dataset.mounted = "true";
+        tools.querySelector(".tuner-tools").append(h("p", { id: "tuner-kept", class: "tuner-kept", role: "status", hidden: true }), h("p", { id: "tuner-none", class: "tuner-kept", role: "status", hidden: true }));
+        restore();
         if (tuner.language.host) { // it translates what gradio draws and no attributes of HTML
             for (const name of ["placeholder", "aria-label"]) {
                 for (const element of tools.querySelectorAll(`[${name}]`)) element.setAttribute(name, tuner.t(element.getAttribute(name)));
@@ -70,6 +72,9 @@
             const section = byId(fold.getAttribute("aria-controls")), any = section.querySelector(".tuner-field:not(.tuner-missed)");
             fold.classList.toggle("tuner-missed", words.length > 0 && !any);
         }
+        const found = [...fields()].some((field) => !field.classList.contains("tuner-missed") && field.offsetParent); // those of other methods are there, out of sight
+        tuner.text(byId("tuner-none"), tuner.t("No setting fits."));
+        tuner.show(byId("tuner-none"), words.length > 0 && !found);
     }
 
     // ---- what the handlers answer ----
@@ -99,7 +104,34 @@
         if (reply.recheck && form.replan) byId("tuner-plan-button").click();
         else if (reply.recheck) check();
         if (reply.recheck) form.replan = false;
+        if (reply.restored) { waiting = false; drawKept(true); }
+        if (reply.form) keep(reply.form);
     };
+
+    // ---- the form over a reload: the browser keeps what is not as the program fills it in, and the server puts it back ----
+
+    const KEPT = "tuner-form", AGAIN = 3000, TRIES = 20; // ms between two orders: gradio may draw before it listens
+    let waiting = false; // what was kept is not in the form yet, so the form is nothing to keep
+
+    function restore(tries = TRIES) {
+        let kept = {};
+        try { kept = JSON.parse(localStorage.getItem(KEPT)) || {}; } catch (error) { /* a browser that keeps nothing, or other words */ }
+        waiting = tries > 0 && Object.keys(kept).length > 0;
+        if (!waiting) return;
+        form.order({ kept });
+        setTimeout(() => waiting && restore(tries - 1), AGAIN);
+    }
+
+    function keep(values) {
+        if (waiting) return;
+        try { localStorage.setItem(KEPT, JSON.stringify(values)); } catch (error) { /* as above */ }
+    }
+
+    function drawKept(visible) {
+        const afresh = () => { drawKept(false); form.order({ afresh: true }); };
+        byId("tuner-kept").replaceChildren(h("span", {}, tuner.t("The form is as you left it.")), " ", h("button", { type: "button", class: "tuner-link", onclick: afresh }, tuner.t("Start afresh")));
+        tuner.show(byId("tuner-kept"), visible);
+    }
 
     function draw(reply) {
         marked = reply.problems || {};
@@ -112,7 +144,17 @@
         byId("tuner-plan").replaceChildren(...(reply.plan ? planOf(reply.plan) : saidOf(reply)));
     }
 
+    // The run that was added has ended: it is in the queue no more.
+    form.seen = function ({ queue }) {
+        const entry = told && told.added && queue.find(({ id }) => id === told.added);
+        if (!entry || ["waiting", "running", "pausing", "stopping"].includes(entry.state)) return;
+        told = null;
+        byId("tuner-plan").replaceChildren();
+    };
+
     document.addEventListener("tuner-language", () => {
+        if (byId("tuner-kept")) drawKept(!byId("tuner-kept").hidden);
+        if (byId("tuner-none")) tuner.text(byId("tuner-none"), tuner.t("No setting fits."));
         if (Object.keys(marked).length) mark(marked);
         if (told) tell(told);
     });

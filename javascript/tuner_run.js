@@ -253,11 +253,13 @@
     // The clipboard of the browser is there for https and this machine alone; elsewhere a selection is copied.
     tuner.copied = async function (text) {
         if (navigator.clipboard && window.isSecureContext) return navigator.clipboard.writeText(text);
-        const field = h("textarea", {}, text);
+        const field = h("textarea", {}, text), before = document.activeElement;
         document.body.append(field);
         field.select();
-        document.execCommand("copy");
+        const done = document.execCommand("copy");
         field.remove();
+        if (before) before.focus();
+        if (!done) throw new Error(tuner.t("The browser does not let this page copy; select the text and copy it yourself."));
     };
 
     // ---- the tab ----

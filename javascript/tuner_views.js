@@ -4,9 +4,12 @@
 (function (tuner) {
     const { h } = tuner;
     const byId = (id) => document.getElementById(id);
+    const KEPT = "tuner-view";
+    let restored = false;
     const views = tuner.views = Object.assign(tuner.views || { all: [] }, { open: "train", ready: true }); // all: {name, label(), box: its element's id, opened()}
     const find = (name) => views.all.find((view) => view.name === name);
     const ORDER = ["train", "data", "compare", "tools"];
+    const kept = remembered(); // read before a view is shown and kept in its place
 
     views.all.push({ name: "train", label: () => tuner.t("Training"), box: "tuner-train", opened: () => window.dispatchEvent(new Event("resize")) }); // a chart drawn while it was hidden has no width
 
@@ -32,13 +35,25 @@
             tab.setAttribute("aria-selected", chosen);
             tab.tabIndex = chosen ? 0 : -1;
         }
+        try { localStorage.setItem(KEPT, name); } catch (error) { /* a browser that keeps nothing */ }
         find(name).opened();
+    };
+
+    // The view that was open before the page was loaded anew, once everything in it is there.
+    views.restore = function () {
+        if (restored) return;
+        restored = true;
+        if (find(kept)) views.show(kept);
     };
 
     views.mount = function () {
         draw();
         views.show(views.open);
     };
+
+    function remembered() {
+        try { return localStorage.getItem(KEPT) || ""; } catch (error) { return ""; }
+    }
 })(window.tuner);
 
 document.dispatchEvent(new Event("tuner-scripts")); // this is the last of them, by its name

@@ -34,7 +34,7 @@ def main(rest: Sequence[str]) -> int:
         raise ValueError(f"audit: --bits {args.bits} is outside 0 to 15; {LIMIT} is usual.")
     pictures, _ = pictures_below(args.folder)
     files, problems = open_captions(args.folder, args.captions)
-    found = [*_of_pictures(pictures, files, args), *_of_captions(files, args), *audit_names(pictures, args.captions)]
+    found = [*_of_pictures(pictures, files, args), *_of_captions(pictures, files, args), *audit_names(pictures, args.captions)]
     advice = advise(files, args.goal, args.trigger) if args.goal else []
     problems = [problem for problem in problems if problem.kind != "encoding"]  # a check says it
     if args.json:
@@ -54,11 +54,12 @@ def _of_pictures(pictures: list[Path], files: list[CaptionFile], args: argparse.
     return [*audit(looks, Target(args.size)), *alike(twins, looks), *told_apart(twins, _by_picture(pictures, files, args.captions))]
 
 
-def _of_captions(files: list[CaptionFile], args: argparse.Namespace) -> list[Finding]:
+def _of_captions(pictures: list[Path], files: list[CaptionFile], args: argparse.Namespace) -> list[Finding]:
     from .sd.tokenizer import Tokenizer  # takes its time
 
     tokenizer = Tokenizer()
-    return list(audit_captions(files, CaptionRules(args.trigger, lambda text: len(tokenizer.encode(text)))))
+    owners = {file.path: picture for picture, file in _by_picture(pictures, files, args.captions).items()}
+    return list(audit_captions(files, CaptionRules(args.trigger, lambda text: len(tokenizer.encode(text)), pictures=owners)))
 
 
 def _by_picture(pictures: list[Path], files: list[CaptionFile], extensions: str) -> dict[Path, CaptionFile]:

@@ -101,7 +101,10 @@ def _names(kind: type) -> set[str]:
 
 def _items(folder: Path, how: ExportConfig) -> tuple[list[Item], list[Problem]]:
     """The picture files of a folder; rows of a parquet file are no files and stay out."""
-    items, problems = scan(DataConfig(folder=str(folder), masks=how.masks, caption_from="file", caption_extension=how.captions), folder)
+    try:
+        items, problems = scan(DataConfig(folder=str(folder), masks=how.masks, caption_from="file", caption_extension=how.captions), folder)
+    except ValueError as error:
+        raise ValueError(f"FOLDER: {str(error).removeprefix('data.folder: ')}") from error  # here it is no setting of a run
     rows = [Problem(path, "is a table of pictures and is not cropped", "table") for path in dict.fromkeys(item.path for item in items if item.row >= 0)]
     return [item for item in items if item.row < 0], [*(problem for problem in problems if problem.kind not in _NOT_ASKED), *rows]
 

@@ -77,7 +77,7 @@ class FolderAudit:
         twins = groups(looks)
         told(0, 1, CAPTIONS)
         files = list(seen.captions.values())
-        rules = CaptionRules(order.trigger, self._opened.library.count_tokens)
+        rules = CaptionRules(order.trigger, self._opened.library.count_tokens, pictures={file.path: picture for picture, file in seen.captions.items()})
         names = audit_names(seen.captions, self._opened.library.extensions) if seen.whole else ()
         found = [*audit(looks, Target(order.size)), *alike(twins, looks), *told_apart(twins, seen.captions), *audit_captions(files, rules), *names]
         advice = advise(files, order.goal, order.trigger) if order.goal else []

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from .data.edits import OPERATIONS, Edit, Plan
+from .data.filter_hints import hints
 from .data.journal import SIDE
 from .data.journal_file import Entry
 from .data.kept_scores import KeptScores
@@ -85,9 +86,10 @@ class OpenFolder:
             }  # fmt: skip
 
     def found(self, line: str) -> dict[str, Any]:
-        """Rows that a filter names, in the order of the folder."""
+        """Rows that a filter names, in the order of the folder; where there are none, hints why."""
         with self.lock:
-            return {"rows": self.library.find(line), "version": self.version}
+            rows = self.library.find(line)
+            return {"rows": rows, "version": self.version, "hints": [] if rows else hints(line, self.library)}
 
     def details(self, rows: Iterable[int]) -> list[dict[str, Any]]:
         """What a cell and the large view show of each row that is there."""

@@ -50,6 +50,12 @@ def test_what_would_be_made_is_shown_and_nothing_is_written(folder, tmp_path, ca
     assert files(tmp_path) == before
 
 
+def test_a_folder_that_is_not_there_is_named_as_the_command_line_has_it(tmp_path, capsys):
+    assert crop(tmp_path / "nowhere") == 2
+    said = capsys.readouterr().err
+    assert f"FOLDER: {str(tmp_path / 'nowhere')!r} does not exist" in said and "data.folder" not in said
+
+
 def test_crops_are_written_about_the_subject_with_their_captions(folder, tmp_path, capsys):
     before = files(folder)
     assert crop(folder, "--size", "64x64", "--out", tmp_path / "out") == 0

@@ -272,6 +272,13 @@ def test_stopping_a_zip_leaves_none(folder, tmp_path):
     assert list((tmp_path / "new").iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["out", "deep/out.zip"])
+def test_a_folder_that_cannot_be_made_is_said(folder, tmp_path, name):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ValueError, match="The folder .* cannot be made .Not a directory.; choose another place"):
+        run(folder, tmp_path / "file" / name)
+
+
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(folder, tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")

@@ -204,6 +204,10 @@ def test_another_size_draws_other_frames_and_a_wrong_one_is_said(panel):
     panel.click("#tuner-d-crop-approve")
     panel.sees("#tuner-d-crop-count", "4 with crops, 0 to look at")
     panel.click("#tuner-d-crop-write > summary")
+    panel.page.fill("#tuner-d-crop-name", "{foo}")
+    panel.sees("#tuner-d-crop-wrong", "Names: 'foo' is no value in braces")
+    panel.page.fill("#tuner-d-crop-name", "{name}")
+    expect(panel.page.locator("#tuner-d-crop-wrong")).to_be_hidden()
     for width in (1280, 390):
         panel.page.set_viewport_size({"width": width, "height": 800})
         wide = "[...document.querySelectorAll('#tuner-dataset *')].filter((e) => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('.tuner-d-grid')).map((e) => e.outerHTML.slice(0, 90))"
@@ -249,7 +253,7 @@ def test_seldom_settings_are_behind_a_fold_with_the_help_of_the_command_line_and
     panel.click("#tuner-d-crop-save")
     panel.sees("#tuner-d-message", "exists already, so nothing was written")
     page.reload()
-    panel.show(folder)
+    panel.there()
     panel.click("#tuner-d-cropping > summary")
     panel.click("#tuner-d-crop-more-crop > summary")
     kept = {"split": "strips", "split_below": "0.9", "overlap": "0.5", "captions": "caption", "background": "white", "form": "jpg", "size": f"{W}x{H}"}
@@ -338,7 +342,7 @@ def test_the_zip_is_downloaded(panel, folder):
         panel.click("#tuner-d-crop-download")
     assert download.value.suggested_filename == "图 片.zip" and Path(download.value.path()).read_bytes() == (folder.parent / "图 片.zip").read_bytes()
     panel.page.reload()
-    panel.show(folder)
+    panel.there()
     panel.click("#tuner-d-cropping > summary")
     panel.click("#tuner-d-crop-write > summary")
     panel.sees("#tuner-d-crop-download", "Download 图 片.zip")

@@ -65,6 +65,7 @@ def test_pictures_and_captions_are_checked_and_the_filter_finds_them(client):
     found = check(client, trigger="zwx")
     rows = {kind: {name["rows"][0] for name in [finding for finding in one["findings"]]} for kind, one in kinds(found).items()}
     assert (rows["blurred"], rows["too small"], rows["no caption"], rows["tag twice"]) == ({2}, {3}, {3}, {0})
+    assert kinds(found)["no caption"]["findings"][0]["text"] == "small.png has no caption."
     assert client.names("problem:blurred") == ["blur.png"] and client.names('problem:"too small"') == ["small.png"] and client.names('problem:"trigger not first"') == ["b.png"]
     assert found["pictures"] == 5 and found["whole"] and client.ok(client.get("audit"))["audit"] == found
     details = client.ok(client.post("details", rows=[3]))[0]

@@ -94,6 +94,13 @@ def test_crops_are_found_where_the_detail_is(client, folder):
     assert set(read_crops(folder)) == set(SIZES)
 
 
+def test_settings_are_refused_before_anything_is_saved(client):
+    check = lambda **body: client.web.post("/tuner/api/data/crops/check", json=body, headers={"X-Tuner": "1"})  # noqa: E731
+    assert check(crop={"size": "512x512"}, export={"name": "{name}_{crop}"}).json() == {"answer": True}
+    assert check(export={"name": "{foo}"}).json()["error"].startswith("name: 'foo' is no value in braces")
+    assert check(crop={"size": "big"}).status_code == 400
+
+
 def test_the_filter_knows_crops_and_what_is_wrong_with_them(client):
     assert client.names("crop:none") == ["a.png", "b.png", "c.png"] and client.names("problem:small") == []
     client.work("find", rows=[0, 2])

@@ -41,6 +41,10 @@ class Panel(Page):
         self.click("#tuner-view-data")
         self.page.fill("#tuner-d-folder", str(folder))
         self.click("#tuner-d-open")
+        self.there()
+
+    def there(self):
+        """Waits for the folder, which a reload opens again."""
         self.sees("#tuner-d-count", "4 pictures")
         self.shown("a.png b.png c.png d.png")
 
@@ -92,6 +96,8 @@ def test_pictures_are_filtered_and_a_wrong_filter_is_said(panel):
     expect(panel.page.locator("#tuner-d-wrong")).to_have_text("")
     panel.page.fill("#tuner-d-filter", "nothing")
     panel.sees(".tuner-d-none", "No picture fits the filter.")
+    panel.page.fill("#tuner-d-filter", "foo:bar")
+    panel.sees("#tuner-d-hint", "There is no condition 'foo'")
     panel.page.fill("#tuner-d-filter", "")
     panel.click("[data-tag=hat] .tuner-d-tag")
     panel.shown("b.png")
@@ -137,6 +143,17 @@ def test_what_cannot_be_saved_stays_in_its_field_and_is_said(panel, folder):
     assert (folder / "a.txt").read_text() == "my words"
     panel.click("#tuner-d-undo")
     until(lambda: (folder / "a.txt").read_text() == "another program's words")
+
+
+@own_script
+def test_a_picture_that_cannot_be_read_is_said_in_large(panel, folder):
+    (folder / "b.png").write_bytes(b"no picture")
+    panel.click("#tuner-d-read")
+    panel.page.locator("[data-row='1']").dblclick()
+    panel.sees("#tuner-d-large", "This picture cannot be shown.")
+    assert panel.page.locator("#tuner-d-large img").count() == 0
+    panel.click("#tuner-d-next")
+    panel.sees("#tuner-d-large img")
 
 
 @own_script
@@ -193,6 +210,11 @@ def test_many_captions_are_edited_with_a_form(panel, folder):
     panel.click("#tuner-d-apply")
     panel.undo("zwx")
     assert [(folder / f"{name}.txt").read_text() for name in "abc"] == ["zwx cat, cat, lips", "zwx cat, cat, lips, hat", "zwx cat"]
+    panel.page.select_option("#tuner-d-edit", "rename")
+    panel.page.fill("#tuner-d-f-old", "cat")
+    panel.sees("#tuner-d-plan", "New name is to be filled in yet.")
+    panel.page.fill("#tuner-d-f-new", "dog")
+    panel.sees("#tuner-d-said", "2 of")
     panel.page.select_option("#tuner-d-edit", "truncate")
     panel.page.fill("#tuner-d-f-limit", "abc")
     panel.sees("#tuner-d-plan .tuner-bad-text", "Tokens is to be a whole number.")

@@ -93,6 +93,11 @@ def test_a_check_is_made_its_pictures_shown_and_a_finding_mended(panel, folder):
     panel.click("#tuner-d-audit > summary")
     panel.page.fill("#tuner-d-a-trigger", "zwx")
     panel.page.select_option("#tuner-d-a-goal", "object")
+    for typed, said in (("abc", "Resolution: abc is not a number"), (" ", "Resolution is empty")):
+        panel.page.fill("#tuner-d-a-size", typed)
+        panel.click("#tuner-d-a-go")
+        panel.sees("#tuner-d-message", said)
+    panel.page.fill("#tuner-d-a-size", "512")
     panel.click("#tuner-d-a-go")
     panel.sees("#tuner-d-a-said", "4 pictures checked")
     panel.sees("#tuner-d-audit h5", "Advice")

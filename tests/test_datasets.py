@@ -86,6 +86,21 @@ def test_a_folder_is_opened_once(web, client, folder):
     assert client.names() == ["a.png", "b.png", "c.png"] and client.names("cat, NOT lips") == ["b.png"] and client.names("untagged") == ["c.png"]
 
 
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("foo:bar", "There is no condition 'foo' (there are name: path: text: tag: tags: "), ("cat, Name:*.png", "There is no condition 'Name'"),
+        ("problem:blurred", "Nothing was checked yet"), ("problem:small", ""), ("score:lips>0.5", "No tagger has seen these pictures"), ("tags:>99", ""), ("nothing", ""), (":d", ""), ("12:30", ""),
+        ("re:one, hat", ""),
+    ],
+)  # fmt: skip
+def test_why_a_filter_names_nothing(client, folder, line, hint):
+    (folder / "c.txt").write_text("re:zero", encoding="utf-8")
+    client.ok(client.post("read"))
+    found = client.ok(client.web.get(f"/tuner/api/data/{client.id}/rows", params={"filter": line}))
+    assert found["rows"] == [] and " ".join(found["hints"]).startswith(hint) and bool(found["hints"]) == bool(hint)
+
+
 def test_details_are_what_a_cell_shows(client):
     row = client.ok(client.post("details", rows=[0, 99]))
     assert [(r["name"], r["place"], r["tags"], r["text"], r["tokens"], r["is_text"]) for r in row] == [("a.png", "a.png", ["cat", "lips"], "cat, lips", 3, False)]

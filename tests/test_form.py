@@ -129,6 +129,22 @@ def test_the_plan_is_told_with_its_fixes(tab, small_run):
     assert plan["lines"][0] == "6 pictures, 6 with a caption." and any(w["fix"] and "optim.lr" in w["fix"]["values"] for w in plan["warnings"])
 
 
+def test_what_differs_from_the_first_form_is_kept_and_put_back(tab, small_run):
+    tab.form = drawn(small_run)
+    assert answer(tab.check(filled(tab.form)), tab)["form"] == {}
+    typed = {"steps": 77, "method": "LoHa", "loss.debiased": True, "optim.lr": "fast"}
+    assert answer(tab.check(filled(tab.form, **typed)), tab)["form"] == {**typed, "method": "loha"}  # bad values too
+    back = tab.ordered({tab.order: json.dumps({"kept": {**typed, "method": "loha"}})})
+    assert {key: back[tab.form.widgets[key]]["value"] for key in typed} == typed and answer(back, tab)["restored"]
+    first = tab.ordered({tab.order: json.dumps({"afresh": True})})
+    assert {key: first[widget]["value"] for key, widget in tab.form.widgets.items()} == {key: widget.value for key, widget in tab.form.widgets.items()}
+
+
+@pytest.mark.parametrize("kept", [[], "x", {"method": "gone"}, {"loss.kind": 3}, {"steps": "many"}, {"steps": True}, {"loss.debiased": "yes"}, {"name": None}, {"no.such": 1}])
+def test_what_a_widget_cannot_show_is_not_put_back(tab, kept):
+    assert tab.form.fitting(kept) == {}
+
+
 def test_presets_fill_the_form_and_advise(tab):
     updates = tab.preset_chosen({tab.goal: presets.GOALS["style"].label, tab.pace: presets.PACES["careful"].label, tab.form.widgets["method"]: "LoRA"})
     assert updates[tab.advice].startswith("<p>") and tab.form.widgets["steps"] in updates

@@ -121,7 +121,7 @@ class Page:
     def open(self) -> None:
         self.page.goto(self.server.url)
         try:
-            self.page.wait_for_selector("#tuner-live [role=tablist]")
+            self.page.wait_for_selector("#tuner-live [role=tablist]", state="attached")  # out of sight where another view was open before a reload
         except playwright.TimeoutError as error:
             raise AssertionError("\n".join(["the page did not come up:", *self.errors, *self.said, *self.server.lines[-40:], self.page.content()[-4000:]])) from error
 
@@ -209,7 +209,9 @@ def train(page: Page, name: str, **values: Any) -> None:
 def test_one_click_trains_the_demo_to_its_end(page, server):
     page.sees(".tuner-empty", "Nothing has been trained yet")
     train(page, "robot-a", sample__prompts="a green robot on a white background")
+    page.sees("#tuner-plan", "The run is in the queue.")
     now = page.state("done")
+    expect(page.page.locator("#tuner-plan")).to_have_text("")
     assert (now["step"], now["steps"], len(now["points"])) == (STEPS, STEPS, STEPS)
     assert (server.home / "robot-a-001" / "robot-a.safetensors").is_file()
     page.sees(".tuner-file-list code", "<lora:robot-a:0.8> robot")
@@ -224,6 +226,17 @@ def test_one_click_trains_the_demo_to_its_end(page, server):
     page.click(".tuner-file-list li:first-child .tuner-use button")
     page.sees(".tuner-message", "Copied: <lora:robot-a:0.8> robot")
     assert page.page.evaluate("navigator.clipboard.readText()") == "<lora:robot-a:0.8> robot"
+
+
+@own_script
+@pytest.mark.parametrize(("allowed", "said"), [(True, "copied"), (False, "The browser does not let this page copy")])
+def test_text_is_copied_where_the_browser_has_no_clipboard_for_the_page(page, allowed, said):
+    """It has none for http from another machine."""
+    assert page.page.evaluate("""(allowed) => {
+        Object.defineProperty(navigator, 'clipboard', { value: undefined, configurable: true });
+        if (!allowed) document.execCommand = () => false;
+        return tuner.copied('words').then(() => 'copied', (error) => error.message);
+    }""", allowed).startswith(said)
 
 
 @own_script
@@ -326,6 +339,27 @@ def test_a_reload_in_the_middle_finds_the_run_going(page):
     assert page.page.evaluate("window.tuner.points.length") >= 3
 
 
+def test_a_reload_keeps_the_form_and_the_view_of_this_browser_alone(page, browser, server):
+    assert page.pick("#tuner-f-method", list(METHODS).index("loha")) == "LoHa"
+    page.sees("#tuner-f-loha-rank")
+    page.fill(name="robot-r", loha__rank=3)
+    until(lambda: json.loads(page.page.evaluate("localStorage.getItem('tuner-form')") or "{}").get("loha.rank") == 3, 60)
+    page.click("#tuner-view-tools")
+    page.open()
+    page.sees(".tuner-tool-list")
+    page.click("#tuner-view-train")
+    expect(page.field("loha.rank")).to_have_value("3")
+    expect(page.field("name")).to_have_value("robot-r")
+    other = Page(browser, server)
+    expect(other.field("name")).not_to_have_value("robot-r")
+    other.page.evaluate("localStorage.setItem('tuner-form', JSON.stringify({method: 'gone', 'loss.kind': 'no more', steps: 'many', 'loha.rank': [], nothing: 1, name: 'robot-s'}))")
+    other.open()  # what an older version has kept
+    expect(other.field("name")).to_have_value("robot-s")
+    expect(other.field("method")).to_have_value("LoRA")
+    other.context.close()
+    assert other.errors == []
+
+
 @own_script
 def test_two_tabs_see_and_steer_the_same_run(page, browser, server):
     other = Page(browser, server)
@@ -412,7 +446,13 @@ def test_essentials_everything_and_search(page):
     page.page.fill(".tuner-search", "huber")
     expect(page.field("loss.huber_c")).to_be_visible()
     expect(page.field("steps")).to_be_hidden()
+    boxes = "[...document.querySelectorAll('#tuner-form .form')].filter((box) => box.offsetParent && !box.querySelector('#tuner-goal, #tuner-pace') && ![...box.children].some((field) => field.offsetHeight)).length"
+    for words, none in (("huber", False), ("zzzz", True)):
+        page.page.fill(".tuner-search", words)
+        expect(page.page.locator("#tuner-none")).to_be_visible(visible=none)
+        assert page.page.evaluate(boxes) == 0  # no box without a field in it
     page.page.fill(".tuner-search", "")
+    expect(page.page.locator("#tuner-none")).to_be_hidden()
     expect(page.field("steps")).to_be_visible()
     expect(page.field("loss.huber_c")).to_be_hidden()
 
@@ -430,7 +470,12 @@ def test_settings_of_an_earlier_run_a_note_a_rename_and_a_delete(page, server):
     train(page, "robot-l", steps=2, optim__lr="3e-3")
     page.state("done")
     page.open()
+    expect(page.field("optim.lr")).to_have_value("3e-3")  # as it was left
+    page.sees("#tuner-kept", "The form is as you left it.")
+    page.click("#tuner-kept button")
     expect(page.field("optim.lr")).to_have_value("4e-3")
+    expect(page.page.locator("#tuner-kept")).to_be_hidden()
+    page.sees("#tuner-plan", "The form is as it was at first.")
     page.click("#tuner-load")
     expect(page.field("optim.lr")).to_have_value("3e-3")
     page.click("#tuner-tab-history")
@@ -529,16 +574,46 @@ def test_the_tools_do_not_ask_a_webui_that_starts(page):
     page.open()
 
 
-def test_a_phone_shows_all_of_it_without_scrolling_sideways(browser, server):
-    phone = Page(browser, server, 390, 844)
-    train(phone, "robot-m", steps=2)
-    phone.state("done")
+INK = """(dark) => {
+    document.body.classList.toggle('dark', dark);
+    const canvas = Object.assign(document.createElement('canvas'), { width: 1, height: 1 }).getContext('2d', { willReadFrequently: true });
+    const over = (colours) => { for (const colour of colours) { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); } return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3); };
+    const light = (rgb) => { const [r, g, b] = rgb.map((c) => (c / 255 <= 0.03928 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4)); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+    const behind = (element) => (element ? [...behind(element.parentElement), getComputedStyle(element).backgroundColor] : [dark ? 'black' : 'white']);
+    return [...document.querySelectorAll('#tuner-form .tuner-field *, #tuner-goal *')].filter((e) => e.offsetParent && !e.children.length && getComputedStyle(e).fontSize === '12px' && e.textContent.trim()).map((e) => {
+        const paper = behind(e), [a, b] = [light(over(paper)), light(over([...paper, getComputedStyle(e).color]))].sort((x, y) => y - x);
+        return [e.textContent, (a + 0.05) / (b + 0.05)];
+    });
+}"""
+
+
+def test_the_help_of_a_field_is_dark_enough_to_be_read(page):
+    page.unfold()
+    for dark in (False, True):
+        contrast = dict(page.page.evaluate(INK, dark))
+        assert len(contrast) > 80 and {text: ratio for text, ratio in contrast.items() if ratio < 4.5} == {}
+
+
+@pytest.mark.parametrize("width", [390, 360])
+def test_a_phone_shows_all_of_it_without_scrolling_sideways(browser, server, width):
+    phone = Page(browser, server, width, 844)
+    if width == 390:
+        train(phone, "robot-m", steps=2)
+        phone.state("done")
+    under = """[...document.querySelectorAll('#tuner-form .dropdown-arrow')].filter((arrow) => arrow.closest('.icon-wrap') && arrow.getBoundingClientRect().width).filter((arrow) => {
+        const input = arrow.closest('.wrap, .secondary-wrap').querySelector('input'), box = input.getBoundingClientRect();
+        return box.right - parseFloat(getComputedStyle(input).paddingRight) > arrow.getBoundingClientRect().left;
+    }).length"""
     for view in ("everything", "essentials"):
         phone.click(f"[data-view={view}]")
-        assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
-    phone.click("#tuner-view-tools")
+        assert phone.page.evaluate("document.documentElement.scrollWidth") <= width
+        assert phone.page.evaluate(under) == 0  # a choice is not written under its arrow
+    for view in ("data", "compare", "tools"):
+        assert phone.page.locator(f"#tuner-view-{view}").bounding_box()["x"] + phone.page.locator(f"#tuner-view-{view}").bounding_box()["width"] <= width
+        phone.click(f"#tuner-view-{view}")
+        assert phone.page.evaluate("document.documentElement.scrollWidth") <= width
     phone.sees(".tuner-tool-list")
-    assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert phone.page.evaluate("document.documentElement.scrollWidth") <= width
     clear(phone)
     phone.context.close()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..settings import DataConfig
@@ -16,7 +16,7 @@ from . import tag_variants, tag_words
 from .captions import CaptionFile
 from .edits import Edit
 from .finding import Finding
-from .items import caption_files
+from .items import Problem, caption_files
 from .tag_edits import key
 
 TOKENS = 75  # of one chunk of CLIP's
@@ -25,11 +25,12 @@ _NO_CAPTIONS = frozenset("readme license licence requirements notes prompts meta
 
 @dataclass(frozen=True)
 class CaptionRules:
-    """What captions are held against: the trigger word ("" for none), and what counts CLIP's tokens of a text (None leaves length out)."""
+    """What captions are held against: the trigger word ("" for none), what counts CLIP's tokens of a text (None leaves length out), and each caption's picture."""
 
     trigger: str = ""
     tokens: Callable[[str], int] | None = None
     limit: int = TOKENS
+    pictures: Mapping[Path, Path] = field(default_factory=dict)
 
 
 def audit_captions(files: Sequence[CaptionFile], rules: CaptionRules = CaptionRules()) -> Iterator[Finding]:
@@ -54,7 +55,7 @@ def _content(file: CaptionFile, rules: CaptionRules, tokens: Callable[[str], int
     """No caption, one tag, a tag twice, too long a line."""
     name, tags = file.path.name, file.caption.tags
     if not tags:
-        yield Finding("no caption", (file.path,), f"{name} is not there; its picture has no caption." if file.data is None else f"{name} is empty.")
+        yield Finding("no caption", (file.path,), str(Problem(rules.pictures.get(file.path, file.path.with_suffix("")), "has no caption")) if file.data is None else f"{name} is empty.")
         return
     plain = [line for line in file.caption.lines if line.tags and not line.is_text]
     if len(tags) == 1 and plain:

@@ -157,6 +157,13 @@ def _row(output: Output, root: Path, cfg: ExportConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"The folder {folder} cannot be made ({error.strerror}); choose another place for the crops.") from error
+
+
 class _Folder:
     """A folder to which files are added. Raises ValueError where it is the folder of the originals, or in it."""
 
@@ -197,7 +204,7 @@ class _Folder:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        self.path.mkdir(parents=True, exist_ok=True)
+        _make(self.path)
         yield
 
     def put(self, name: str, data: bytes) -> None:
@@ -238,7 +245,7 @@ class _Zip:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _make(self.path.parent)
         with atomic(self.path) as temporary:
             with zipfile.ZipFile(temporary, "w") as self._zip:
                 yield

@@ -123,7 +123,7 @@ class _Parser:
         if self.deep > DEEPEST:
             raise ValueError(f"The filter has more than {DEEPEST} parentheses and NOT; write it in fewer.")
         if word.kind == "field":
-            return _FIELDS[word.text](word.text, word.value)
+            return FIELDS[word.text](word.text, word.value)
         if word.kind == "quoted":
             return _tag(_unquoted(word.text))
         if word.kind == "word":
@@ -154,6 +154,21 @@ def parse(line: str) -> Condition:
     if not line.strip():
         return lambda table, rows: rows
     return _Parser(line).line()
+
+
+_LIKE_FIELD = re.compile(r"([^\W\d]\w*):(.*)")
+
+
+def fields_of(line: str) -> list[tuple[str, str]]:
+    """(name, value) of all in a line that is written like a field, of names that are none too."""
+    found = []
+    for word in _words(line):
+        like = _LIKE_FIELD.fullmatch(word.text) if word.kind == "word" else None
+        if word.kind == "field":
+            found.append((word.text, _value(word.value)))
+        elif like:
+            found.append((like[1], like[2]))
+    return found
 
 
 # ---- conditions ------------------------------------------------------------------------------------------------------
@@ -268,7 +283,7 @@ def _list_field(of: Callable[[Table, int], Iterable[str]], example: str) -> Call
     return make
 
 
-_FIELDS: dict[str, Callable[[str, str], Condition]] = {
+FIELDS: dict[str, Callable[[str, str], Condition]] = {
     "name": _text_field(lambda table, row: table.name(row), "*.png"),
     "path": _text_field(lambda table, row: table.place(row), "10_cat"),
     "text": _text_field(lambda table, row: table.text(row), "cat"),

@@ -40,6 +40,7 @@ class Form:
         # what is chosen by another name than its value: gradio 3.41 has no pairs in its drop-downs
         self.names = {"method": {name: method.label for name, method in METHODS.items()}, "checkpoint": named(models)}
         self.widgets: dict[str, Any] = {}
+        self.first: dict[str, Any] = {}  # what each widget is drawn with
         self.groups: dict[str, list[Any]] = {name: [] for name in METHODS}  # what is shown for one method alone
         self.method = str(values.get("method", TrainConfig.method))
 
@@ -94,7 +95,7 @@ class Form:
     def _widget(self, option: Option) -> None:
         if option.key in self.hidden:
             return
-        value = self.start.get(option.key, option.default)
+        value = self.first[option.key] = self.start.get(option.key, option.default)
         common = {"label": label_of(option), "info": help_of(option), "elem_id": element_id(option.key), "elem_classes": ["tuner-field"], "min_width": 140}
         self.widgets[option.key] = self._made(option, value, common)
 
@@ -121,6 +122,25 @@ class Form:
         """A setting out of what its widget gives."""
         names = {label: value for value, label in self.names.get(key, {}).items()}
         return "" if shown is None else names.get(shown, shown)
+
+    def changed(self, data: Mapping[Any, Any]) -> dict[str, Any]:
+        """What a handler gets, as far as it is not what the form was drawn with: what a browser keeps, so that all else follows the program."""
+        given = {key: self.value(key, data[widget]) for key, widget in self.widgets.items()}
+        return {key: value for key, value in given.items() if self._shown(key, value) != self._shown(key, self.first[key])}
+
+    def fitting(self, kept: Any) -> dict[str, Any]:
+        """Of what a browser has kept, maybe of another version, what the widgets can show; gradio answers nothing at all where one of them cannot."""
+        known = kept if isinstance(kept, dict) else {}
+        return {key: value for key, value in known.items() if key in self.widgets and self._fits(key, value)}
+
+    def _fits(self, key: str, value: Any) -> bool:
+        widget = self.widgets[key]
+        if isinstance(widget, gr.Dropdown):
+            choices = [choice[1] if isinstance(choice, tuple) else choice for choice in widget.choices]  # pairs in the current gradio
+            return widget.allow_custom_value and isinstance(value, str) or self._shown(key, value) in choices
+        if isinstance(widget, gr.Number):
+            return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, bool if isinstance(widget, gr.Checkbox) else str)
 
     def updates(self, values: Mapping[str, Any]) -> dict[Any, Any]:
         """What a handler returns so that the widgets show these settings; others stay as they are."""

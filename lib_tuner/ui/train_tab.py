@@ -1,6 +1,7 @@
 """The Train tab: the form, what answers to it, and the root in which javascript/ draws the run, the queue and the history.
 
-Handlers answer with one JSON text in a hidden field, which the page's script reads: {problems: {key: sentence}, general, plan, said, added}.
+Handlers answer with one JSON text in a hidden field, which the page's script reads: {problems: {key: sentence}, general, plan, said, added,
+form: what the browser is to keep of the form, restored}.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ class TrainTab:
 
     def check(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
         """Marks what is wrong, while the form is being filled in."""
-        return {self.reply: self._answer(self.form.values(data), lambda cfg: refuse(cfg))}
+        return {self.reply: self._answer(self.form.values(data), lambda cfg: refuse(cfg), form=self.form.changed(data))}
 
     def plan(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
         """Says what the run would do."""
@@ -169,8 +170,12 @@ class TrainTab:
         return {self.reply: self._answer(values, add)}
 
     def ordered(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
-        """Sets what a click on the page's own buttons asks for: {"set": {key: value}} or {"run": folder id}."""
+        """Sets what the page's own script asks for: {"set": {key: value}}, {"run": folder id}, {"kept": what the browser has kept} or {"afresh": true}."""
         order = json.loads(data[self.order] or "{}")
+        if "kept" in order:
+            return {**self.form.updates(self.form.fitting(order["kept"])), self.reply: reply(restored=True, recheck=True)}
+        if "afresh" in order:
+            return {**self.form.updates(self.form.first), self.reply: reply(said="The form is as it was at first.", recheck=True)}
         if "run" in order:
             return self._load(lambda: (runs_settings(self.shared.jobs.folder_of(order["run"])), "The run's settings are in the form."))
         return {**self.form.updates(order.get("set", {})), self.reply: reply(said="", recheck=True)}
@@ -219,13 +224,13 @@ class TrainTab:
 
     # ---- answers -----------------------------------------------------------------------------------------------------
 
-    def _answer(self, values: Mapping[str, Any], act: Callable[[TrainConfig], dict[str, Any] | None]) -> str:
-        """What `act` says of the settings, or what is wrong with them, field by field."""
+    def _answer(self, values: Mapping[str, Any], act: Callable[[TrainConfig], dict[str, Any] | None], **more: Any) -> str:
+        """What `act` says of the settings, or what is wrong with them, field by field; and `more`."""
         try:
-            return reply(**(act(settings(values)) or {}))
+            return reply(**(act(settings(values)) or {}), **more)
         except (ValueError, OSError) as error:
             marked, rest = problems_by_key(str(error), self.form.widgets)
-            return reply(problems={element_id(key): text for key, text in marked.items()}, general=rest)
+            return reply(problems={element_id(key): text for key, text in marked.items()}, general=rest, **more)
 
     def _outlook(self, cfg: TrainConfig) -> dict[str, Any]:
         forecast = self.shared.hosts(cfg).forecast()

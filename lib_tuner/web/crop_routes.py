@@ -15,7 +15,8 @@ from ..data.crop_view import frame_of
 from ..dataset_crops import FolderCrops, crop_fields
 from ..datasets import Datasets, Scope
 from .answers import answer, found
-from .dataset_bodies import Approved, ApproveOrder, ChangedCrops, CropExport, CropField, CropOrder, CropRows, CropsOfRows, CropSummary, CropUndo, FindCrops, Job, RowCrops, ScopedCrops, TakenBack
+from .bodies import Done
+from .dataset_bodies import Approved, ApproveOrder, ChangedCrops, CropExport, CropField, CropOrder, CropRows, CropSettings, CropsOfRows, CropSummary, CropUndo, FindCrops, Job, RowCrops, ScopedCrops, TakenBack
 
 ROWS = 500  # whose crops are given at once
 
@@ -40,6 +41,10 @@ def _add_reading(router: APIRouter, sets: Datasets) -> None:
     @router.get("/data/crops/fields", response_model=List[CropField], summary="The settings of cropping and of saving crops")
     def fields() -> Response:
         return answer(crop_fields)
+
+    @router.post("/data/crops/check", response_model=Done, summary="Whether these settings can be; nothing is done")
+    def check(order: CropSettings) -> Response:
+        return answer(lambda: {"answer": bool(_config(order) and build(ExportConfig, order.export))})
 
     @router.post("/data/{folder}/crops/read", response_model=CropsOfRows, summary="The crops of pictures, with what is needed to draw and drag them")
     def read(folder: str, order: CropRows) -> Response:

@@ -28,6 +28,7 @@ class OpenedFolder(BaseModel):
 class Found(BaseModel):
     rows: List[int]
     version: int
+    hints: List[str] = Field([], description="Where there are no rows: sentences that say why that may be")
 
 
 class Rows(BaseModel):
@@ -202,6 +203,10 @@ class CropExport(ScopedCrops):
     export: Dict[str, Any] = Field({}, description="How crops are written: form, quality, filter, background, name, flat, existing, captions, masks, mirror")
     out: str = Field("", description="A path on the machine of the program; nothing: beside the folder, under a name that is free")
     zip: bool = False
+
+
+class CropSettings(CropOrder):
+    export: Dict[str, Any] = Field({}, description="As in `CropExport`")
 
 
 class CropUndo(CropOrder):
