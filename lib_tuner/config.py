@@ -42,10 +42,11 @@ class Option:
     choices: tuple | None = None
     unit: str = ""
     essential: bool = False
+    kept: bool | None = None  # part of a run's saved state, by which a resumed run goes on; None: where it is a method's own
 
 
 def opt(default: Any, label: str, help: str, **more: Any) -> Any:
-    """A dataclass field with what people see of it; `more`: min, max, choices, unit, essential, as in `Option`."""
+    """A dataclass field with what people see of it; `more`: min, max, choices, unit, essential, kept, as in `Option`."""
     return dataclasses.field(default=default, metadata={"option": Option("", object, default, label, help, **more)})
 
 

@@ -15,14 +15,14 @@ from .config import opt, section
 class DataConfig:
     """Which pictures and captions, and how a training example is made from them."""
 
-    folder: str = opt("", "Data folder", "Folder with the pictures to learn from; captions are read from files beside them.", essential=True)
-    class_folder: str = opt("", "Class pictures", "Folder with pictures of the ordinary class (prior preservation); empty: none.")
-    class_weight: float = opt(1.0, "Class picture weight", "Weight of a class picture's loss against a subject picture's.", min=0.0, max=10.0)
+    folder: str = opt("", "Data folder", "Folder with the pictures to learn from; captions are read from files beside them.", essential=True, kept=True)
+    class_folder: str = opt("", "Class pictures", "Folder with pictures of the ordinary class (prior preservation); empty: none.", kept=True)
+    class_weight: float = opt(1.0, "Class picture weight", "Weight of a class picture's loss against a subject picture's.", min=0.0, max=10.0, kept=True)
     class_share: float = opt(0.5, "Class picture share", "Part of every epoch that is class pictures.", min=0.0, max=0.95)
     validation_folder: str = opt("", "Held-out pictures", "Folder with pictures that are never trained on; their loss is the validation loss.")
     caption_from: str = opt("auto", "Captions from", "Where a picture's caption is read: beside it, its file name, its folder, or nowhere.",
-                            choices=("auto", "file", "filename", "folder", "none"))
-    caption_extension: str = opt("txt,caption", "Caption extensions", "Endings of caption files, in order of preference.")
+                            choices=("auto", "file", "filename", "folder", "none"), kept=True)
+    caption_extension: str = opt("txt,caption", "Caption extensions", "Endings of caption files, in order of preference.", kept=True)
     template: str = opt("", "Prompt template", "File (or name of a shipped template) of prompt lines with [name] and [filewords]; empty: the caption itself.")
     resolution: int = opt(512, "Resolution", "Side of a square training picture; buckets keep its area.", min=8, max=2048, unit="px", essential=True)
     batch: int = opt(1, "Batch size", "Pictures per forward pass.", min=1, max=256, essential=True)
@@ -31,11 +31,11 @@ class DataConfig:
     bucket_min: int = opt(256, "Shortest bucket side", "No bucket side is shorter.", min=8, max=2048, unit="px")
     bucket_max: int = opt(1024, "Longest bucket side", "No bucket side is longer.", min=8, max=4096, unit="px")
     upscale: bool = opt(True, "Enlarge small pictures", "Off: a picture smaller than the resolution gets a bucket of its own size.")
-    repeats: int = opt(1, "Repeats", "How often a picture occurs per epoch, times the number in a kohya folder name (`10_name`).", min=1, max=10000)
+    repeats: int = opt(1, "Repeats", "How often a picture occurs per epoch, times the number in a kohya folder name (`10_name`).", min=1, max=10000, kept=True)
     flip: str = opt("off", "Mirror", "Mirror half of the examples; `safe` leaves pictures whose caption says left, right or text alone.", choices=("off", "safe", "all"))
     crop_jitter: int = opt(0, "Crop jitter", "How far the crop may move from the centre.", min=0, max=512, unit="px")
     crop_variants: int = opt(4, "Cached crops", "How many of the jittered crops of one picture are cached.", min=1, max=64)
-    masks: bool = opt(False, "Masked loss", "Weigh the loss by a mask: `name.mask.png` or `mask/name.png`, else the picture's alpha channel.")
+    masks: bool = opt(False, "Masked loss", "Weigh the loss by a mask: `name.mask.png` or `mask/name.png`, else the picture's alpha channel.", kept=True)
     mask_floor: float = opt(0.1, "Unmasked weight", "Weight of what the mask hides.", min=0.0, max=1.0)
     cache: str = opt("memory", "Latent cache", "Encode pictures once and keep the latents in memory or on disk.", choices=("memory", "disk", "off"))
     cache_folder: str = opt("", "Cache folder", "Where a disk cache lies; empty: `.latents` in the data folder's parent.")
@@ -58,7 +58,7 @@ class OptimConfig:
     """Optimizer, learning rate and averaging."""
 
     name: str = opt("adamw", "Optimizer", "AdamW needs no further package; the others name theirs when chosen.",
-                    choices=("adamw", "adamw8bit", "lion", "adafactor", "prodigy", "adamw_schedulefree"))
+                    choices=("adamw", "adamw8bit", "lion", "adafactor", "prodigy", "adamw_schedulefree"), kept=True)
     lr: str = opt("1e-4", "Learning rate", "A number, or steps as `0.05:10, 0.02:20, 0.005`.", essential=True)
     text_lr: float = opt(0.0, "Text encoder learning rate", "0: the same as the learning rate.", min=0.0, max=10.0)
     schedule: str = opt("constant", "Schedule", "How the learning rate changes over the run (not used with the step syntax).",
@@ -67,10 +67,10 @@ class OptimConfig:
     cycles: int = opt(1, "Restarts", "Cosine cycles of the schedule with restarts.", min=1, max=100)
     power: float = opt(1.0, "Polynomial power", "Exponent of the polynomial schedule.", min=0.1, max=10.0)
     floor: float = opt(0.0, "Lowest learning rate", "Part of the learning rate at which the schedule ends.", min=0.0, max=1.0)
-    weight_decay: float = opt(0.01, "Weight decay", "Embeddings are never decayed.", min=0.0, max=1.0)
-    betas: str = opt("0.9, 0.999", "Betas", "Averages of the optimizer.")
-    eps: float = opt(1e-8, "Epsilon", "Added to the denominator.", min=0.0, max=1.0)
-    accumulate: int = opt(1, "Gradient accumulation", "Batches per update.", min=1, max=1024)
+    weight_decay: float = opt(0.01, "Weight decay", "Embeddings are never decayed.", min=0.0, max=1.0, kept=True)
+    betas: str = opt("0.9, 0.999", "Betas", "Averages of the optimizer.", kept=True)
+    eps: float = opt(1e-8, "Epsilon", "Added to the denominator.", min=0.0, max=1.0, kept=True)
+    accumulate: int = opt(1, "Gradient accumulation", "Batches per update.", min=1, max=1024, kept=True)
     clip: float = opt(1.0, "Gradient clipping", "Longest gradient (norm), after unscaling; 0: off.", min=0.0, max=1000.0)
     ema: float = opt(0.0, "EMA", "Decay of an average of the weights that is sampled and saved; 0: off.", min=0.0, max=0.99999)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from . import checkpoint
-from .config import build, flat_values, read_toml
+from .config import build, flat_values, options, read_toml
 from .data import class_pictures
 from .data.batches import Batches, check_world, find_items, validation
 from .data.holes import Holes
@@ -27,15 +27,6 @@ from .sd.inpaint import is_inpainting
 from .sd.loss import check_weights
 from .settings import InpaintConfig, TrainConfig
 from .step import NotANumber, State, Step, schedule_for
-
-# settings that are part of the saved state (of the data: of its frozen list of items), beside the method's own: another value would not be used
-KEPT = frozenset((
-    *(f"optim.{name}" for name in ("name", "weight_decay", "betas", "eps", "accumulate")),
-    *(f"data.{name}" for name in ("folder", "class_folder", "repeats", "class_weight", "caption_from", "caption_extension", "masks")),
-))  # fmt: skip
-FOLDERS = ("data.folder", "data.class_folder")
-EXPORTED = (".save", ".lora_rank", ".sample_hints")  # of a method's own settings those that shape what is written or drawn, as `save_...` do
-
 
 def never() -> bool:
     """Nobody asks the run to stop."""
@@ -157,14 +148,15 @@ def _check_same(saved: dict[str, Any], sd: Components, cfg: TrainConfig) -> None
         before = flat_values(build(TrainConfig, read_toml(Path(cfg.resume).expanduser() / "settings.toml"), type(cfg.settings)))
     except (OSError, ValueError):  # they are gone, or of another method, which the state does not fit
         return
+    own = options(type(cfg.settings), cfg.method)
+    kept = {option.key for option in (*options(TrainConfig), *own) if (option in own if option.kept is None else option.kept)}
     for key, value in flat_values(cfg).items():
-        own = key.startswith(f"{cfg.method}.") and ".save_" not in key and not key.endswith(EXPORTED)
-        if (key in KEPT or own) and before.get(key, value) != value and not _same_folder(key, before[key], value):
+        if key in kept and before.get(key, value) != value and not _same_folder(key, before[key], value):
             raise ValueError(f"resume: {key} was {before[key]!r} and is now {value!r}, but the saved state goes on as it was; set it back, or start a new run.")
 
 
 def _same_folder(key: str, *given: str) -> bool:
-    return key in FOLDERS and all(given) and len({os.path.realpath(os.path.expanduser(folder)) for folder in given}) == 1
+    return key.endswith("folder") and all(given) and len({os.path.realpath(os.path.expanduser(folder)) for folder in given}) == 1
 
 
 def _reducer(world: int) -> Callable[[list[torch.Tensor]], None] | None:

@@ -22,7 +22,7 @@ def first_line(error: BaseException) -> str:
 
 def lacks_memory(error: BaseException) -> bool:
     """Whether memory ran out: of a GPU, or of the computer, of which torch and Python speak in words of their own on each system."""
-    text = str(error).lower()
+    text = "" if isinstance(error, ValueError) else str(error).lower()  # a ValueError is a sentence of our own, which says more
     return isinstance(error, MemoryError) or any(sign in text for sign in ("out of memory", "not enough memory", "allocate memory"))
 
 

@@ -149,7 +149,8 @@ def test_what_cannot_be_saved_stays_in_its_field_and_is_said(panel, folder):
 def test_a_picture_that_cannot_be_read_is_said_in_large(panel, folder):
     (folder / "b.png").write_bytes(b"no picture")
     panel.click("#tuner-d-read")
-    panel.page.locator("[data-row='1']").dblclick()
+    panel.sees("[data-row='1'] .tuner-d-broken")  # the grid was drawn anew
+    panel.page.locator("[data-row='1'] .tuner-d-name").dblclick()
     panel.sees("#tuner-d-large", "This picture cannot be shown.")
     assert panel.page.locator("#tuner-d-large img").count() == 0
     panel.click("#tuner-d-next")

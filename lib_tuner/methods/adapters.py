@@ -49,7 +49,7 @@ class AdapterConfig:
     module_dropout: float = opt(0.0, "Module dropout", "Probability that a whole layer's adapter is skipped.", min=0.0, max=0.95)
     dora: bool = opt(False, "DoRA", "Learn the length of the weights apart from their direction (2402.09353), as the WebUI reads it; alpha must be the rank.")
     start: str = opt("", "Start from", "A LoRA file to go on from; its ranks are taken over. What is switched off here (the text encoder too) stays as it is there.")
-    save_dtype: str = opt("fp16", "Saved precision", "Precision of the saved file.", choices=("fp16", "bf16", "fp32"))
+    save_dtype: str = opt("fp16", "Saved precision", "Precision of the saved file.", choices=("fp16", "bf16", "fp32"), kept=False)
 
     def check(self) -> None:
         """Raises ValueError for block names there are not, and for what no file can say."""

@@ -43,9 +43,9 @@ class DreamBoothConfig:
     block_rates: str = opt("", "Learning rates of blocks", RATE_HELP)
     text_until: int = opt(0, "Text encoder until", "The text encoder learns in the first steps alone; 0: to the end.", min=0, max=10000000, unit="steps")
     masters: str = opt("fp32", "Trained weights", "fp32 is exact; bf16 with stochastic rounding needs less than half of the memory.", choices=("fp32", "bf16"))
-    save: str = opt("checkpoint", "Save", "A whole checkpoint (2 GB in fp16), what was learned as a LoRA, or both.", choices=("checkpoint", "lora", "both"), essential=True)
-    save_dtype: str = opt("fp16", "Saved precision", "Precision of the saved file.", choices=("fp16", "bf16", "fp32"))
-    lora_rank: int = opt(64, "LoRA rank", "Rank of the saved LoRA: more keeps more of what was learned.", min=1, max=1024)
+    save: str = opt("checkpoint", "Save", "A whole checkpoint (2 GB in fp16), what was learned as a LoRA, or both.", choices=("checkpoint", "lora", "both"), essential=True, kept=False)
+    save_dtype: str = opt("fp16", "Saved precision", "Precision of the saved file.", choices=("fp16", "bf16", "fp32"), kept=False)
+    lora_rank: int = opt(64, "LoRA rank", "Rank of the saved LoRA: more keeps more of what was learned.", min=1, max=1024, kept=False)
 
     def check(self) -> None:
         """Raises ValueError for block names there are not, and for what would be left aside."""

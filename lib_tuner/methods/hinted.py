@@ -35,7 +35,7 @@ class HintConfig:
     hint: str = opt("canny", "Hint", "What the network follows. All but own are made of each training picture, depth by a model; poses have to be pictures of your own.",
                     choices=("canny", "lineart", "softedge", "colour", "tile", DEPTH, OWN), essential=True)
     hints: str = opt("", "Hint pictures", "With own: folder of the hint pictures, each called like its training picture.", essential=True)
-    sample_hints: str = opt("", "Hints of the samples", "Folder of hint pictures that samples are drawn under; empty: those of a few training pictures.")
+    sample_hints: str = opt("", "Hints of the samples", "Folder of hint pictures that samples are drawn under; empty: those of a few training pictures.", kept=False)
     canny_low: float = opt(100.0, "Canny low", "Edges weaker than this are left out.", min=0.0, max=1000.0)
     canny_high: float = opt(200.0, "Canny high", "Lines with an edge stronger than this are taken whole.", min=0.0, max=1000.0)
     blur: float = opt(1.0, "Blur before edges", "Deviation of the blur with which canny and softedge begin.", min=0.0, max=20.0, unit="px")
@@ -43,7 +43,7 @@ class HintConfig:
     depth_model: str = opt("", "Depth model", "With depth: an .onnx file of Depth Anything, MiDaS or DPT; empty: the WebUI's own MiDaS, which it fetches once (470 MB). "
                            "About a second a picture on a CPU.", essential=True)
     start: str = opt("", "Start from", "A file of this kind to go on from (.safetensors, .pth), in the original or in diffusers' names.")
-    save_dtype: str = opt("fp16", "Saved precision", "Precision of the saved file.", choices=("fp16", "bf16", "fp32"))
+    save_dtype: str = opt("fp16", "Saved precision", "Precision of the saved file.", choices=("fp16", "bf16", "fp32"), kept=False)
 
     def check(self) -> None:
         """Raises ValueError for a folder without its kind, or the other way round."""

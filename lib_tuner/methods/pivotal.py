@@ -57,7 +57,7 @@ class PivotalConfig:
     continue_inversion: bool = opt(True, "Learn the word further", "Train the word beside the adapter too; off: it stays as the inversion left it.")
     continue_lr: float = opt(5e-4, "Word's rate afterwards", "The word's learning rate beside the adapter.", min=1e-6)
     save_bundle: str = opt("bundled", "Files", "bundled: one file with the word inside, as the WebUI reads it; separate: adapter and word apart; both: the former, and the word beside it.",
-                           choices=("bundled", "separate", "both"))  # fmt: skip
+                           choices=("bundled", "separate", "both"), kept=False)  # fmt: skip
     words: WordsConfig = section(WordsConfig)
     layers: LayersConfig = section(LayersConfig)
 

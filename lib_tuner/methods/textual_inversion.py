@@ -36,8 +36,8 @@ class TextualInversionConfig:
     embeddings: str = opt("", "Several words", "One a line or separated by `;`: `name | vectors | initial text | file to start from`. A caption that has none of them gets all. Empty: the run's name with the settings above.")
     norm: str = opt("off", "Norm control", "Keep each vector's length, or pull it to the usual length of a word after each step.", choices=("off", "keep", "prior"))
     norm_target: float = opt(0.0, "Usual length", "The length to which `prior` pulls; 0: that of the model's own words, about 0.4 in SD1.5.", min=0.0, max=100.0)
-    save_pt: bool = opt(False, "Also save .pt", "Beside .safetensors, a .pt that WebUI 1.9.4 accepts.")
-    save_png: bool = opt(False, "Also save a picture", "Beside .safetensors, a picture that carries the embedding.")
+    save_pt: bool = opt(False, "Also save .pt", "Beside .safetensors, a .pt that WebUI 1.9.4 accepts.", kept=False)
+    save_png: bool = opt(False, "Also save a picture", "Beside .safetensors, a picture that carries the embedding.", kept=False)
 
     def check(self) -> None:
         """Raises ValueError for words that cannot be read."""
