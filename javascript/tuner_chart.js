@@ -23,7 +23,7 @@
         }
         if (!(high >= low)) return [0, 1];
         const room = (high - low) * 0.05 || Math.abs(high) * 0.1 || 1;
-        return [low - room, high + room];
+        return [low >= 0 ? Math.max(0, low - room) : low - room, high + room]; // there is no loss below 0
     }
 
     // The part of the values that is looked at: single outliers would press the curve flat.
@@ -151,7 +151,8 @@
                 pen.lineTo(LEFT + this.width, y);
                 pen.stroke();
                 pen.textAlign = "right";
-                pen.fillText(tuner.number(high - (high - low) * i / 4, 3), LEFT - 6, y + 4);
+                const loss = high - (high - low) * i / 4;
+                pen.fillText(loss && Math.abs(loss) < 1e-3 ? loss.toExponential(1) : tuner.number(loss, 3), LEFT - 6, y + 4); // 0.0000541 has no room
                 pen.textAlign = "left";
                 if (this.points.length) pen.fillText((fast - (fast - slow) * i / 4).toExponential(1), LEFT + this.width + 6, y + 4);
             }

@@ -17,7 +17,7 @@ from typing import Any
 TESTS = Path(__file__).resolve().parent
 _STARTED: list[str] = []
 SECONDS: dict[str, float] = {}  # of the start
-FILES = ("test_hosts.py", "test_webui_traps.py", "test_webui_switch.py", "test_webui_depth.py")
+FILES = ("test_hosts.py", "test_webui_traps.py", "test_webui_switch.py", "test_webui_depth.py", "test_measured_in_hosts.py")
 
 
 def register(result: str, arguments: list[str], paths: list[str]) -> None:
