@@ -128,7 +128,7 @@
     }
 
     function drawKept(visible) {
-        const afresh = () => { drawKept(false); form.order({ afresh: true }); };
+        const afresh = () => { drawKept(false); form.order({ afresh: true }); tell({ said: tuner.t("The form is as it was at first.") }); }; // an answer may be overtaken by that of a check
         byId("tuner-kept").replaceChildren(h("span", {}, tuner.t("The form is as you left it.")), " ", h("button", { type: "button", class: "tuner-link", onclick: afresh }, tuner.t("Start afresh")));
         tuner.show(byId("tuner-kept"), visible);
     }

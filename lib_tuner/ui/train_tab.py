@@ -175,7 +175,7 @@ class TrainTab:
         if "kept" in order:
             return {**self.form.updates(self.form.fitting(order["kept"])), self.reply: reply(restored=True, recheck=True)}
         if "afresh" in order:
-            return {**self.form.updates(self.form.first), self.reply: reply(said="The form is as it was at first.", recheck=True)}
+            return {**self.form.updates(self.form.first), self.reply: reply(recheck=True)}
         if "run" in order:
             return self._load(lambda: (runs_settings(self.shared.jobs.folder_of(order["run"])), "The run's settings are in the form."))
         return {**self.form.updates(order.get("set", {})), self.reply: reply(said="", recheck=True)}
