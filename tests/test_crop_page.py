@@ -88,6 +88,7 @@ class CropPanel(Panel):
     def large(self, row):
         self.page.locator(f"[data-row='{row}'] .tuner-d-name").dblclick()
         self.sees("#tuner-d-frame-0")
+        self.page.wait_for_function("() => { const image = document.querySelector('#tuner-d-frame-0').closest('.tuner-d-shown, .tuner-d-large').querySelector('img'); return image.complete && image.naturalWidth; }")  # a frame lies on what is there
         self.page.focus("#tuner-d-frame-0")
 
 
