@@ -39,7 +39,8 @@ class Outlook:
 def refuse(cfg: TrainConfig) -> None:
     """What can be seen to be wrong without looking at pictures or model. Raises ValueError, a line per problem, each beginning with its setting's key."""
     problems = []
-    for check in (lambda: parse_lr(cfg.optim.lr), lambda: parse_betas(cfg.optim.betas), *(partial(look, cfg) for look in (_folder_there, _held_out_there, _model_there, _start_there, _output_writable))):
+    folders = (partial(_folder_there, cfg, "data.folder", True), partial(_folder_there, cfg, "data.validation_folder", False))
+    for check in (partial(parse_lr, cfg.optim.lr), partial(parse_betas, cfg.optim.betas), *folders, *(partial(look, cfg) for look in (_model_there, _start_there, _output_writable))):
         try:
             check()
         except ValueError as error:
@@ -48,16 +49,12 @@ def refuse(cfg: TrainConfig) -> None:
         raise ValueError("\n".join(problems))
 
 
-def _folder_there(cfg: TrainConfig) -> None:
-    if not cfg.data.folder.strip():
-        raise ValueError("data.folder: is empty; name the folder that holds the pictures")
-    if not Path(cfg.data.folder).expanduser().exists():
-        raise ValueError(f"data.folder: {cfg.data.folder!r} does not exist; name the folder that holds the pictures")
-
-
-def _held_out_there(cfg: TrainConfig) -> None:
-    if cfg.data.validation_folder and not Path(cfg.data.validation_folder).expanduser().exists():
-        raise ValueError(f"data.validation_folder: {cfg.data.validation_folder!r} does not exist; name the folder that holds the pictures")
+def _folder_there(cfg: TrainConfig, key: str, needed: bool) -> None:
+    folder = flat_values(cfg)[key]
+    if needed and not folder.strip():
+        raise ValueError(f"{key}: is empty; name the folder that holds the pictures")
+    if folder and not Path(folder).expanduser().exists():
+        raise ValueError(f"{key}: {folder!r} does not exist; name the folder that holds the pictures")
 
 
 def _model_there(cfg: TrainConfig) -> None:
