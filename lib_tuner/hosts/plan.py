@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from ..methods.base import Costs
 from ..sd.attention import kept_bytes
 from ..sd.files import place_of, read_header
 from ..sd.inpaint import FIRST, INPUTS
+from ..sd.products import tiles_bytes
 from ..settings import TrainConfig
 from ..step import has_bf16, slow_attention
 
@@ -45,6 +47,7 @@ class Plan:
     inpainting: bool | None = None  # None: its header does not tell
     products: bool = False  # attention as products (sd.attention), for which memory decides nothing: the numbers are others
     keep: bool = False  # with its probabilities kept, which changes no number
+    tiles: bool = False  # convolutions over many pixels in tiles (sd.products): other numbers, so free memory, which a resumed run finds changed, decides nothing
     idle_gpu: bool = False  # there is a card that this PyTorch cannot use
 
 
@@ -54,8 +57,12 @@ def plan_for(cfg: TrainConfig, checkpoint: Path) -> Plan:
     small = checkpoint.is_file() and checkpoint.stat().st_size < SMALL
     dtype = _dtype(cfg.memory.precision, device, small)
     sizes, width, shapes = _size(checkpoint)
-    activations, costs = activation_bytes(cfg, width, dtype), METHODS[cfg.method](cfg).costs(sizes, shapes, dtype, device.type)
+    method = METHODS[cfg.method](cfg)
+    activations, costs = activation_bytes(cfg, width, dtype), method.costs(sizes, shapes, dtype, device.type)
     need, free = activations + sum(sizes.values()) * dtype.itemsize + costs.device, _free_bytes(device)
+    more, has = tiles_bytes((cfg.data.resolution / 8) ** 2), _all_bytes()
+    tiles = device.type == "cpu" and dtype == torch.float32 and not small and method.freezes and (has is None or need + more <= 0.6 * has)
+    need += more * tiles
     tight = not small and free is not None and need > 0.9 * free
     checkpointing = {"on": True, "off": False, "auto": tight}[cfg.memory.checkpointing]
     # on CPUs channels-last costs 5 to 30% in fp32 and gives nothing in bf16, and sd.products wants the weights as they lie in the file
@@ -64,7 +71,7 @@ def plan_for(cfg: TrainConfig, checkpoint: Path) -> Plan:
     need -= activations * CHECKPOINTED * checkpointing
     products, kept = dtype == torch.bfloat16 and slow_attention(device), _passes(cfg) * kept_bytes((cfg.data.resolution / 8) ** 2, cfg.data.batch)
     keep = products and not checkpointing and (free is None or need + kept <= 0.9 * free)
-    return Plan(device, dtype, checkpointing, channels_last, note, need + kept * keep, free, small, costs, reads_nine(shapes), products, keep, _idle_gpu(device))
+    return Plan(device, dtype, checkpointing, channels_last, note, need + kept * keep, free, small, costs, reads_nine(shapes), products, keep, tiles, _idle_gpu(device))
 
 
 def activation_bytes(cfg: TrainConfig, width: int, dtype: torch.dtype) -> float:
@@ -132,4 +139,12 @@ def _free_bytes(device: torch.device) -> int | None:
         with open("/proc/meminfo", encoding="ascii") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
+        return None
+
+
+def _all_bytes() -> int | None:
+    """Memory of this machine, None where it cannot be asked."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # AttributeError: on Windows
         return None

@@ -29,7 +29,7 @@ from ..sd.inpaint import all_hidden, joined
 from ..sd.loss import generator_for
 from ..sd.model import Model, load_model
 from ..sd.place import in_ram, stays
-from ..sd.products import few_pixels_as_products
+from ..sd.products import convolutions_as_products
 from ..sd.sample import guided, sample
 from ..settings import TrainConfig
 from ..step import schedule_for
@@ -84,7 +84,7 @@ class Standalone:
         self._sd = Components(m.unet, m.text, m.vae, m.schedule, nullcontext, m.sha256, m.name, plan.device, plan.dtype, file=self.model_path)
         try:
             with ExitStack() as stack:
-                stack.enter_context(few_pixels_as_products(m.unet))
+                stack.enter_context(convolutions_as_products(m.unet, plan.tiles))
                 if plan.products:
                     stack.enter_context(attention_as_products(m.unet, plan.keep))
                 if torch.device(plan.device).type == "cpu":

@@ -59,6 +59,7 @@ class Method:
     hints: Hints | None = None  # for a method whose batches have hints
     trains_text = False  # the text encoder's states depend on what is trained, so they cannot be cached
     learns_words = False  # the trigger is a word with vectors of its own
+    freezes = True  # the UNet's own weights stay as they are
     drifts = False  # changes the model so far that its language drift is measured unless somebody says no
     refuses: Mapping[str, str] = {}  # a setting of the run, or `.name` of its own that it has not -> why it makes no sense here, and what to do
     good_every = 1  # updates between two snapshots, which are kept for the case that the loss is no number any more

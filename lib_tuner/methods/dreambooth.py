@@ -80,6 +80,7 @@ class DreamBooth(Method):
 
     Config, kind, label = DreamBoothConfig, "dreambooth", "DreamBooth"
     refuses = {".block_ranks": "whole weights have no rank; choose blocks, or set dreambooth.lora_rank for the saved LoRA"}
+    freezes = False
     in_prompt = False  # nor is the checkpoint named there; the LoRA of the difference is, as its kind says
     drifts = True
     good_every = 100

@@ -1,7 +1,8 @@
-"""Frozen 3x3 convolutions over few pixels as one matrix product each, on the CPU.
+"""Frozen 3x3 convolutions as matrix products, on the CPU (measured: `benchmarks/README.md`).
 
-At the UNet's lower levels the weights (up to 118 MB) are far larger than what they are applied to. torch's convolution brings them into another order at
-every call, which costs more than the work itself; a product reads them once, as they lie (measured: `benchmarks/README.md`).
+Over few pixels one product each: at the UNet's lower levels the weights (up to 118 MB) are far larger than what they are applied to. torch's convolution brings
+them into another order at every call, which costs more than the work itself; a product reads them once, as they lie. Over many pixels in fp32, where the plan
+has memory for it, as in `winograd`.
 
 Axes: B samples, C and D channels in and out, h w pixels.
 """
@@ -18,8 +19,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .winograd import Convolve3InTiles, in_tiles, transformed
+
 MANY_WEIGHTS = 640 * 1280  # C * D from which the weights' order costs more than the pixels
 FEW_PIXELS = 256  # B * h * w up to which it does
+MANY_PIXELS = 1024  # h * w from which tiles win: with fewer the transformed weights are more than is read in the time they save
+WIDE = 320 * 320  # C * D from which they do
+OF_LEVELS = (1843200, 6963200, 21299200, 27852800)  # C * D of the wide convolutions that give pixels of each level of SD1.5's UNet, added up
 
 
 class Convolve3(torch.autograd.Function):
@@ -40,20 +46,42 @@ class Convolve3(torch.autograd.Function):
         return F.fold(columns.unflatten(1, (ctx.shape[0], -1)).transpose(0, 1), ctx.shape[2:], 3, padding=1), None, None
 
 
-def fits(conv: nn.Module) -> bool:
-    """Whether a module is a 3x3 convolution with weights enough for this to pay."""
-    if not isinstance(conv, nn.Conv2d) or conv.in_channels * conv.out_channels < MANY_WEIGHTS:
+class Weights:
+    """Transformed weights of convolutions, made when a convolution first needs them and anew when its weight is another one."""
+
+    def __init__(self) -> None:
+        self._made: dict[nn.Module, tuple[Tensor, int, Tensor]] = {}
+
+    def of(self, conv: nn.Conv2d) -> Tensor:
+        """(36, D, C)"""
+        weight, version = conv.weight.detach(), conv.weight._version
+        made = self._made.get(conv)
+        if made is None or made[0].data_ptr() != weight.data_ptr() or made[1] != version:
+            made = self._made[conv] = weight, version, transformed(weight)  # while it is held, no other weight comes to lie where it does
+        return made[2]
+
+
+def fits(conv: nn.Module, weights: int) -> bool:
+    """Whether a module is a 3x3 convolution, stride 1, zero padding 1, with that many weights (C * D) or more."""
+    if not isinstance(conv, nn.Conv2d) or conv.in_channels * conv.out_channels < weights:
         return False
     shape = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
     return shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
 
 
+def tiles_bytes(pixels: float) -> float:
+    """What the transformed weights of SD1.5's UNet take at latents of that many pixels."""
+    return sum(4 * 36 * weights for level, weights in enumerate(OF_LEVELS) if pixels / 4**level >= MANY_PIXELS)
+
+
 @contextmanager
-def few_pixels_as_products(unet: nn.Module) -> Iterator[None]:
-    """While it lasts, the UNet's frozen convolutions of many weights and few pixels on the CPU run as products; everything else as before."""
-    changed = [module for module in unet.modules() if fits(module) and "forward" not in vars(module)]
+def convolutions_as_products(unet: nn.Module, tiles: bool) -> Iterator[None]:
+    """While it lasts, the UNet's frozen convolutions of many weights and few pixels on the CPU run as products, with `tiles` those of many pixels in fp32 too;
+    everything else as before."""
+    changed = [module for module in unet.modules() if fits(module, min(WIDE, MANY_WEIGHTS) if tiles else MANY_WEIGHTS) and "forward" not in vars(module)]
+    weights = Weights() if tiles else None
     for module in changed:
-        module.forward = partial(_forward, module, module.forward)
+        module.forward = partial(_forward, module, module.forward, weights)
     try:
         yield
     finally:
@@ -61,9 +89,13 @@ def few_pixels_as_products(unet: nn.Module) -> Iterator[None]:
             del module.forward
 
 
-def _forward(conv: nn.Conv2d, usual: Any, x: Tensor) -> Tensor:
-    weight = conv.weight
-    few = x.device.type == "cpu" and x.shape[0] * x.shape[2:].numel() <= FEW_PIXELS
-    if not few or weight.requires_grad or weight.dtype != x.dtype:
+def _forward(conv: nn.Conv2d, usual: Any, weights: Weights | None, x: Tensor) -> Tensor:
+    weight, pixels = conv.weight, x.shape[2:].numel()
+    if x.device.type != "cpu" or weight.requires_grad or weight.dtype != x.dtype:
         return usual(x)
-    return Convolve3.apply(x, weight, conv.bias)
+    if len(x) * pixels <= FEW_PIXELS and fits(conv, MANY_WEIGHTS):
+        return Convolve3.apply(x, weight, conv.bias)
+    if weights is not None and pixels >= MANY_PIXELS and x.dtype == torch.float32 and in_tiles(x):
+        with torch.autocast("cpu", enabled=False):  # two bytes are too few between the transforms
+            return Convolve3InTiles.apply(x, weights.of(conv), conv.bias)
+    return usual(x)
