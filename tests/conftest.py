@@ -157,11 +157,16 @@ LONG = (
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """On the double in half precision, which a CPU computes slowly, only the tests that are marked `half` run; on the current gradio none that are marked
-    `own_script`, since there our script and our routes do on both what is tested."""
-    left_out = [item for item in items if "double-half" in item.name and not item.get_closest_marker("half") or "[current]" in item.name and item.get_closest_marker("own_script")]
+    `own_script`, since there our script and our routes do on both what is tested; on the WebUI's none that are marked `current_gradio`."""
+    left_out = [item for item in items if "double-half" in item.name and not item.get_closest_marker("half") or left_to_other(item)]
     config.hook.pytest_deselected(items=left_out)
     left = [item for item in items if item not in left_out]
     items[:] = sorted(left, key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))  # two processes take turns at files: the longest may not come last
+
+
+def left_to_other(item: pytest.Item) -> bool:
+    """Whether a test of the page is for the other gradio alone."""
+    return any(gradio in item.name and item.get_closest_marker(mark) for gradio, mark in (("[current]", "own_script"), ("[webui]", "current_gradio")))
 
 
 def until(true: Callable[[], Any], seconds: float = 60.0) -> Any:

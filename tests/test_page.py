@@ -417,10 +417,10 @@ def test_a_program_that_was_ended_finds_its_run_and_its_queue_again(browser, tmp
     second.end()
 
 
-def test_the_page_comes_up_where_its_scripts_come_last(browser, tmp_path):
+@pytest.mark.current_gradio
+def test_the_page_comes_up_where_its_scripts_come_last(browser, server):
     """The current gradio asks for them when it is there itself: nothing in the page changes any more after them."""
-    home = tmp_path / "out"
-    server, context = Server(command("current", home), home), browser.new_context()
+    context = browser.new_context()
     page, held = context.new_page(), []
     page.set_default_timeout(LONG)
     page.route("**/tuner-all.js", lambda route: held.append(route))
@@ -431,7 +431,6 @@ def test_the_page_comes_up_where_its_scripts_come_last(browser, tmp_path):
     held[0].continue_()
     page.wait_for_selector("#tuner-live [role=tablist]")
     context.close()
-    server.end()
 
 
 # ---- form and history
