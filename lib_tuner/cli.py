@@ -219,7 +219,7 @@ def test(rest: list[str], enter: Enter) -> int:
         return webui_suite.main(Path(args.webui), args.webui_python, rest, lambda arguments: _pytest(arguments, []))
     if enter is not stay:  # the page is tested on the WebUI's gradio too, in a process of another environment
         environment.ensure(environment.old_gradio_folder(), (OLD_GRADIO,), lambda: sys.executable)
-    return _pytest(rest or ["-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"], [])  # all of them: a browser and its program wait for each other
+    return _pytest(rest or ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"], [])  # all of them: half of the time on two cores, and a third process makes it longer
 
 
 def _test_webui_versions(rest: list[str], enter: Enter) -> int:

@@ -57,11 +57,12 @@ def run(cfg: Any, method: type) -> int:
     from .train import train
 
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if rank == 0:
-        sys.stderr.writelines(f"{line_of(Warned(text))}\n" for text in foreseen(cfg))
+    told = foreseen(cfg) if rank == 0 else []
+    sys.stderr.writelines(f"{line_of(Warned(text))}\n" for text in told)
     with _memory_told(), _process_group(world), stoppable() as stop, closing(train(cfg, method(cfg), Standalone(cfg), stop, rank, world)) as events:
         if rank == 0:
-            events = csv(progress(events, sys.stderr), every=cfg.csv_every)
+            news = (event for event in events if not (isinstance(event, Warned) and event.text in told))
+            events = csv(progress(news, sys.stderr), every=cfg.csv_every)
             events = tensorboard(events) if cfg.tensorboard else events
         last = deque(events, maxlen=1)  # runs to the end
     return next(({"done": 0, "stopped": 130}.get(event.reason, 1) for event in last if isinstance(event, Finished)), 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -155,7 +155,7 @@ def shown(batches: Batches) -> tuple[Path, ...]:
 
 
 def _sample(run: Run, step: int) -> Iterator[Event]:
-    s, side = run.cfg.sample, run.cfg.data.resolution
+    s, side = run.cfg.sample, run.cfg.data.resolution // 8 * 8
     prompts = [line.strip().replace("[name]", run.method.triggers()) for line in s.prompts.splitlines() if line.strip()]
     if not prompts:
         yield Warned("No samples were drawn, because there is no sample prompt: write one.")
@@ -224,8 +224,9 @@ def _export(run: Run, step: int, name: str) -> Iterator[Event]:
     epoch = step * run.cfg.optim.accumulate // max(1, run.batches.steps_per_epoch)
     made = Made(step, epoch, run.started, time.time(), run.sd.model_hash, run.sd.model_name, schedule_for(run.cfg.loss, run.sd.schedule).prediction)
     paths = run.method.export(run.folder / name, run.batches.summary(), made)
-    beside = _save_optimizer(run, paths[0]) if run.cfg.save_optimizer else []
-    if run.cfg.save_optimizer and not beside:
+    records = run.method.optimizer_records(paths, run.state.optimizer) if run.cfg.save_optimizer else None
+    beside = _save_optimizer(records or {})
+    if records == {}:
         yield Warned(f"The WebUI cannot go on with {run.cfg.optim.name}, so no .optim was written: choose adamw, or turn save_optimizer off.")
     run.saves.append(paths + beside)
     checkpoint.prune(run.saves, run.cfg.keep_last)
@@ -234,21 +235,18 @@ def _export(run: Run, step: int, name: str) -> Iterator[Event]:
     yield Saved(step, paths, "; ".join(map(str, reports.values())), names)
 
 
-def _save_optimizer(run: Run, path: Path) -> list[Path]:
-    """NAME.optim as the WebUI's own trainer keeps it beside an embedding (textual_inversion.py, `save_optimizer_state`), in the form its safe reader takes."""
-    record = run.method.optimizer_record(path, run.state.optimizer, run.sd.model_hash)
-    if record is None:
-        return []
-    beside = path.with_name(path.name + ".optim")
-    with atomic(beside) as temporary:
-        torch.save(record, temporary, _use_new_zipfile_serialization=False)
-    return [beside]
+def _save_optimizer(records: Mapping[Path, dict[str, Any]]) -> list[Path]:
+    """In the form that the WebUI's safe reader takes."""
+    for path, record in records.items():
+        with atomic(path) as temporary:
+            torch.save(record, temporary, _use_new_zipfile_serialization=False)
+    return list(records)
 
 
 def _save_state(run: Run, step: int) -> None:
     checkpoint.save(run.folder, step, {
         "run": run.state.state_dict(), "items": to_rows(run.batches.items), "model": run.sd.model_hash, "started": run.started,
-        "saves": [[str(p) for p in paths] for paths in run.saves],
+        "saves": [[p.name for p in paths] for paths in run.saves],
     })
 
 

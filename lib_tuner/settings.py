@@ -212,7 +212,7 @@ class TrainConfig:
     tensorboard: bool = opt(False, "TensorBoard", "Also write losses and samples for TensorBoard, into `tensorboard` in the run's folder (needs its package).")
     csv_every: int = opt(1, "CSV every", "Steps between two rows of the losses' CSV file, from which the curve of a past run is drawn; 0: none.", min=0, max=1000000, unit="steps")
     settings_text: bool = opt(False, "Settings as text", "At each start, also write all settings into a dated text file in the run's folder.")
-    save_optimizer: bool = opt(False, "Optimizer state beside saves", "Beside each saved file NAME.optim, with which the WebUI's own trainer can go on.")
+    save_optimizer: bool = opt(False, "Optimizer state beside saves", "Beside each saved embedding or hypernetwork NAME.pt.optim, with which the WebUI's own trainer can go on.")
     clip_skip: int = opt(1, "Clip skip", "Which of the text encoder's last layers is read; 1: the last.", min=1, max=12)
     data: DataConfig = section(DataConfig)
     optim: OptimConfig = section(OptimConfig)

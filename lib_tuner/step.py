@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from .data.batches import Batch, Batches
 from .data.cache import TextCache
+from .data.prompts import literal
 from .host import Components
 from .methods.base import Method
 from .optim import EMA, set_lr, weights_for_eval
@@ -154,7 +155,7 @@ class Step:
         OneTrainer's prior prediction and ai-toolkit's differential output preservation; here at the noisy subject, so that no class picture is needed.
         """
         lines = self.cfg.prior.prompts
-        prompts = [lines[int(torch.randint(len(lines), (), generator=generator_for(self.cfg.seed, i, "class prompt")))] for i in batch.indices]
+        prompts = [literal(lines[int(torch.randint(len(lines), (), generator=generator_for(self.cfg.seed, i, "class prompt")))]) for i in batch.indices]
         with torch.no_grad(), self.state.method.disabled(), self.sd.autocast():
             wanted = predict(self._frozen_text(prompts))
         with self.sd.autocast():  # one of its own: autocast keeps converted weights until its end, and those of before were the frozen ones
@@ -217,7 +218,7 @@ class Step:
 def has_bf16(device: torch.device) -> bool:
     """Whether the machine computes in bf16 with instructions of its own."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.version.hip is not None or torch.cuda.get_device_properties(device).major >= 8  # torch's own answer counts emulation, many times slower
     return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _cpu_flag("avx512_bf16", "amx_bf16", "bf16")
 
 

@@ -126,7 +126,7 @@ def _prepare(cfg: TrainConfig, method: Method, host: Host, sd: Components, group
         _check_same(saved.state, sd, cfg)
         state.load_state_dict(saved.state["run"])
         run.start, run.started, run.notes = saved.step, saved.state["started"], saved.notes
-        run.saves = [[Path(p) for p in paths] for paths in saved.state["saves"]]
+        run.saves = [[run.folder / Path(p).name for p in paths] for paths in saved.state["saves"]]  # wherever the folder is now, however it is spelled
     return run
 
 

@@ -319,6 +319,13 @@ def test_a_missing_part_is_named(tmp_path, flat, absent, words):
         read_checkpoint(tmp_path / "m.safetensors")
 
 
+@pytest.mark.parametrize("absent", ["embeddings.position_embedding", "encoder.layers.0.mlp.fc1"])
+def test_a_text_encoder_that_is_not_whole_is_told(tmp_path, flat, absent):
+    save_file({k: v for k, v in flat.items() if absent not in k}, tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match=f"no whole CLIP text encoder of Stable Diffusion 1.5: text_model.{absent}.weight is missing"):
+        CLIPSizes.of(read_checkpoint(tmp_path / "m.safetensors").text)
+
+
 def test_parts_that_do_not_fit_and_quantised_weights_are_refused(tmp_path, flat):
     key = TEXT + "text_model.embeddings.token_embedding.weight"
     save_file({**flat, key: torch.zeros(60, 40)}, tmp_path / "a.safetensors")

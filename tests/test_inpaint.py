@@ -307,6 +307,11 @@ def test_class_pictures_frozen_prior_drift_validation_and_samples_go_with_it(val
     assert len(checks) == 2 and all(map(math.isfinite, checks)) and drifts[0] == 0 and drifts[-1] > 0
 
 
+def test_samples_of_a_resolution_between_the_latents_pixels_are_the_next_smaller(values, run):
+    (sampled, *_) = of(Sampled, run({**values, "data.resolution": 69, "sample.prompts": "a ball", "sample.every": 1, "sample.steps": 1, "steps": 1}))
+    assert sampled.images[0].size == (64, 64)
+
+
 # ---- what is said ----------------------------------------------------------------------------------------------------
 
 

@@ -179,6 +179,14 @@ def test_of_several_listed_captions_the_first_counts_or_with_wildcards_each_is_a
     assert [p.text for p in problems if p.kind == "list"] == ["line 4 has a caption that is no text; it was left out", "line 5 has a caption that is no text"]
 
 
+@pytest.mark.parametrize(("wildcards", "caption"), [(False, "a cat"), (True, "a cat\na red cat")])
+def test_rows_of_one_picture_are_its_captions(tmp_path, wildcards, caption):
+    paint(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,a cat\na.png,a red cat\n")
+    items, problems = find(tmp_path, wildcards=wildcards)
+    assert [item.caption for item in items.values()] == [caption] and not problems
+
+
 @pytest.mark.parametrize(("cells", "captions", "told"), [
     ([["", "a cat", "a red cat"], None, []], ["a cat", "", ""], []),
     ([7, 8, None], ["", "", ""], ["row 0 has a caption that is no text; such captions are left out"]),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lib_tuner.config import build
+from lib_tuner.config import METADATA_KEY, build
 from lib_tuner.data.batches import Batches
 from lib_tuner.events import Started, Stepped
 from lib_tuner.hosts.standalone import Standalone
@@ -209,6 +209,14 @@ def test_a_run_can_start_from_a_saved_lora_with_its_ranks(sd, tmp_path):
     with again.attached(sd):
         assert again.layers.keys() == deltas.keys()
         assert all(torch.allclose(layer.delta_weight(), deltas[t], rtol=5e-3, atol=1e-3) and layer.rank == 3 for t, layer in again.layers.items())
+        said = read_lora(again.export(tmp_path / "second", {}, MADE)[0]).metadata
+    assert (said["ss_network_dim"], said["ss_network_alpha"]) == ("3", "6.0") and '"lora.rank": 16' in said[METADATA_KEY]  # the file's own, and what the settings were
+
+
+def test_a_dora_does_not_start_from_a_file_that_is_none(sd, tmp_path):
+    with pytest.raises(ValueError, match="start.safetensors in start is no DoRA") as caught:
+        lora(start=made(tmp_path), dora=True).attached(sd).__enter__()
+    assert "\n" not in str(caught.value)
 
 
 def test_a_start_in_the_home_folder_is_found(sd, tmp_path, monkeypatch):

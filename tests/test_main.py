@@ -20,7 +20,7 @@ from lib_tuner import __main__ as program
 from lib_tuner import cli, cli_train, environment
 from lib_tuner.config import toml_text
 from lib_tuner.environment import RUN, TEST, WEBUI, Layer
-from lib_tuner.events import Finished, Started
+from lib_tuner.events import Finished, Started, Warned
 from lib_tuner.host import Forecast
 from lib_tuner.hosts.standalone import Standalone
 from lib_tuner.progress import Status
@@ -430,6 +430,24 @@ def test_train_warns_of_what_the_page_warns_of_before_it_starts(monkeypatch, tmp
     assert run("train", str(path)) == 0
     told = capsys.readouterr()
     assert told.out == "" and ("Warning: A learning rate of 0.5 tends to break the picture" in told.err) is warned and told.err.startswith("Warning: ") is warned
+
+
+def test_train_says_a_warning_once(monkeypatch, tmp_path, data_folder, capsys):
+    unused = "The settings for inpainting models are not used: this model is an ordinary one, which is given no masks."
+
+    def train(cfg, method, host, stop, rank, world):
+        yield Started(0, cfg.steps, tmp_path)
+        yield Warned(unused)
+        yield Warned("The disk is nearly full.")
+        yield Finished(1, "done", [])
+
+    monkeypatch.setattr("lib_tuner.train.train", train)
+    monkeypatch.setattr(Standalone, "forecast", lambda self: Forecast("cpu", 1, None, False, False, inpainting=False))
+    path = tmp_path / "run.toml"
+    path.write_text(toml_text({"name": "x", "data.folder": str(data_folder), "inpaint.outside": 0.25}))
+    assert run("train", str(path)) == 0
+    told = capsys.readouterr().err
+    assert told.count(unused) == 1 and "The disk is nearly full." in told
 
 
 @pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), MemoryError()])

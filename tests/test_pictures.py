@@ -10,6 +10,7 @@ from PIL import Image, ImageCms
 from lib_tuner.data import pictures
 from lib_tuner.data.item import Item
 from lib_tuner.data.items import scan
+from lib_tuner.data.look import look
 from lib_tuner.data.pictures import View, cover, fit, load, placement, to_latent_mask, to_pixels
 from lib_tuner.data.sources import Reader, digest
 from lib_tuner.settings import DataConfig
@@ -52,19 +53,22 @@ def corners(image):
     return [image.getpixel(p) for p in ((0, 0), (w - 1, 0), (0, h - 1), (w - 1, h - 1))]
 
 
+@pytest.mark.parametrize("ending", ["png", "tif"])  # Pillow turns a TIFF by itself
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied_to_size_and_pixels(tmp_path, orientation):
+def test_exif_orientation_is_applied_to_size_and_pixels(tmp_path, orientation, ending):
     image = Image.new("RGB", (40, 20), "black")
     image.paste("white", (0, 0, 20, 10))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    image.save(tmp_path / "a cat.png", exif=exif)
+    image.save(tmp_path / f"a cat.{ending}", exif=exif)
     item = one(tmp_path)
     # EXIF: the stored first row is the scene's top, top, bottom, bottom, left, right, right, left; the first column its left, right, right, left, top, ...
     white = {1: 0, 2: 1, 3: 3, 4: 2, 5: 0, 6: 1, 7: 3, 8: 2}[orientation]
     upright, _ = load(item, item.path.read_bytes())
     assert item.size == upright.size == ((40, 20) if orientation < 5 else (20, 40))
-    assert [c == (255, 255, 255) for c in corners(upright)] == [i == white for i in range(4)]
+    for shown in (upright, pictures.small(item.path.read_bytes(), 40)):
+        assert [c == (255, 255, 255) for c in corners(shown)] == [i == white for i in range(4)]
+    assert pictures.mask_size(item.path.read_bytes()) == look(item.path.read_bytes()).size == item.size
 
 
 @pytest.mark.parametrize("mode, color, expected", [("L", 128, 128), ("1", 1, 255), ("I", 30000, 117), ("I;16", 30000, 117), ("CMYK", (0, 0, 0, 127), 128)])

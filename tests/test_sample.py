@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from lib_tuner.host import GenerateRequest
+from lib_tuner.hosts.standalone import Standalone
+from lib_tuner.methods import settings
 from lib_tuner.sd.sample import SAMPLERS, Stopped, ddim, guided, sample
 from lib_tuner.sd.schedule import Schedule
 
@@ -118,6 +123,14 @@ def test_an_image_does_not_depend_on_its_batch():
     both = sample(linear_model(), start(), Schedule.sd15(), 5, "euler_a", generators(1, 2))
     alone = sample(linear_model(), start()[1:], Schedule.sd15(), 5, "euler_a", generators(2))
     torch.testing.assert_close(both[1:], alone)
+
+
+def test_a_picture_does_not_depend_on_the_prompts_beside_it_and_brackets_are_read_as_the_webui_does(checkpoint_file):
+    host = Standalone(settings({"name": "x", "checkpoint": str(checkpoint_file)}))
+    short, long = (GenerateRequest(prompt, "a dog", 64, 64, 2, 3.0, "ddim", 1) for prompt in (r"a cat \(red\)", "a cat " * 60))
+    alone, beside = host.generate([short])[0], host.generate([short, long])
+    assert alone.tobytes() == beside[0].tobytes() != beside[1].tobytes()
+    assert host.generate([replace(short, prompt="a cat (red)")])[0].tobytes() == alone.tobytes() != host.generate([replace(short, prompt="a cat red")])[0].tobytes()
 
 
 def test_guidance_is_one_call_for_both_and_follows_the_formula():

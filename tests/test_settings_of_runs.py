@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
+from pathlib import Path
 
 import pytest
 import torch
 
-from lib_tuner.events import Saved, Started
+from lib_tuner.events import Saved, Started, Warned
 from lib_tuner.hosts.standalone import Standalone
 from lib_tuner.methods import METHODS, settings
 from lib_tuner.recorders import csv, read_rows
@@ -39,11 +40,15 @@ def test_settings_are_written_as_text_at_each_start_when_wanted(small_run):
 
 
 def test_the_optimizers_state_lies_beside_every_save_and_goes_with_it(small_run):
-    events = run(small_run, save_optimizer=True, save_every=2, keep_last=1)
+    events = run({key: value for key, value in small_run.items() if not key.startswith("lora.")}, method="textual_inversion", save_optimizer=True, save_every=2, keep_last=1)
     last = [event for event in events if isinstance(event, Saved)][-1].paths[0]
-    state = torch.load(last.with_name(last.name + ".optim"), weights_only=True)
-    assert state["optimizer_state_dict"]["state"] and len(state["hash"]) == 10
-    assert len(list(last.parent.glob("*.optim"))) == len(list(last.parent.glob("*.safetensors")))
+    assert torch.load(last.with_suffix(".pt.optim"), weights_only=True)["optimizer_state_dict"]["state"]
+    assert len(list(last.parent.glob("*.optim"))) == len(list(last.parent.glob("*.safetensors"))) == 1
+
+
+def test_no_optimizers_state_lies_beside_a_file_that_the_webui_has_no_trainer_for(small_run):
+    events = run(small_run, save_optimizer=True)
+    assert not list(Path(small_run["output"]).rglob("*.optim")) and not any(isinstance(event, Warned) for event in events)
 
 
 def test_parts_that_lie_in_ram_are_brought_for_as_long_as_they_are_used(small_run, monkeypatch):

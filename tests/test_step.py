@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from lib_tuner.methods.lora import LoRA, LoRAConfig
 from lib_tuner.optim import EMA, make_optimizer
 from lib_tuner.sd.loss import generator_for
 from lib_tuner.settings import TrainConfig
-from lib_tuner.step import NotANumber, State, Step, schedule_for
+from lib_tuner.step import NotANumber, State, Step, has_bf16, schedule_for
 
 
 def settings(data_folder: Path, **own) -> TrainConfig:
@@ -211,6 +212,14 @@ def test_two_processes_give_the_result_of_one(make, data_folder, tmp_path):
     losses, both = [float(running.step(i)) for i in range(3)], torch.load(out)
     assert both["losses"] == pytest.approx(losses, rel=1e-5)
     assert float((both["weights"] - running.weights()).norm() / running.weights().norm()) < 1e-3  # AdamW makes much of the last bits of tiny gradients
+
+
+@pytest.mark.parametrize(("major", "hip", "own"), [(7, None, False), (8, None, True), (9, None, True), (0, "6.1", True)])
+def test_bf16_that_a_card_only_emulates_does_not_count(monkeypatch, major, hip, own):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: {"cuda:1": SimpleNamespace(major=major)}[str(device)])
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert has_bf16(torch.device("cuda:1")) is own
 
 
 def test_the_plan_takes_what_the_settings_say_and_refuses_what_the_machine_has_not(tmp_path, data_folder):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lib_tuner.config import build
+from lib_tuner.events import Finished
 from lib_tuner.hosts.standalone import Standalone
 from lib_tuner.methods import METHODS, settings
 from lib_tuner.methods.embedding_file import Embedding, read_embedding, write_embedding
@@ -23,6 +24,15 @@ MADE = Made(step=5, epoch=0, started=0.0, finished=1.0, model_hash="ab" * 32, mo
 def method(name: str = "zorb", **own) -> TextualInversion:
     values = {"name": name, "method": "textual_inversion", "optim.lr": "0.005", **{f"textual_inversion.{k}": v for k, v in own.items()}}
     return TextualInversion(build(TrainConfig, values, TextualInversionConfig))
+
+
+def without_lora(values):
+    return {key: value for key, value in values.items() if not key.startswith("lora.")}
+
+
+def run_of(values):
+    cfg = settings(values)
+    return list(train(cfg, METHODS[cfg.method](cfg), Standalone(cfg)))
 
 
 def vectors(sd, **own) -> torch.Tensor:
@@ -146,6 +156,23 @@ def test_files_beside_the_safetensors_hold_the_same(sd, tmp_path):
     assert [f.suffix for f in files] == [".safetensors", ".pt", ".png"]
     for file in files:
         assert torch.allclose(read_embedding(file).vectors, trained, atol=1e-6) and read_embedding(file).name == "zorb"
+
+
+def test_the_optimizers_state_is_the_one_that_the_webui_goes_on_with(small_run):
+    """It trains NAME.pt, makes an AdamW of the one embedding that it has loaded, and takes the state of NAME.pt.optim where the checksum is the embedding's."""
+    events = run_of({**without_lora(small_run), "method": "textual_inversion", "save_optimizer": True, "textual_inversion.embeddings": "zorb | 2\nblip | 3", "optim.lr": "1e-2"})
+    folder = next(event for event in events if isinstance(event, Finished)).files[0].parent
+    for word, count in (("zorb", 2), ("blip", 3)):
+        vec, said = read_embedding(folder / f"{word}.safetensors").vectors, torch.load(folder / f"{word}.pt.optim", weights_only=True)
+        r = 0
+        for v in vec.reshape(-1) * 100:  # its `Embedding.checksum`
+            r = (r * 281 ^ int(v) * 997) & 0xFFFFFFFF
+        assert said["hash"] == f"{r & 0xFFFF:04x}"
+        optimizer = torch.optim.AdamW([torch.nn.Parameter(vec)], lr=1.0, weight_decay=0.0)
+        optimizer.load_state_dict(said["optimizer_state_dict"])
+        (state,) = optimizer.state.values()
+        assert state["exp_avg"].shape == (count, vec.shape[1]) and float(state["step"]) == 6 and state["exp_avg"].abs().sum() > 0
+    assert len(list(folder.glob("*.optim"))) == len(list(folder.glob("*.safetensors")))
 
 
 def test_triggers_are_the_words():

@@ -351,6 +351,14 @@ def test_keep_last_prunes_older_saves(values):
     assert sorted(p.name for p in folder.glob("*.safetensors")) == ["thing-000005.safetensors", "thing.safetensors"]
 
 
+def test_keep_last_keeps_the_last_save_however_the_folder_is_spelled(values, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = of(Started, run({**values, "output": "here", "save_every": 2, "keep_last": 1}))[0].folder
+    assert not folder.is_absolute()
+    run({**values, "output": "here", "save_every": 2, "keep_last": 1, "steps": 12, "resume": str(folder.resolve())})
+    assert sorted(p.name for p in folder.glob("*.safetensors")) == ["thing.safetensors"]
+
+
 def test_another_model_is_refused_on_resume(values, tmp_path):
     from lib_tuner.sd.files import read_checkpoint, save_checkpoint
 

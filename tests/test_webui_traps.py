@@ -237,7 +237,7 @@ def test_t05_what_is_saved_is_read_by_the_hosts_safe_reader(world, values, tmp_p
     if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6):
         assert torch.load(naive) is None, "the trap is not there"
     saved = last(run(world, of_method(values, {**WORD, "sample.every": 0, "textual_inversion.save_pt": True, "save_optimizer": True})), Saved)
-    pt, optim = saved.paths[0].with_suffix(".pt"), saved.paths[0].with_name(saved.paths[0].name + ".optim")
+    pt, optim = saved.paths[0].with_suffix(".pt"), saved.paths[0].with_suffix(".pt.optim")
     assert torch.load(pt)["string_to_param"]["*"].shape[0] == 2
     assert "optimizer_state_dict" in torch.load(optim)
 

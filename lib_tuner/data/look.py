@@ -78,6 +78,8 @@ def _measured(digest: str, image: Image.Image) -> Look:
     if full[0] * full[1] > _SMALL:
         image.draft("RGB", _working(full))
     image.load()
+    if image.format == "TIFF":  # turned as it was loaded
+        full = image.size
     whole, orientation = image.size == full, pictures.orientation_of(image)
     rgb, alpha = _on_white(image)
     if orientation in pictures.UPRIGHT:

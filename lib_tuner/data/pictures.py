@@ -74,6 +74,8 @@ def inspect(data: bytes) -> Facts:
         if min(w, h) >= SMALLEST:
             image.draft(None, (w // 8, h // 8))  # JPEG alone: still notices a cut file, at a fraction of the time
             image.load()
+            if image.format == "TIFF":  # turned as it was loaded
+                w, h = image.size
         has_alpha = carries_alpha(image)
         transparent = has_alpha and alpha_of(image).getextrema()[1] == 0
     except Image.DecompressionBombError:
@@ -209,6 +211,9 @@ def _open(data: bytes) -> Image.Image:
 
 
 def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation that is left to do: of a TIFF none, which Pillow turns as it loads it; older versions leave the tag there."""
+    if image.format == "TIFF":
+        return 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # "Corrupt EXIF data"
         try:

@@ -20,6 +20,7 @@ Complain = Callable[[Path, str, str], None]
 
 LISTS = ("metadata.jsonl", "metadata.csv")
 _CAPTION_COLUMNS = ("text", "caption", "captions", "prompt")
+TOGETHER = 16  # rows of a parquet file read at a time
 _IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png")
 
 
@@ -65,7 +66,10 @@ def listed_captions(path: Path, complain: Complain, lines: bool = False) -> dict
         picture = path.parent / name
         if not picture.is_file():
             complain(path, f"line {line} names {name!r}, which is not there", "list")
-        captions[picture] = caption
+        if picture not in captions:
+            captions[picture] = caption
+        elif lines:  # a row for each caption is a list of them
+            captions[picture] += f"\n{caption}"
     return captions
 
 
@@ -114,7 +118,7 @@ def parquet_rows(path: Path, complain: Complain, lines: bool = False) -> Iterato
     if picture is None:
         raise ValueError(f"has no column of pictures ({', '.join(_IMAGE_COLUMNS)}), only {', '.join(names)}")
     row, told = 0, False
-    for batch in file.iter_batches(batch_size=16, columns=[picture, *([caption] if caption else [])]):
+    for batch in file.iter_batches(batch_size=TOGETHER, columns=[picture, *([caption] if caption else [])]):
         for values in batch.to_pylist():
             data, name = _cell(values[picture])
             text, fine = _caption(values.get(caption), lines)
@@ -187,7 +191,8 @@ def _row_group(path: Path, row: int) -> tuple[Path, int, list[bytes]]:
     for group in range(file.num_row_groups):
         count = file.metadata.row_group(group).num_rows
         if row < start + count:
-            return path, start, [_cell(value)[0] for value in file.read_row_group(group, columns=[column]).column(0).to_pylist()]
+            batches = file.iter_batches(batch_size=TOGETHER, row_groups=[group], columns=[column])  # at once, a group of over 2 GB cannot be read
+            return path, start, [_cell(value)[0] for batch in batches for value in batch.column(0).to_pylist()]
         start += count
     raise ValueError(f"{path}: row {row} is gone; put the file back, or start a new run.")
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.pictures import from_pixels
+from ..data.prompts import literal
 from ..events import Event
 from ..host import Components, Forecast, GenerateRequest, LoadReport
 from ..methods import METHODS
@@ -101,11 +102,13 @@ class Standalone:
     @torch.no_grad()
     def generate(self, requests: list[GenerateRequest]) -> list[Image.Image]:
         """One picture per request; whatever is attached to the model takes part. Requests of one kind are drawn together as far as memory allows."""
-        groups: dict[GenerateRequest, list[int]] = defaultdict(list)
+        requests = [replace(request, prompt=literal(request.prompt), negative=literal(request.negative)) for request in requests]
+        groups: dict[tuple[GenerateRequest, int], list[int]] = defaultdict(list)
         for i, request in enumerate(requests):
-            groups[replace(request, prompt="", seed=0)].append(i)
+            chunks = self.model.text.ids([request.prompt]).shape[1]  # beside a longer prompt a short one gets empty chunks, and is another picture
+            groups[replace(request, prompt="", seed=0), chunks].append(i)
         pictures: dict[int, Image.Image] = {}
-        for kind, members in groups.items():
+        for (kind, _), members in groups.items():
             many = max(1, TOGETHER // (kind.width * kind.height))
             for at in range(0, len(members), many):
                 part = members[at : at + many]

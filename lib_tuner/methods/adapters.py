@@ -6,8 +6,9 @@ Axes: B samples, L tokens or pixels, r rank, C channels.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -191,8 +192,7 @@ class Adapters(LayerMethod):
 
     def _alpha(self, path: str, module: nn.Module) -> float:
         s = self.settings
-        small = isinstance(module, nn.Conv2d) and not path.endswith(("proj_in", "proj_out")) or ".emb_layers." in path or path in OUTER
-        return s.conv_alpha if small and s.conv_rank else s.alpha
+        return s.conv_alpha if _of_convolutions(path, isinstance(module, nn.Conv2d)) and s.conv_rank else s.alpha
 
     def _rate(self, part: str, path: str) -> float:
         """How many times the learning rate a module's layer learns at; 0 where the settings switch its kind off, or its block."""
@@ -228,6 +228,8 @@ class Adapters(LayerMethod):
                 raise ValueError(f"start: {file.path.name} is no {self.label} (it has {names}), so it cannot be trained on as one.")
             if "dora_scale" in factors and factors["dora_scale"].shape[0] != 1:
                 raise ValueError(f"start: {file.path.name} is a DoRA with a length per output channel, which the WebUI draws wrongly; only one per input channel goes on.")
+            if self.settings.dora and "dora_scale" not in factors:
+                raise ValueError(f"dora: {file.path.name} in start is no DoRA, so it goes on as what it is: turn dora off, or start without a file.")
             self.check_factors(file, factors)
         check_fits(file, weight_shapes(sd))
         return file.modules
@@ -278,9 +280,21 @@ class Adapters(LayerMethod):
         """Those that do not stay as the file to start from has them."""
         return [target for target in modules if self._wanted[target].rate]
 
+    @property
+    def sized(self) -> Any:
+        """The run's settings with ranks, alphas and DoRA as most layers have them, where a file to start from said them instead."""
+        if not self.settings.start:
+            return self.cfg
+        found: dict[str, Any] = {"conv_rank": 0, "dora": any(layer.magnitude is not None for layer in self.layers.values())}
+        for prefix, convolutions in (("", False), ("conv_", True)):
+            sizes = Counter((layer.rank, layer.alpha) for (_, path), layer in self.layers.items() if _of_convolutions(path, layer.conv is not None) is convolutions)
+            for size in (size for size, _ in sizes.most_common(1)):
+                found |= dict(zip((f"{prefix}rank", f"{prefix}alpha"), size))
+        return replace(self.cfg, settings=replace(self.settings, **found))
+
     def export(self, path: Path, summary: Mapping[str, Any], made: Made) -> list[Path]:
         modules = self.saved_modules()
-        metadata = lora_metadata(self.cfg, summary, made, self.trained(modules))
+        metadata = lora_metadata(self.sized, summary, made, self.trained(modules), self.cfg)
         file = write_lora(path.with_name(path.name + ".safetensors"), modules, metadata, self.saved_dtype)
         write_card(file, self.cfg.trigger)
         return [file]
@@ -292,6 +306,11 @@ def _modules(sd: Components) -> Iterator[tuple[Target, nn.Module]]:
         for path, module in root.named_modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)) and not _of_nine(path, module):
                 yield (part, path), module
+
+
+def _of_convolutions(path: str, conv: bool) -> bool:
+    """Whether a module has the convolutions' rank and alpha: they themselves, and the time projections."""
+    return conv and not path.endswith(("proj_in", "proj_out")) or ".emb_layers." in path or path in OUTER
 
 
 def _of_nine(path: str, module: nn.Module) -> bool:

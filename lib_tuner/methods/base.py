@@ -6,7 +6,7 @@ Axes: B samples, L tokens or pixels, C channels.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,9 +146,10 @@ class Method:
         """
         raise NotImplementedError
 
-    def optimizer_record(self, path: Path, optimizer: Any, model_hash: str) -> dict[str, Any] | None:
-        """What the WebUI's own trainer wants beside the saved file `path` to go on from it; None where it knows no such optimizer."""
-        return {"hash": model_hash[:10], "optimizer_state_dict": optimizer.state_dict()}
+    def optimizer_records(self, paths: Sequence[Path], optimizer: Any) -> dict[Path, dict[str, Any]] | None:
+        """What the WebUI's own trainer of the kind wants in which files beside the saved ones to go on from them; none where it knows no such optimizer,
+        None where it has no such trainer."""
+        return None
 
     def own_parameters(self, shapes: Mapping[str, tuple[int, ...]]) -> float:
         """How many numbers are trained, where their memory is worth counting; `shapes`: of the UNet's tensors by name, SD1.5's where there are none."""

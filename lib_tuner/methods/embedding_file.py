@@ -54,6 +54,14 @@ def valid_name(name: str) -> str:
     return name
 
 
+def checksum(vectors: Tensor) -> str:
+    """Four hexadecimal digits by which the WebUI tells which embedding an optimizer's state is of (its textual_inversion.py, `Embedding.checksum`)."""
+    digest = 0
+    for value in (vectors.detach().float().cpu() * 100).flatten().tolist():
+        digest = (digest * 281 ^ int(value) * 997) & 0xFFFFFFFF
+    return f"{digest & 0xFFFF:04x}"
+
+
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 

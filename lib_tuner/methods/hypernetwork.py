@@ -7,7 +7,7 @@ Axes: B samples, L tokens or pixels, C width of the context.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -251,12 +251,12 @@ class Hypernetwork(HookMethod):
         return [write_hypernetwork(target, file)]
 
 
-    def optimizer_record(self, path: Path, optimizer: Any, model_hash: str) -> dict[str, Any] | None:
+    def optimizer_records(self, paths: Sequence[Path], optimizer: Any) -> dict[Path, dict[str, Any]]:
         """The WebUI tells its state by the file's hash, and makes the optimizer by its name in torch.optim."""
         name = type(optimizer).__name__
         if type(optimizer) is not getattr(torch.optim, name, None):
-            return None
-        return {"optimizer_name": name, "hash": file_sha256(path)[:10], "optimizer_state_dict": optimizer.state_dict()}
+            return {}
+        return {path.with_name(path.name + ".optim"): {"optimizer_name": name, "hash": file_sha256(path)[:10], "optimizer_state_dict": optimizer.state_dict()} for path in paths}
 
     def own_parameters(self, shapes: Mapping[str, tuple[int, ...]]) -> float:
         there = {shape[1] for name, shape in shapes.items() if name.endswith(".to_k.weight")}

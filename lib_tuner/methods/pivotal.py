@@ -213,7 +213,7 @@ class PivotalTuning(Method):
     def export(self, path: Path, summary: Mapping[str, Any], made: Made) -> list[Path]:
         """The adapter's file, with or without the words, its card, and the words' files."""
         kind, modules = self.settings.save_bundle, self.adapter.saved_modules()
-        metadata = lora_metadata(self.adapter.cfg, summary, made, self.adapter.trained(modules), self.cfg)
+        metadata = lora_metadata(self.adapter.sized, summary, made, self.adapter.trained(modules), self.cfg)
         inside = {} if kind == "separate" else {word.name: word.vectors for word in self.words.words}
         file = write_lora(path.with_name(path.name + ".safetensors"), modules, metadata, self.adapter.saved_dtype, inside)
         write_card(file, self.triggers())

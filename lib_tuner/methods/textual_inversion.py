@@ -5,7 +5,7 @@ Axes: n vectors of a word, C width of the text encoder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..optim import holds_average
 from ..sd.loss import generator_for
 from ..settings import TrainConfig
 from .base import Method, no_blocks
-from .embedding_file import Embedding, read_embedding, valid_name, write_embedding, write_embedding_png
+from .embedding_file import Embedding, checksum, read_embedding, valid_name, write_embedding, write_embedding_png
 from .metadata import Made, embedding_metadata
 
 
@@ -205,6 +205,21 @@ class TextualInversion(Method):
             if self.settings.save_png:
                 files.append(write_embedding_png(base.with_name(base.name + ".png"), embedding, card(embedding)))
         return files
+
+    def optimizer_records(self, paths: Sequence[Path], optimizer: Any) -> dict[Path, dict[str, Any]]:
+        """The WebUI trains into NAME.pt with an AdamW of this one embedding, and goes on with its state where the checksum is that of the embedding it loaded."""
+        if type(optimizer) is not torch.optim.AdamW:
+            return {}
+        firsts = [path for path in paths if path.suffix == ".safetensors"]
+        return {path.with_suffix(".pt.optim"): {"hash": checksum(word.vectors), "optimizer_state_dict": alone(optimizer, word.vectors)} for word, path in zip(self.words, firsts)}
+
+
+def alone(optimizer: torch.optim.AdamW, parameter: nn.Parameter) -> dict[str, Any]:
+    """The state dict of an optimizer that has this parameter alone."""
+    group = next(group for group in optimizer.param_groups if any(p is parameter for p in group["params"]))
+    usual = torch.optim.AdamW([parameter]).state_dict()["param_groups"][0]  # whoever reads it knows which of the kernels its torch has
+    own = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay", "amsgrad")}
+    return {"state": {0: {key: value.detach().cpu() for key, value in optimizer.state[parameter].items()}}, "param_groups": [{**usual, **own}]}
 
 
 def card(embedding: Embedding) -> Image.Image:

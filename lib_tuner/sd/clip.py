@@ -27,8 +27,9 @@ class CLIPSizes:
     @classmethod
     def of(cls, state: dict[str, Tensor], heads: int = 12) -> CLIPSizes:
         """Reads the sizes off the shapes of a state dict; the head count is in no shape and is given."""
-        if "text_model.embeddings.token_embedding.weight" not in state:
-            raise ValueError("This file holds no CLIP text encoder of Stable Diffusion 1.5: its token embedding is missing.")
+        needed = (f"text_model.{name}.weight" for name in ("embeddings.token_embedding", "embeddings.position_embedding", "encoder.layers.0.mlp.fc1"))
+        if missing := [name for name in needed if name not in state]:
+            raise ValueError(f"This file holds no whole CLIP text encoder of Stable Diffusion 1.5: {missing[0]} is missing.")
         vocabulary, width = state["text_model.embeddings.token_embedding.weight"].shape
         layers = len({key.split(".")[3] for key in state if key.startswith("text_model.encoder.layers.")})
         inner = state["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0]
