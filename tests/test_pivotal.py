@@ -241,6 +241,7 @@ def test_a_bundled_word_of_another_width_is_refused(values, sd, tmp_path):
     ({"pivotal.inversion_steps": 6}, "pivotal.inversion_steps: 6 leave nothing of the run's 6 steps"),
     ({"pivotal.inversion_steps": 0, "pivotal.continue_inversion": False}, "the word is never learned"),
     ({"optim.name": "prodigy"}, "optim.name: prodigy takes all weights for one"),
+    ({"optim.name": "prodigy", "optim.lr": "1", "pivotal.inversion_steps": 0}, "pivotal.continue_lr: prodigy finds one learning rate"),
     ({"name": "my.cat"}, "up to its first dot, which would cut 'my.cat'"),
     ({"pivotal.adapter": "loha", "pivotal.layers.tucker": True}, "a LoHa has no setting tucker"),
     ({"pivotal.layers.factor": 4}, "a LoRA has no setting factor"),

@@ -112,6 +112,8 @@ class PivotalTuning(Method):
             raise ValueError(f"pivotal.inversion_steps: {s.inversion_steps} leave nothing of the run's {cfg.steps} steps for the adapter; lower them, or raise steps")
         if s.inversion_steps and cfg.optim.name in ALL_AT_ONCE:
             raise ValueError(f"optim.name: {cfg.optim.name} takes all weights for one, but here the word is trained first; choose another optimizer, or set pivotal.inversion_steps to 0")
+        if cfg.optim.name == "prodigy" and self._further not in (0, 1):
+            raise ValueError("pivotal.continue_lr: prodigy finds one learning rate for all weights; set it to that in optim.lr, or choose another optimizer")
         self.words = Words(cfg)
         if s.save_bundle != "separate" and (dotted := [w.name for w in wanted_words(s.words, cfg.name) if "." in w.name]):
             raise ValueError(f"name: the WebUI reads the name of a bundled word up to its first dot, which would cut {dotted[0]!r}; choose one without, or set pivotal.save_bundle to separate")
