@@ -154,8 +154,8 @@ class Step:
 
         OneTrainer's prior prediction and ai-toolkit's differential output preservation; here at the noisy subject, so that no class picture is needed.
         """
-        lines = self.cfg.prior.prompts
-        prompts = [literal(lines[int(torch.randint(len(lines), (), generator=generator_for(self.cfg.seed, i, "class prompt")))]) for i in batch.indices]
+        lines = [literal(line) for line in self.cfg.prior.prompts]
+        prompts = [lines[int(torch.randint(len(lines), (), generator=generator_for(self.cfg.seed, i, "class prompt")))] for i in batch.indices]
         with torch.no_grad(), self.state.method.disabled(), self.sd.autocast():
             wanted = predict(self._frozen_text(prompts))
         with self.sd.autocast():  # one of its own: autocast keeps converted weights until its end, and those of before were the frozen ones

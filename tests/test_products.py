@@ -23,17 +23,22 @@ def conv(c=6, d=10, **kwargs):
     return nn.Conv2d(c, d, 3, **{"padding": 1, **kwargs}).requires_grad_(False)
 
 
+def check_against_torch(convolve, module, batch, h, w, layout):
+    """Result and gradient in double precision."""
+    module = module.double()
+    x = torch.randn(batch, 6, h, w, dtype=torch.double).to(memory_format=layout).requires_grad_()
+    y = convolve(x, module)
+    expected = F.conv2d(x, module.weight, module.bias, padding=1)
+    torch.testing.assert_close(y, expected)
+    g = torch.randn_like(expected).to(memory_format=layout)
+    torch.testing.assert_close(torch.autograd.grad(y, x, g)[0], torch.autograd.grad(expected, x, g)[0])
+
+
 @pytest.mark.parametrize("batch, h, w", [(1, 4, 4), (2, 5, 4), (3, 1, 2)])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_results_and_gradients_are_torchs(batch, h, w, bias, layout):
-    module = conv(bias=bias).double()
-    x = torch.randn(batch, 6, h, w, dtype=torch.double).to(memory_format=layout).requires_grad_()
-    y = Convolve3.apply(x, module.weight, module.bias)
-    expected = F.conv2d(x, module.weight, module.bias, padding=1)
-    torch.testing.assert_close(y, expected)
-    g = torch.randn_like(expected)
-    torch.testing.assert_close(torch.autograd.grad(y, x, g)[0], torch.autograd.grad(expected, x, g)[0])
+    check_against_torch(lambda x, module: Convolve3.apply(x, module.weight, module.bias), conv(bias=bias), batch, h, w, layout)
 
 
 def test_bf16_is_as_near_to_the_truth_as_torchs(monkeypatch):

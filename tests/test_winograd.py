@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_products import check_against_torch, conv
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,11 +18,6 @@ from lib_tuner.sd.winograd import Convolve3InTiles, transformed
 from lib_tuner.settings import TrainConfig
 
 pytestmark = pytest.mark.webui_versions
-
-
-def conv(c=6, d=10, **kwargs):
-    torch.manual_seed(0)
-    return nn.Conv2d(c, d, 3, padding=1, **kwargs).requires_grad_(False)
 
 
 @pytest.fixture
@@ -38,13 +34,7 @@ def taken(monkeypatch):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_results_and_gradients_are_torchs(batch, h, w, bias, layout):
-    module = conv(bias=bias).double()
-    x = torch.randn(batch, 6, h, w, dtype=torch.double).to(memory_format=layout).requires_grad_()
-    y = Convolve3InTiles.apply(x, transformed(module.weight), module.bias)
-    expected = F.conv2d(x, module.weight, module.bias, padding=1)
-    torch.testing.assert_close(y, expected)
-    g = torch.randn_like(expected).to(memory_format=layout)
-    torch.testing.assert_close(torch.autograd.grad(y, x, g)[0], torch.autograd.grad(expected, x, g)[0])
+    check_against_torch(lambda x, module: Convolve3InTiles.apply(x, transformed(module.weight), module.bias), conv(bias=bias), batch, h, w, layout)
 
 
 def test_fp32_is_near_enough_to_the_truth():

@@ -78,7 +78,7 @@ def _measured(digest: str, image: Image.Image) -> Look:
     if full[0] * full[1] > _SMALL:
         image.draft("RGB", _working(full))
     image.load()
-    if image.format == "TIFF":  # turned as it was loaded
+    if pictures.turns_itself(image):
         full = image.size
     whole, orientation = image.size == full, pictures.orientation_of(image)
     rgb, alpha = _on_white(image)

@@ -74,7 +74,7 @@ def inspect(data: bytes) -> Facts:
         if min(w, h) >= SMALLEST:
             image.draft(None, (w // 8, h // 8))  # JPEG alone: still notices a cut file, at a fraction of the time
             image.load()
-            if image.format == "TIFF":  # turned as it was loaded
+            if turns_itself(image):
                 w, h = image.size
         has_alpha = carries_alpha(image)
         transparent = has_alpha and alpha_of(image).getextrema()[1] == 0
@@ -210,9 +210,14 @@ def _open(data: bytes) -> Image.Image:
         return Image.open(io.BytesIO(data))
 
 
+def turns_itself(image: Image.Image) -> bool:
+    """Whether Pillow turns the picture upright as it loads it, so that its size is right only then; older versions leave the tag there."""
+    return image.format == "TIFF"
+
+
 def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation that is left to do: of a TIFF none, which Pillow turns as it loads it; older versions leave the tag there."""
-    if image.format == "TIFF":
+    """The EXIF orientation that is left to do."""
+    if turns_itself(image):
         return 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # "Corrupt EXIF data"

@@ -78,7 +78,7 @@ def tiles_bytes(pixels: float) -> float:
 def convolutions_as_products(unet: nn.Module, tiles: bool) -> Iterator[None]:
     """While it lasts, the UNet's frozen convolutions of many weights and few pixels on the CPU run as products, with `tiles` those of many pixels in fp32 too;
     everything else as before."""
-    changed = [module for module in unet.modules() if fits(module, min(WIDE, MANY_WEIGHTS) if tiles else MANY_WEIGHTS) and "forward" not in vars(module)]
+    changed = [module for module in unet.modules() if fits(module, WIDE if tiles else MANY_WEIGHTS) and "forward" not in vars(module)]
     weights = Weights() if tiles else None
     for module in changed:
         module.forward = partial(_forward, module, module.forward, weights)
@@ -93,7 +93,7 @@ def _forward(conv: nn.Conv2d, usual: Any, weights: Weights | None, x: Tensor) ->
     weight, pixels = conv.weight, x.shape[2:].numel()
     if x.device.type != "cpu" or weight.requires_grad or weight.dtype != x.dtype:
         return usual(x)
-    if len(x) * pixels <= FEW_PIXELS and fits(conv, MANY_WEIGHTS):
+    if len(x) * pixels <= FEW_PIXELS and conv.in_channels * conv.out_channels >= MANY_WEIGHTS:
         return Convolve3.apply(x, weight, conv.bias)
     if weights is not None and pixels >= MANY_PIXELS and x.dtype == torch.float32 and in_tiles(x):
         with torch.autocast("cpu", enabled=False):  # two bytes are too few between the transforms
