@@ -71,6 +71,17 @@ def test_exif_orientation_is_applied_to_size_and_pixels(tmp_path, orientation, e
     assert pictures.mask_size(item.path.read_bytes()) == look(item.path.read_bytes()).size == item.size
 
 
+@pytest.mark.parametrize(("kind", "count", "value"), [
+    (3, 1, struct.pack("<HH", 9, 0)), (3, 1, bytes(4)), (2, 2, b"6\0\0\0"), (7, 1, b"\6\0\0\0"),
+], ids=["9", "0", "text", "bytes"])  # fmt: skip
+def test_an_orientation_that_is_none_turns_neither_size_nor_pixels(tmp_path, kind, count, value):
+    entry = struct.pack("<HHI", 0x0112, kind, count) + value
+    noise((40, 20)).save(tmp_path / "a cat.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 1) + entry + bytes(4))
+    item, data = one(tmp_path), (tmp_path / "a cat.jpg").read_bytes()
+    assert item.size == load(item, data)[0].size == pictures.small(data, 40).size == pictures.mask_size(data) == look(data).size == (40, 20)
+    assert look(data).orientation == 1 and look(data).trouble == ""
+
+
 @pytest.mark.parametrize("mode, color, expected", [("L", 128, 128), ("1", 1, 255), ("I", 30000, 117), ("I;16", 30000, 117), ("CMYK", (0, 0, 0, 127), 128)])
 def test_modes_become_rgb(mode, color, expected):
     form = "TIFF" if mode in ("CMYK", "I") else "PNG"

@@ -216,15 +216,16 @@ def turns_itself(image: Image.Image) -> bool:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation that is left to do."""
+    """The EXIF orientation that is left to do, 1 to 8; what else a file says (9, a text) turns nothing."""
     if turns_itself(image):
         return 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # "Corrupt EXIF data"
         try:
-            return image.getexif().get(_ORIENTATION, 1)
+            value = image.getexif().get(_ORIENTATION)
         except BROKEN:
             return 1  # a camera's broken EXIF block is no reason to refuse its picture
+    return int(value) if value in UPRIGHT else 1
 
 
 def carries_alpha(image: Image.Image) -> bool:
