@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import threading
+import secrets
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterator
 
 
 @contextmanager
-def atomic(path: Path, durable: bool = True) -> Iterator[Path]:
+def atomic(path: Path, durable: bool = True, new: bool = False) -> Iterator[Path]:
     """A temporary path beside `path` to write to; what is there when the block ends well is synced and takes the place of `path`, else it is deleted.
 
-    `durable` False: not synced, for what can be made again.
+    `durable` False: not synced, for what can be made again. `new`: raises FileExistsError where there is a `path` by then, which stays as it is.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    temporary = path.with_name(f".{path.name[:16]}.{secrets.token_hex(8)}.part")  # the whole name and more would be too long for a disk that the name just fits
     try:
         temporary.touch()
         mode = temporary.stat().st_mode  # as the user's umask wants it; safetensors 0.8 writes files that nobody else can read
@@ -25,9 +25,24 @@ def atomic(path: Path, durable: bool = True) -> Iterator[Path]:
         if durable:
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
-        os.replace(temporary, path)
+        _place(temporary, path) if new else os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _place(temporary: Path, path: Path) -> None:
+    """Gives a file a name that is free, at once and as a whole: a link fails where the name is taken. A disk without links needs two steps."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        path.open("xb").close()
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
 
 
 def json_bytes(value: Any, **how: Any) -> bytes:
