@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import zipfile
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageCms
 
+from lib_tuner import disk
 from lib_tuner.config import build
 from lib_tuner.data import crop_export, mirrored
 from lib_tuner.data.crop_export import Exported, Written, export
@@ -256,6 +259,69 @@ def test_a_target_that_is_a_file_is_refused(folder, tmp_path):
 # ---- stopping, failing
 
 
+def test_a_picture_that_cannot_be_written_stops_no_other(folder, tmp_path):
+    """A WebP has 16,383 px at most."""
+    made = [Piece(p.item, p.box, (16400, 16) if p.item.path.name == "b.png" else p.size) for p in pieces(folder)]
+    done, *_ = run(folder, tmp_path / "out", ExportConfig(form="webp"), made)
+    assert done.pictures == 1 and [str(problem).partition(" (")[0] for problem in done.problems] == ["b.png gets no crop: 16400 x 16 px cannot be written as webp"]
+    assert sorted(tree(tmp_path / "out")) == ["a.caption", "a.mask.png", "a.txt", "a.webp"]
+
+
+def test_a_picture_of_another_size_than_was_expected_stops_no_other(folder, tmp_path):
+    made = [Piece(replace(p.item, size=(40, 60)), p.box, p.size) if p.item.path.name == "a.png" else p for p in pieces(folder)]
+    done, *_ = run(folder, tmp_path / "out", made=made[::-1])
+    assert [str(problem) for problem in done.problems] == ["a.png has 60 x 40 px, not the 40 x 60 that were expected; read the folder anew."]
+    assert sorted(tree(tmp_path / "out")) == ["10_zwx cat/b.png", "10_zwx cat/b.txt"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("ending", [".png", ".txt", ".mask.png"])
+def test_an_export_that_stops_leaves_no_part_of_a_picture(folder, tmp_path, monkeypatch, ending, links):
+    if not links:  # FAT
+        monkeypatch.setattr("lib_tuner.disk.os.link", lambda source, target: (_ for _ in ()).throw(OSError(1, "Operation not permitted")))
+    outputs, _ = named(pieces(folder), folder, ExportConfig())
+    with closing(export(outputs, folder, tmp_path / "out", ExportConfig())) as events, pytest.raises(ValueError, match="made by another program"):
+        next(events)
+        (tmp_path / "out" / f"a{ending}").write_bytes(b"mine")
+        next(events)
+    assert sorted(tree(tmp_path / "out")) == ["10_zwx cat/b.png", "10_zwx cat/b.txt", f"a{ending}"] and (tmp_path / "out" / f"a{ending}").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process that dies is a fork")
+def test_an_export_that_is_killed_leaves_no_empty_picture(folder, tmp_path, links):
+    """Where the disk has no links, a name is taken by an empty file first: it is the last resort."""
+    outputs, _ = named(pieces(folder), folder, ExportConfig())
+    pid = os.fork()
+    if pid == 0:
+        try:
+            disk.os = Dying(links)
+            list(export(outputs, folder, tmp_path / "out", ExportConfig()))
+        finally:
+            os._exit(1)
+    os.waitpid(pid, 0)
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file() and path.suffix != ".part"}
+    assert sizes == ({} if links else {"b.png": 0})
+
+
+class Dying:
+    """`os` of a process that ends where it would give a file its name."""
+
+    def __init__(self, links: bool):
+        self.links = links
+
+    def __getattr__(self, name):
+        return getattr(os, name)
+
+    def link(self, source, target):
+        if not self.links:
+            raise OSError(1, "Operation not permitted")
+        os._exit(1)
+
+    def replace(self, source, target):
+        os._exit(1)
+
+
 def test_stopping_leaves_whole_files_only(folder, tmp_path):
     outputs, _ = named(pieces(folder, count=3), folder, ExportConfig())
     with closing(export(outputs, folder, tmp_path / "out", ExportConfig())) as events:
@@ -297,6 +363,19 @@ def test_a_picture_that_changed_or_is_gone_is_left_out_and_said(folder, tmp_path
     assert done.pictures == 0 and [str(event.problem) for event in events[:-1]] == [
         "b.png cannot be read (No such file or directory).", "a.png has changed since it was looked at; read the folder anew."]
     assert tree(tmp_path / "out") == {}
+
+
+def test_names_as_long_as_the_disk_takes_are_written_and_longer_ones_are_a_problem_of_their_picture(folder, tmp_path):
+    long, longer = "猫" * 83 + "ab", "猫" * 83 + "abc"  # 255 and 256 bytes with .png
+    (folder / "a.png").rename(folder / f"{long}.png")
+    (folder / "a.mask.png").unlink()
+    done, *_ = run(folder, tmp_path / "out")
+    assert done == Exported(tmp_path / "out", 2) and f"{long}.png" in tree(tmp_path / "out")
+    made = pieces(folder)
+    outputs = [replace(output, stem=longer if "/" not in output.stem else output.stem) for output in named(made, folder, ExportConfig())[0]]
+    *_, done = export(outputs[::-1], folder, tmp_path / "more", ExportConfig())
+    assert list(map(str, done.problems)) == [f"{long}.png gets no crop: the name {longer}.png is too long for the disk; choose shorter names."]
+    assert done.pictures == 1 and list(tree(tmp_path / "more")) == ["10_zwx cat/b.png", "10_zwx cat/b.txt"]
 
 
 # ---- ZIP

@@ -9,6 +9,7 @@ its file said of both (EXIF, ICC profile) is left out of the new one.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import time
@@ -29,7 +30,7 @@ from .crop_names import FILTERS, SUFFIX, ExportConfig, Output
 from .crop_plan import Piece
 from .item import Item
 from .items import PICTURES, Problem
-from .pictures import load
+from .pictures import BROKEN, load
 from .sources import digest
 
 MANIFEST = "manifest.json"
@@ -52,6 +53,14 @@ class Exported:
     path: Path
     pictures: int
     problems: tuple[Problem, ...] = ()
+
+
+class Unmade(ValueError):
+    """One crop cannot be made or written, which stops no other; the text goes on from the picture's name. `kind` is that of its Problem."""
+
+    def __init__(self, text: str, kind: str = "unmade"):
+        super().__init__(text)
+        self.kind = kind
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
@@ -85,23 +94,30 @@ def _each(outputs: Iterable[Output], sink: _Folder | _Zip, cfg: ExportConfig) ->
             yield from ((output, Problem(item.path, text)) for output in group)
             continue
         for output in group:
+            problem = None
             try:
-                captions = [(ending, _caption(item, path, output.mirrored)) for ending, path in output.captions]
-            except (ValueError, OSError) as error:
-                text = f"has a caption that cannot be read ({error.strerror})" if isinstance(error, OSError) else f"has a caption that {error}"
-                yield output, Problem(item.path, text, "caption")
-                continue
-            for ending, data in captions:  # before the picture: one that is there has its caption
-                sink.put(output.stem + ending, data)
-            if mask:
-                sink.put(f"{output.stem}.mask.png", _encoded(crop_mask(mask, output), ExportConfig()))
-            sink.put(output.stem + SUFFIX[cfg.form], _encoded(crop_picture(picture, output, cfg), cfg))
-            yield output, None
+                sink.put(_files(output, picture, mask, cfg))
+            except Unmade as error:
+                problem = Problem(item.path, str(error), error.kind)
+            yield output, problem
 
 
-def _caption(item: Item, path: Path | None, swap: bool) -> bytes:
-    data = path.read_bytes() if path else item.caption.encode()
-    return mirrored.swapped_bytes(data) if swap else data
+def _files(output: Output, picture: Image.Image, mask: Image.Image | None, cfg: ExportConfig) -> list[tuple[str, bytes]]:
+    """The names and bytes of an output, the picture first: all is made before anything is written. Raises Unmade."""
+    captions = [(output.stem + ending, _caption(output, path)) for ending, path in output.captions]
+    made = [(output.stem + SUFFIX[cfg.form], _encoded(crop_picture(picture, output, cfg), cfg))]
+    made += [(f"{output.stem}.mask.png", _encoded(crop_mask(mask, output), ExportConfig()))] if mask else []
+    return made + captions
+
+
+def _caption(output: Output, path: Path | None) -> bytes:
+    try:
+        data = path.read_bytes() if path else output.piece.item.caption.encode()
+        return mirrored.swapped_bytes(data) if output.mirrored else data
+    except OSError as error:
+        raise Unmade(f"has a caption that cannot be read ({error.strerror})", kind="caption") from error
+    except ValueError as error:
+        raise Unmade(f"has a caption that {error}", kind="caption") from error
 
 
 def _pictures(item: Item, cfg: ExportConfig) -> tuple[Image.Image, Image.Image | None]:
@@ -133,7 +149,7 @@ def crop_mask(mask: Image.Image, output: Output) -> Image.Image:
 def _scaled(piece: Piece, image: Image.Image) -> Box:
     (w, h), box = piece.item.size, piece.box
     if image.size != (w, h):
-        raise ValueError(f"has {image.width} x {image.height} px, not the {w} x {h} that were expected; read the folder anew")
+        raise Unmade(f"has {image.width} x {image.height} px, not the {w} x {h} that were expected; read the folder anew")
     return box
 
 
@@ -145,7 +161,10 @@ def _encoded(image: Image.Image, cfg: ExportConfig) -> bytes:
     image.info = {}  # Pillow would write the old ICC profile and EXIF block again, which no longer hold
     file = io.BytesIO()
     more: dict[str, dict[str, Any]] = {"jpg": {"quality": cfg.quality, "subsampling": 0 if cfg.quality >= 90 else 2}, "webp": {"quality": cfg.quality}, "png": {}}
-    image.save(file, {"jpg": "JPEG", "webp": "WEBP", "png": "PNG"}[cfg.form], **more[cfg.form])
+    try:
+        image.save(file, {"jpg": "JPEG", "webp": "WEBP", "png": "PNG"}[cfg.form], **more[cfg.form])
+    except BROKEN as error:  # a WebP has 16,383 px along a side at most, a JPEG 65,500
+        raise Unmade(f"gets no crop: {image.width} x {image.height} px cannot be written as {cfg.form} ({error}); choose png, or a smaller size") from error
     return file.getvalue()
 
 
@@ -207,20 +226,29 @@ class _Folder:
         _make(self.path)
         yield
 
-    def put(self, name: str, data: bytes) -> None:
-        """A new file. Raises ValueError where one has appeared there since, OSError."""
-        path, ours = self.path / name, False
+    def put(self, files: Sequence[tuple[str, bytes]]) -> None:
+        """New files, all or none. Raises Unmade where the disk takes no such name, ValueError where one has appeared there since, OSError."""
+        done: list[Path] = []
+        try:
+            for name, data in files:
+                self._write(self.path / name, data)
+                done.append(self.path / name)
+        except BaseException:
+            for path in done:
+                path.unlink(missing_ok=True)
+            raise
+
+    @staticmethod
+    def _write(path: Path, data: bytes) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic(path) as temporary:
+            with atomic(path, new=True) as temporary:
                 temporary.write_bytes(data)
-                path.open("xb").close()  # takes the name, which another program may have done first
-                ours = True
         except FileExistsError:
             raise ValueError(f"{path} was made by another program meanwhile, so the export has stopped; it was left as it is.") from None
         except OSError as error:
-            if ours:
-                path.unlink(missing_ok=True)
+            if error.errno == errno.ENAMETOOLONG:
+                raise Unmade(f"gets no crop: the name {path.name} is too long for the disk; choose shorter names") from error
             raise OSError(f"{path} cannot be written ({error.strerror}), so the export has stopped; what was written before is whole.") from error
 
     def finish(self, rows: list[dict[str, Any]]) -> None:
@@ -246,17 +274,18 @@ class _Zip:
     @contextmanager
     def opened(self) -> Iterator[None]:
         _make(self.path.parent)
-        with atomic(self.path) as temporary:
-            with zipfile.ZipFile(temporary, "w") as self._zip:
+        try:
+            with atomic(self.path, new=True) as temporary, zipfile.ZipFile(temporary, "w") as self._zip:
                 yield
-            if self.path.exists():
-                raise ValueError(f"{self.path} was made by another program meanwhile; choose another name.")
+        except FileExistsError:
+            raise ValueError(f"{self.path} was made by another program meanwhile; choose another name.") from None
 
-    def put(self, name: str, data: bytes) -> None:
+    def put(self, files: Sequence[tuple[str, bytes]]) -> None:
         """Pictures are stored as they are: they are compressed already."""
-        info = zipfile.ZipInfo(name, time.localtime()[:6])
-        info.external_attr = 0o644 << 16
-        self._zip.writestr(info, data, zipfile.ZIP_DEFLATED if name.endswith((".txt", ".caption", ".json")) else zipfile.ZIP_STORED)
+        for name, data in files:
+            info = zipfile.ZipInfo(name, time.localtime()[:6])
+            info.external_attr = 0o644 << 16
+            self._zip.writestr(info, data, zipfile.ZIP_DEFLATED if name.endswith((".txt", ".caption", ".json")) else zipfile.ZIP_STORED)
 
     def finish(self, rows: list[dict[str, Any]]) -> None:
-        self.put(MANIFEST, json_bytes({"version": 1, "pictures": rows}, indent=1))
+        self.put([(MANIFEST, json_bytes({"version": 1, "pictures": rows}, indent=1))])

@@ -115,4 +115,4 @@ def _free(stem: str, taken: set[str]) -> str:
 def _captions(item: Item, cfg: ExportConfig) -> tuple[tuple[str, Path | None], ...]:
     if item.caption_source == "list":
         return ((".txt", None),)
-    return tuple((path.suffix, path) for path in caption_files(item.path, cfg.captions) if path.is_file())
+    return tuple((path.suffix, path) for path in caption_files(item.path, cfg.captions) if os.path.isfile(path))  # `is_file` raises for a name that is too long
