@@ -39,8 +39,11 @@ class Act:
     run: str = ""
 
     def taken_back(self, book: Book) -> Book:
-        """The crops without it. Raises Overtaken where somebody has changed one of them since."""
-        if any(mark(book.get(key)) != after for key, after in self.after.items()):
+        """The crops without it. Raises Overtaken where somebody has changed one of them since.
+
+        One that is as before counts as taken back: a program that ended between writing the act and the crops has not changed it.
+        """
+        if any(book.get(key) != self.before.get(key) and mark(book.get(key)) != after for key, after in self.after.items()):
             raise Overtaken("These crops were changed by another program since, so nothing was taken back; set them anew where they are not as you want them.")
         kept = {key: record for key, record in book.items() if key not in self.before}
         return {**kept, **{key: record for key, record in self.before.items() if record}}
