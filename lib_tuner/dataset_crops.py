@@ -253,7 +253,9 @@ class FolderCrops:
 
     def _load(self, cfg: CropConfig | None = None) -> None:
         """Reads the crops anew where another program has changed them."""
-        self.cfg = cfg or self.cfg
+        if cfg:
+            cfg.check()  # by these settings the filter asks from now on
+            self.cfg = cfg
         stamp = _stamp(crops_file(self.folder))
         if stamp != self._read_as:
             first, self._book, self._read_as = not self._book, read_crops(self.folder), stamp

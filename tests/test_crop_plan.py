@@ -14,6 +14,7 @@ from lib_tuner.config import build
 from lib_tuner.data.crop import Frame, Target, cuts, in_pixels
 from lib_tuner.data.crop_file import Crop, PictureCrops, change_crops, crops_file, key_of, read_crops
 from lib_tuner.data.crop_plan import CropConfig, pieces, problems_of, propose, with_target
+from lib_tuner.data.crop_view import inside, shown
 from lib_tuner.data.item import Item
 
 RECORD = PictureCrops((800, 600), "d1", (Crop(Frame(0.25, 0.5, 1.5), "512x768", "adjusted"), Crop()), ((0.1, 0.2, 0.3, 0.4),), "face")
@@ -189,8 +190,16 @@ def test_a_crop_may_have_a_size_of_its_own():
         with_target(record, 1, "huge")
 
 
+def test_a_frame_is_a_pixel_wide_at_least():
+    """A zoom of 1e17, as a script may have set it, left a box without pixels, by which nothing can be divided."""
+    record = PictureCrops((600, 500), "d1", (Crop(Frame(0.5, 0.5, 1e17)), Crop(Frame(1, 1, 1e300), "16x8192")))
+    made, problems = pieces(item((600, 500)), record, CropConfig(enlarge=16))
+    assert made == [] and [problem.text.split(" and ")[1].split(",")[0] for problem in problems] == ["its crop would be enlarged 512.00 times to 512 x 512", "its crop would be enlarged 16.38 times to 16 x 8192"]
+    assert inside(record, record.crops[0], CropConfig()).frame == Frame(0.5, 0.5, 500) and shown(record, record.crops[1], CropConfig())["zoom"] == 1
+
+
 def test_settings_that_make_no_sense_are_said():
     assert build(CropConfig, {"size": "bucket:512", "enlarge": "1.5"}) == CropConfig(size="bucket:512", enlarge=1.5)
-    for wrong in ({"size": "big"}, {"enlarge": "0.5"}, {"split": "some"}, {"focus": "nose"}):
+    for wrong in ({"size": "big"}, {"size": "bucket:63"}, {"enlarge": "0.5"}, {"split": "some"}, {"focus": "nose"}):
         with pytest.raises(ValueError):
             build(CropConfig, wrong)

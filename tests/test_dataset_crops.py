@@ -292,6 +292,27 @@ def test_the_fields_are_those_of_the_command_line(client):
     assert fields["overlap"]["kind"] == "number" and fields["masks"]["kind"] == "flag" and fields["split"]["choices"] == ["off", "strips", "pixels"] and fields["background"]["help"]
 
 
+def test_a_size_that_cannot_be_is_refused_in_the_forms_words_and_forgotten(client):
+    client.work("find")
+    for size in ("bucket:32", "big"):
+        said = client.crops("summary", ok=False, crop={"size": size})
+        assert said.startswith(f"'{size}'") and "data." not in said
+        assert client.names("problem:small") == ["c.png"] and client.ok(client.post("details", rows=[0]))
+
+
+def test_a_size_that_cannot_be_is_forgotten_also_where_nobody_has_checked_it(folder):
+    crops = FolderCrops.of(OpenFolder(Library(folder)))
+    crops.change(0, [Crop()], CropConfig(size="200x200"))
+    with pytest.raises(ValueError, match="write bucket:64 or more"):
+        crops.summary(CropConfig(size="bucket:32"))
+    assert crops.library.troubles(0)[-1:] == ("review",)
+
+
+def test_an_enormous_zoom_is_a_pixels(client):
+    entry = client.crops("change", row=0, crops=[{"zoom": 1e17}])
+    assert entry["crops"][0]["zoom"] == 200 and "would be enlarged 200.00 times" in entry["told"][0] and client.names("problem:small") == ["a.png"]
+
+
 def test_what_cannot_be_written_is_said(client, folder):
     client.work("find")
     assert "name a folder, or save as ZIP" in client.crops("export", ok=False, out="x.zip")

@@ -21,6 +21,7 @@ Point = tuple[float, float]
 
 LONGEST = 8192  # px; a longer side is a slip of the hand
 NEAR = 1e-6  # px; what floating point may be off
+_STEP = DataConfig.bucket_step  # px
 _SIZE = re.compile(r"(\d+)(?:\s*[x×*]\s*(\d+))?", re.IGNORECASE)
 
 
@@ -57,6 +58,8 @@ class Target:
         width, height = int(found[1]), int(found[2] or found[1])
         if not (SMALLEST <= width <= LONGEST and SMALLEST <= height <= LONGEST):
             raise ValueError(f"{text!r}: sides are from {SMALLEST} to {LONGEST} px.")
+        if kind == "bucket" and width < _STEP:
+            raise ValueError(f"{text!r}: the sides of buckets are multiples of {_STEP} px; write bucket:{_STEP} or more.")
         return cls(kind, width, height)
 
     def __str__(self) -> str:
@@ -82,10 +85,19 @@ def area_size(size: Size, side: int, enlarge: float = 1.0) -> Size:
 
 
 def frame_size(size: Size, target: Size, zoom: float = 1.0) -> tuple[float, float]:
-    """Width and height of a frame in pixels of the picture: at zoom 1 it touches both ends of one side, since W/w and H/h are compared, not w and h."""
+    """Width and height of a frame in pixels of the picture: at zoom 1 it touches both ends of one side, since W/w and H/h are compared, not w and h.
+
+    No zoom makes it narrower than a pixel.
+    """
     (w, h), (W, H) = size, target
     width, height = (float(w), w * H / W) if W * h >= H * w else (h * W / H, float(h))
+    zoom = min(zoom, _most(width, height))
     return width / zoom, height / zoom
+
+
+def _most(width: float, height: float) -> float:
+    """The zoom that makes the largest frame a pixel narrow."""
+    return max(1.0, min(width, height))
 
 
 def box_of(size: Size, target: Size, frame: Frame) -> Box:
@@ -115,8 +127,8 @@ def zoom_limit(size: Size, target: Size, enlarge: float = 1.0) -> float:
 
 
 def clamped(frame: Frame, size: Size, target: Size) -> Frame:
-    """The same box with its true centre: what a drag starts from."""
-    return _centred(box_of(size, target, frame), size, frame.zoom)
+    """The same box with its true centre and zoom: what a drag starts from."""
+    return _centred(box_of(size, target, frame), size, min(frame.zoom, _most(*frame_size(size, target))))
 
 
 def moved(frame: Frame, size: Size, target: Size, dx: float = 0.0, dy: float = 0.0) -> Frame:
