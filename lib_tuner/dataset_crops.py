@@ -22,7 +22,7 @@ from typing import Any
 from .config import options
 from .data.crop_acts import Acts, KeptActs, Overtaken
 from .data.crop_export import Exported, export
-from .data.crop_file import Book, Crop, Noting, PictureCrops, change_crops, crops_file, mark, read_crops, unnoted
+from .data.crop_file import Book, Crop, CropsFile, Noting, PictureCrops, mark, unnoted
 from .data.crop_names import ExportConfig, named
 from .data.crop_plan import CropConfig, Piece, pieces, problems_of, propose
 from .data.crop_view import inside, shown
@@ -36,7 +36,7 @@ from .datasets import SHOWN_PROBLEMS, OpenFolder, Scope
 from .settings import DataConfig
 from .work import Told
 
-BATCH = 200  # pictures after which what was found is written, so that a power cut costs no more
+BATCH = 200  # pictures after which what was found is written, or a tenth of those with crops, so that a power cut costs no more
 HAND = "hand"  # how a crop was found that a person has set on a picture without any
 _NOT_ASKED = ("no caption", "clash", "duplicate")  # of a scan: what does not matter here
 Stamp = tuple[int, int]
@@ -48,8 +48,9 @@ class FolderCrops:
     def __init__(self, opened: OpenFolder):
         self.opened, self.library, self.folder = opened, opened.library, opened.library.folder
         self.cfg = CropConfig()  # as whoever asked last has it: by it crops have problems
+        self._file = CropsFile(self.folder)
         self._book: Book = {}
-        self._read_as: Stamp | None = None
+        self._read: Book = {}  # the book as the file has it, where that cannot be written
         self._digests: dict[Path, tuple[Stamp, str]] = {}
         self._acts = KeptActs(self.folder) if self.library.journal else Acts()
         self._zip: tuple[Path, Stamp | None] | None = None  # that the last export has made
@@ -199,7 +200,7 @@ class FolderCrops:
                     count += 1
                 except (ValueError, OSError) as error:
                     problems.append(_unread(path, error))
-                if len(found) >= BATCH:
+                if len(found) >= max(BATCH, len(self._book) // 10):  # each time the whole file is written
                     self._keep(found, again, noting)
                     found = {}
             told(len(paths), len(paths))
@@ -256,10 +257,10 @@ class FolderCrops:
         if cfg:
             cfg.check()  # by these settings the filter asks from now on
             self.cfg = cfg
-        stamp = _stamp(crops_file(self.folder))
-        if stamp != self._read_as:
-            first, self._book, self._read_as = not self._book, read_crops(self.folder), stamp
-            if first and self._book:
+        read = self._file.read()
+        if read is not self._read:
+            first, self._book, self._read = not self._book, read, read
+            if first and read:
                 self._recall()
 
     def _keep(self, records: Book, again: bool, noting: Noting) -> None:
@@ -276,8 +277,7 @@ class FolderCrops:
                 with noting(self._book, after):
                     self._book = after
         else:
-            self._book = change_crops(self.folder, change, noting=noting)
-            self._read_as = _stamp(crops_file(self.folder))
+            self._book = self._read = self._file.change(change, noting)
         self.opened.version += 1
 
     def _fresh(self, path: Path) -> PictureCrops:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from lib_tuner.config import build
 from lib_tuner.data.crop import Frame, Target, cuts, in_pixels
-from lib_tuner.data.crop_file import Crop, PictureCrops, change_crops, crops_file, key_of, read_crops
+from lib_tuner.data.crop_file import Crop, CropsFile, PictureCrops, change_crops, crops_file, key_of, read_crops, row_of
 from lib_tuner.data.crop_plan import CropConfig, pieces, problems_of, propose, with_target
 from lib_tuner.data.crop_view import inside, shown
 from lib_tuner.data.item import Item
@@ -42,6 +42,43 @@ def test_what_is_kept_is_read_back_also_under_another_name_of_the_folder(tmp_pat
     (tmp_path / "old").rename(tmp_path / "new")
     assert read_crops(tmp_path / "new") == {"10_cat/ä b.png": RECORD}
     assert [path.name for path in (tmp_path / "new" / ".tuner").iterdir() if path.suffix != ".lock"] == ["crops.json"]
+
+
+def test_the_file_has_one_picture_a_line_and_a_change_touches_its_line_alone(tmp_path):
+    change_crops(tmp_path, lambda book: {f"{name}.png": RECORD for name in "bca"})
+    before = crops_file(tmp_path).read_text(encoding="utf-8").splitlines()
+    change_crops(tmp_path, lambda book: {**book, "b.png": replace(RECORD, found="hand")})
+    after = crops_file(tmp_path).read_text(encoding="utf-8").splitlines()
+    assert [line.split(":")[0] for line in before[1:-1]] == ['"a.png"', '"b.png"', '"c.png"'] and [i for i, line in enumerate(before) if line != after[i]] == [2]
+
+
+def test_a_file_as_it_was_written_earlier_is_read(tmp_path):
+    crops_file(tmp_path).parent.mkdir()
+    crops_file(tmp_path).write_text(json.dumps({"version": 1, "pictures": {"a.png": row_of(RECORD)}}, indent=1) + "\n")
+    assert change_crops(tmp_path, lambda book: {**book, "b.png": RECORD}) == read_crops(tmp_path) == {"a.png": RECORD, "b.png": RECORD}
+
+
+def test_the_file_is_read_again_only_where_it_is_another(tmp_path, monkeypatch):
+    file = CropsFile(tmp_path)
+    file.change(lambda book: {"a.png": RECORD})
+    with monkeypatch.context() as patch:
+        patch.setattr("lib_tuner.data.crop_file.json.loads", lambda data: pytest.fail("the file was read again"))
+        file.change(lambda book: {**book, "b.png": RECORD})
+        assert file.read() is file.read() and set(file.read()) == {"a.png", "b.png"}
+    change_crops(tmp_path, lambda book: {**book, "a.png": replace(RECORD, found="hand")})
+    assert file.read()["a.png"].found == "hand"
+    assert set(file.change(lambda book: {**book, "c.png": RECORD})) == {"a.png", "b.png", "c.png"} and read_crops(tmp_path) == file.read()
+    crops_file(tmp_path).unlink()
+    assert file.read() == {}
+
+
+def test_a_change_that_could_not_be_written_is_forgotten(tmp_path, monkeypatch):
+    file = CropsFile(tmp_path)
+    file.change(lambda book: {"a.png": RECORD})
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr("lib_tuner.disk.os.replace", lambda *paths: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        file.change(lambda book: {**book, "b.png": RECORD})
+    assert file.read() == read_crops(tmp_path) == {"a.png": RECORD}
 
 
 def test_a_folder_without_crops_has_none_and_asking_writes_nothing(tmp_path):

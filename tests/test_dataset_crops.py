@@ -22,7 +22,6 @@ from lib_tuner.data.library import Library
 from lib_tuner.dataset_crops import FolderCrops
 from lib_tuner.datasets import OpenFolder, Scope
 
-dumps = json.dumps
 SIZES = {"10_cat/a.png": (400, 200), "10_cat/b.png": (200, 300), "c.png": (100, 100)}
 
 
@@ -218,6 +217,19 @@ def test_finding_again_in_several_batches_is_one_act_and_gives_back_what_a_perso
     assert read_crops(folder) == before
 
 
+def test_what_is_found_is_written_less_often_the_more_there_is(client, folder, monkeypatch):
+    """Each time the whole file is written: every so many pictures would take a time that grows with their square."""
+    writes = []
+    monkeypatch.setattr("lib_tuner.dataset_crops.BATCH", 1)
+    monkeypatch.setattr(FolderCrops, "_keep", lambda self, records, *more, keep=FolderCrops._keep: (writes.append(len(records)), keep(self, records, *more))[1])
+    client.work("find")
+    assert writes == [1, 1, 1, 0]
+    change_crops(folder, lambda kept: {**kept, **{f"gone/{i}.png": kept["c.png"] for i in range(17)}})
+    writes.clear()
+    client.work("find")
+    assert writes == [2, 1]
+
+
 def test_one_page_does_not_take_back_what_another_has_done(client, folder):
     client.work("find")
     mine = client.crops("change", row=0, crops=[{"x": 0.3}])["undo"]
@@ -238,7 +250,7 @@ def test_what_another_program_changed_since_is_not_taken_back(client, folder):
 
 def test_an_act_that_could_not_be_written_is_none(client, folder, monkeypatch):
     client.work("find")
-    monkeypatch.setattr("lib_tuner.data.crop_file.json.dumps", lambda *args, **more: (_ for _ in ()).throw(OSError(28, "No space left on device")) if more.get("indent") else dumps(*args, **more))
+    monkeypatch.setattr("lib_tuner.data.crop_file.atomic", lambda path: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     before, acts = (folder / ".tuner" / "crops.json").read_bytes(), sorted((folder / ".tuner" / "crop-acts").iterdir())
     assert "No space left" in client.crops("approve", ok=False)
     assert (folder / ".tuner" / "crops.json").read_bytes() == before and sorted((folder / ".tuner" / "crop-acts").iterdir()) == acts

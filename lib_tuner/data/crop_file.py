@@ -3,7 +3,7 @@
     .tuner/crops.json    {"version": 1, "pictures": {"10_cat/a.png": {"size": [w, h], "digest": sha256, "found": "face", "subjects": [[l, t, r, b]],
                                                                      "crops": [{"x": .5, "y": .4, "zoom": 1.0, "target": "", "state": "auto"}]}}}
 
-Paths are relative to the data folder, so it can be renamed; x, y and subjects are fractions of the picture upright, so another target needs no new drag.
+One picture a line. Paths are relative to the data folder, so it can be renamed; x, y and subjects are fractions of the picture upright, so another target needs no new drag.
 The digest says for which bytes they were made: a picture that was changed since has stale crops, which nothing applies.
 """
 
@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +79,67 @@ def crops_file(folder: str | Path, side: str | Path | None = None) -> Path:
     return Path(os.path.abspath(Path(side or Path(folder) / SIDE).expanduser())) / NAME
 
 
-def read_crops(folder: str | Path, side: str | Path | None = None) -> dict[str, PictureCrops]:
-    """The crops that are kept of a folder; none where there is no file. Raises ValueError for a file that is damaged or of a newer Tuner, OSError."""
-    path = crops_file(folder, side)
+def unnoted(before: Book, after: Book) -> AbstractContextManager[None]:
+    """A change that nothing keeps."""
+    return nullcontext()
+
+
+def read_crops(folder: str | Path, side: str | Path | None = None) -> Book:
+    """The crops that are kept of a folder. Raises as `CropsFile.read`."""
+    return CropsFile(folder, side).read()
+
+
+def change_crops(folder: str | Path, change: Callable[[Book], Book], side: str | Path | None = None, noting: Noting = unnoted) -> Book:
+    """Changes them. Raises as `CropsFile.change`."""
+    return CropsFile(folder, side).change(change, noting)
+
+
+class CropsFile:
+    """The crops of a folder in their file, which is read only where it is another one than it was last; of ten thousand pictures a drag changes one."""
+
+    def __init__(self, folder: str | Path, side: str | Path | None = None):
+        self._path = crops_file(folder, side)
+        self._stamp: tuple[int, int, int] | None = None
+        self._book: Book = {}
+        self._lines: dict[str, bytes] = {}  # what records of the book are in the file, where that is known
+
+    def read(self) -> Book:
+        """The crops, none where there is no file: the same object until they change. Raises ValueError for a file that is damaged or of a newer Tuner, OSError."""
+        stamp = _stamp(self._path)
+        if stamp != self._stamp:
+            self._book, self._lines, self._stamp = _read(self._path), {}, stamp
+        return self._book
+
+    def change(self, change: Callable[[Book], Book], noting: Noting = unnoted) -> Book:
+        """Reads the crops, changes them and writes them, while no other program can; returns them. `noting` is what holds around the writing (`Acts.noting`).
+
+        Raises ValueError where the file is damaged or another program does not end writing it, OSError where it cannot be written; then it is as before.
+        """
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(self._path):
+            before = self.read()
+            after = dict(change(before))
+            if after != before:
+                lines = {key: self._line(key, after[key]) for key in sorted(after)}
+                with noting(before, after), atomic(self._path) as temporary:
+                    temporary.write_bytes(b'{"version": %d, "pictures": {\n%b\n}}\n' % (VERSION, b",\n".join(lines.values())))
+                self._book, self._lines, self._stamp = after, lines, _stamp(self._path)
+            return self._book
+
+    def _line(self, key: str, record: PictureCrops) -> bytes:
+        known = self._lines.get(key)
+        return known if known and self._book.get(key) is record else json_bytes({key: row_of(record)})[1:-1]
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _read(path: Path) -> Book:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -94,28 +152,6 @@ def read_crops(folder: str | Path, side: str | Path | None = None) -> dict[str, 
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged and was left alone ({type(error).__name__}: {error}); move it away to start with new crops.") from error
     raise ValueError(f"{path} is of version {version}, and this Tuner reads version {VERSION}; update the Tuner, or move the file away.")
-
-
-def unnoted(before: Book, after: Book) -> AbstractContextManager[None]:
-    """A change that nothing keeps."""
-    return nullcontext()
-
-
-def change_crops(folder: str | Path, change: Callable[[Book], Book], side: str | Path | None = None, noting: Noting = unnoted) -> dict[str, PictureCrops]:
-    """Reads the crops, changes them and writes them, while no other program can; returns them. `noting` is what holds around the writing (`Acts.noting`).
-
-    Raises ValueError where the file is damaged or another program does not end writing it, OSError where it cannot be written; then it is as before.
-    """
-    path = crops_file(folder, side)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path):
-        before = read_crops(folder, side)
-        after = dict(change(before))
-        if after != before:
-            rows = {key: row_of(after[key]) for key in sorted(after)}
-            with noting(before, after), atomic(path) as temporary:
-                temporary.write_bytes(json_bytes({"version": VERSION, "pictures": rows}, indent=1) + b"\n")
-        return after
 
 
 @contextmanager
@@ -142,7 +178,7 @@ def _taken(descriptor: int) -> bool:
 
 def row_of(record: PictureCrops) -> dict[str, Any]:
     """A record as JSON has it."""
-    crops = [{**{name: float(value) for name, value in asdict(crop.frame).items()}, "target": crop.target, "state": crop.state} for crop in record.crops]
+    crops = [{"x": float(c.frame.x), "y": float(c.frame.y), "zoom": float(c.frame.zoom), "target": c.target, "state": c.state} for c in record.crops]
     return {"size": list(record.size), "digest": record.digest, "found": record.found, "subjects": [list(map(float, box)) for box in record.subjects], "crops": crops}
 
 
