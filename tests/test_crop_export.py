@@ -16,7 +16,7 @@ from PIL import Image, ImageCms
 
 from lib_tuner import disk
 from lib_tuner.config import build
-from lib_tuner.data import crop_export, mirrored
+from lib_tuner.data import crop_export, crop_names, mirrored
 from lib_tuner.data.crop_export import Exported, Written, export
 from lib_tuner.data.crop_names import ExportConfig, named
 from lib_tuner.data.crop_plan import Piece
@@ -188,6 +188,21 @@ def test_a_picture_that_is_wholly_transparent_stays_so(folder, tmp_path):
 ])  # fmt: skip
 def test_names_by_pattern(folder, pattern, flat, wanted):
     assert [output.stem for output in named(pieces(folder), folder, ExportConfig(name=pattern, flat=flat))[0]] == wanted
+
+
+def test_one_name_for_many_pictures_is_no_long_search():
+    """Counted from 2 for each it took the square of their number: 8,000 names 9 s, now 0.2 s."""
+    class Taken(dict):
+        looks = 0
+
+        def __contains__(self, stem):
+            self.looks += 1
+            return super().__contains__(stem)
+
+    taken = Taken()
+    names = [crop_names._free("cat", taken) for _ in range(1000)]
+    assert names == ["cat", *(f"cat_{i}" for i in range(2, 1001))] and taken.looks < 3 * len(names)
+    assert [crop_names._free(stem, taken) for stem in ("cat_2", "CAT", "cat_2", "cat_1001_2")] == ["cat_2_2", "CAT_1001", "cat_2_3", "cat_1001_2"]
 
 
 def test_several_crops_have_numbers_and_captions_of_their_own(folder, tmp_path):

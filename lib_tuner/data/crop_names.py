@@ -79,7 +79,7 @@ class Output:
 
 def named(pieces: Sequence[Piece], folder: str | Path, cfg: ExportConfig) -> tuple[list[Output], list[Problem]]:
     """The pieces with names in the target, and which get no mirrored copy. Two that would share one (a.png and a.jpg share a.txt) get numbers."""
-    root, digits, taken = Path(os.path.abspath(Path(folder).expanduser())), len(str(len(pieces))), set[str]()
+    root, digits, taken = Path(os.path.abspath(Path(folder).expanduser())), len(str(len(pieces))), dict[str, int]()
     outputs, problems = [], []
     for index, piece in enumerate(pieces, 1):
         item, captions = piece.item, _captions(piece.item, cfg)
@@ -102,13 +102,14 @@ def _stem(piece: Piece, root: Path, cfg: ExportConfig, index: str) -> str:
     return _NO_TEXT.sub("_", name if cfg.flat else (path.parent.relative_to(root) / name).as_posix())
 
 
-def _free(stem: str, taken: set[str]) -> str:
-    """The stem, or with the first number that is not taken; capitals make no difference to some disks."""
-    found, number = stem, 1
+def _free(stem: str, taken: dict[str, int]) -> str:
+    """The stem, or with the first number that is not taken; capitals make no difference to some disks. `taken` has the last number of each stem, from which on is looked."""
+    found, number = stem, taken.get(stem.casefold(), 1)
     while found.casefold() in taken:
         number += 1
         found = f"{stem}_{number}"
-    taken.add(found.casefold())
+    taken[stem.casefold()] = number
+    taken.setdefault(found.casefold(), 1)
     return found
 
 
