@@ -107,6 +107,17 @@ def test_a_lists_caption_goes_along_as_a_file(folder, tmp_path):
     assert (tmp_path / "out" / "a.txt").read_bytes() == "ein Kätzchen".encode() and not (tmp_path / "out" / "a.caption").exists()
 
 
+def test_a_caption_ending_that_is_given_twice_is_written_once(folder, tmp_path):
+    run(folder, tmp_path / "out", ExportConfig(captions="txt,.txt, caption"), pieces(folder, caption_extension="txt,.txt"))
+    assert [name for name in tree(tmp_path / "out") if name.startswith("a.")] == ["a.caption", "a.mask.png", "a.png", "a.txt"]
+
+
+def test_a_caption_ending_of_two_parts_stays_one(folder, tmp_path):
+    (folder / "a.tags.txt").write_text("tags")
+    run(folder, tmp_path / "out", ExportConfig(captions="txt,tags.txt"))
+    assert (tmp_path / "out" / "a.tags.txt").read_text() == "tags" and (tmp_path / "out" / "a.txt").read_bytes() == (folder / "a.txt").read_bytes()
+
+
 # ---- colours
 
 

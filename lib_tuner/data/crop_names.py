@@ -76,7 +76,6 @@ class Output:
         return [*(self.stem + ending for ending, _ in self.captions), *mask, self.stem + SUFFIX[cfg.form]]
 
 
-
 def named(pieces: Sequence[Piece], folder: str | Path, cfg: ExportConfig) -> tuple[list[Output], list[Problem]]:
     """The pieces with names in the target, and which get no mirrored copy. Two that would share one (a.png and a.jpg share a.txt) get numbers."""
     root, digits, taken = Path(os.path.abspath(Path(folder).expanduser())), len(str(len(pieces))), dict[str, int]()
@@ -116,4 +115,5 @@ def _free(stem: str, taken: dict[str, int]) -> str:
 def _captions(item: Item, cfg: ExportConfig) -> tuple[tuple[str, Path | None], ...]:
     if item.caption_source == "list":
         return ((".txt", None),)
-    return tuple((path.suffix, path) for path in caption_files(item.path, cfg.captions) if os.path.isfile(path))  # `is_file` raises for a name that is too long
+    places = zip(caption_endings(cfg.captions), caption_files(item.path, cfg.captions))
+    return tuple((ending, path) for ending, path in places if os.path.isfile(path))  # `Path.is_file` raises for a name that is too long

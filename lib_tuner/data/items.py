@@ -269,14 +269,14 @@ def caption_files(path: Path, extensions: str) -> list[Path]:
 
 @lru_cache(maxsize=16)  # asked for once for each picture
 def caption_endings(extensions: str, setting: str = "captions") -> tuple[str, ...]:
-    """`txt,caption` as (".txt", ".caption"). Raises ValueError, beginning with `setting`, for what no file's name can end with."""
+    """`txt,caption` as (".txt", ".caption"), each once. Raises ValueError, beginning with `setting`, for what no file's name can end with."""
     found = []
     for ending in filter(None, map(str.strip, extensions.split(","))):
         bare = ending.lstrip(".")
         if not bare or set(bare) & set("/\\\0"):
             raise ValueError(f"{setting}: {ending!r} is no ending of a file's name; write endings between commas, such as txt,caption.")
         found.append(f".{bare}")
-    return tuple(found)
+    return tuple(dict.fromkeys(found))
 
 
 def folder_words(path: Path) -> str:
