@@ -447,6 +447,14 @@ def test_a_side_in_the_caption_makes_no_copy_where_that_is_safer(folder):
     assert [output.stem for output in outputs] == ["b", "b_mirrored", "a"] and [str(problem) for problem in problems] == ["a.png has no mirrored copy: its caption names left or right."]
 
 
+@pytest.mark.parametrize("way", ["safe", "swap"])
+def test_any_caption_file_may_refuse_a_mirrored_copy(folder, way):
+    (folder / "a.txt").write_text("a cat")
+    (folder / "a.caption").write_text("a sign with text, looking left")
+    outputs, problems = named(pieces(folder), folder, ExportConfig(mirror=way, flat=True))
+    assert [output.stem for output in outputs] == ["b", "b_mirrored", "a"] and [str(problem) for problem in problems] == ["a.png has no mirrored copy: its caption names text, which would be mirrored too."]
+
+
 @pytest.mark.parametrize(("before", "after"), [
     ("looking_left", "looking_right"), ("Left hand, RIGHT foot, upright, bright, lefty", "Right hand, LEFT foot, upright, bright, lefty"), ("right-handed", "left-handed"), ("cleft", "cleft"),
 ])  # fmt: skip

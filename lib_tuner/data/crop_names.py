@@ -15,6 +15,7 @@ from . import mirrored
 from .crop_plan import Piece
 from .item import Item
 from .items import Problem, caption_endings, caption_files, folder_words
+from .sources import read_text
 
 FILTERS = {name: Image.Resampling[name.upper()] for name in ("lanczos", "bicubic", "hamming", "bilinear", "box", "nearest")}
 PLACES = ("name", "index", "crop", "folder", "width", "height")
@@ -85,7 +86,7 @@ def named(pieces: Sequence[Piece], folder: str | Path, cfg: ExportConfig) -> tup
         stem = _free(_stem(piece, root, cfg, f"{index:0{digits}}"), taken)
         outputs.append(Output(piece, stem, captions))
         if cfg.mirror != "off":
-            if why := mirrored.refusal(item.caption, cfg.mirror):
+            if why := mirrored.refusal(_words(item, captions), cfg.mirror):
                 problems.append(Problem(item.path, why, "mirror"))
             else:
                 outputs.append(Output(piece, _free(stem + MIRRORED, taken), captions, mirrored=True))
@@ -117,3 +118,8 @@ def _captions(item: Item, cfg: ExportConfig) -> tuple[tuple[str, Path | None], .
         return ((".txt", None),)
     places = zip(caption_endings(cfg.captions), caption_files(item.path, cfg.captions))
     return tuple((ending, path) for ending, path in places if os.path.isfile(path))  # `Path.is_file` raises for a name that is too long
+
+
+def _words(item: Item, captions: Sequence[tuple[str, Path | None]]) -> str:
+    """All that goes along with a crop of it, since any of its files may name a side; what cannot be read is said when it is written."""
+    return "\n".join([item.caption, *(read_text(path, lambda *said: None) for _, path in captions if path)])
