@@ -97,6 +97,43 @@ def test_sixteen_bit_copies_of_eight_bit_values_are_exact():
     assert [opened(image)[0].getpixel((v, 3))[0] for v in range(256)] == list(range(256))
 
 
+def wide(mode, values):
+    """A TIFF in which each value has 16 pixels of a column."""
+    image = Image.new(mode, (len(values), 16))
+    image.putdata(list(values) * 16)
+    return encode(image, "TIFF")
+
+
+def grey(data, count):
+    image, _ = opened(data)
+    return [image.getpixel((x, 3))[0] for x in range(count)]
+
+
+BLACK = [0.0] * 60
+
+
+@pytest.mark.parametrize("values, levels", [
+    ([0.0, 0.25, 0.5, 1.0], [0, 64, 128, 255]), ([0.0, 0.5, 1.0, 1.5], [0, 128, 255, 255]), ([1.2, 1.5], [255, 255]), ([0.2, 0.6] * 9 + [4.0, 1000.0], [51, 153] * 9 + [255, 255]),
+    ([0.0, 100.0, 255.0], [0, 100, 255]), ([-3.0, 100.4, 260.0], [0, 100, 255]), (BLACK + [100.0, 200.0], [0] * 60 + [100, 200]), (BLACK + [0.5, 40.0], [0] * 60 + [128, 255]),
+    ([257.0, 30000.0, 65535.0], [1, 117, 255]), ([0.0, 5e5, 1e6], [0, 128, 255]), ([float("nan"), 0.5, 1.0], [0, 128, 255]), ([0.5, 0.25, float("inf")], [128, 64, 255]), (BLACK, [0] * 60),
+], ids=["0-1", "0-1.5", "above 1", "HDR", "levels", "levels, sharpened", "levels on black", "HDR on black", "16 bits", "more", "nan", "inf", "black"])  # fmt: skip
+def test_floats_have_white_at_1_or_255_or_65535(values, levels):
+    assert grey(wide("F", values), len(levels)) == levels
+
+
+@pytest.mark.parametrize("values, levels", [
+    ([0, 100, 255], [0, 100, 255]), ([257, 30000, 65535], [1, 117, 255]), ([0, 20000, 80000], [0, 64, 255]), ([0, 1 << 30, (1 << 31) - 1], [0, 128, 255]), ([-70000, 20000, 80000], [0, 64, 255]),
+], ids=["8 bits", "16 bits", "17 bits", "31 bits", "negative"])  # fmt: skip
+def test_32_bit_integers_are_8_or_16_bits_or_have_white_at_their_largest(values, levels):
+    assert grey(wide("I", values), 3) == levels
+
+
+def test_32_bit_integers_without_a_sign_are_no_negative_ones():
+    values = [0, 1 << 30, (1 << 31) - (1 << 32), -1]  # as Pillow has 2^31 and 2^32 - 1
+    unsigned = wide("I", values).replace(struct.pack("<HHIHH", 339, 3, 1, 2, 0), struct.pack("<HHIHH", 339, 3, 1, 1, 0))
+    assert grey(unsigned, 4) == [0, 64, 128, 255]
+
+
 def test_palette_and_gray_with_transparency_lie_on_white():
     rgba = Image.new("RGBA", (20, 20), (255, 0, 0, 255))
     rgba.paste((0, 0, 255, 0), (0, 0, 10, 20))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ LARGEST = 2 * 89_478_485  # px; Pillow refuses more as a decompression bomb (2 *
 BROKEN = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, OverflowError, struct.error, zlib.error, Image.DecompressionBombError)
 
 _ORIENTATION = 0x0112
+_SAMPLE_FORMAT, _UNSIGNED = 339, (1,)  # of a TIFF
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -256,11 +258,22 @@ def to_srgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit (and float) grey as 8-bit L. Pillow's own conversion cuts everything above 255 off, or shifts, by version."""
+    """Grey of 16 or 32 bits, or of floats, as 8-bit L. Pillow's own conversion cuts everything above 255 off, or shifts, by version."""
     wide = image if image.mode in ("I", "F") else image.convert("I")
-    top = wide.getextrema()[1]
-    scale = 255.0 if image.mode == "F" and top <= 1 else 1.0 if image.mode in ("I", "F") and top <= 255 else 1 / 257
-    return wide.point(lambda v: v * scale + 0.5).convert("L")
+    low, top = wide.getextrema()
+    if low < 0 and image.format == "TIFF" and image.mode == "I" and getattr(image, "tag_v2").get(_SAMPLE_FORMAT, _UNSIGNED) == _UNSIGNED:
+        return Image.frombytes("L", image.size, image.tobytes()[3 if sys.byteorder == "little" else 0 :: 4])  # Pillow has what is above 2^31 as negative
+    if image.mode == "F":
+        white = next((white for white in (1.0, 255.0, 65535.0) if _is_white(image, white)), top)
+    else:
+        white = 255 if image.mode == "I" and top <= 255 else max(65535, top)
+    return wide.point(lambda v: v * (255 / white) + 0.5).convert("L")
+
+
+def _is_white(image: Image.Image, white: float) -> bool:
+    """Whether this is white in floats: none is above twice as much (sharpening), or most of what is not black is below (HDR, whose lights are cut off)."""
+    levels = image.point(lambda v: v * (127 / white)).convert("L").histogram()  # nan is black here, and would be neither smallest nor largest
+    return not levels[255] or sum(levels[128:]) <= sum(levels[1:]) / 2
 
 
 def _from_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
