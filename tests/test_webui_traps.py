@@ -391,6 +391,45 @@ def test_t15_token_merging_tiling_and_clip_skip_of_the_pictures_do_not_bend_the_
         assert difference(before, world.snapshot()) == {}
 
 
+def test_t15_samples_are_tiled_where_the_hosts_option_says_so_and_the_training_between_them_is_not(world, values, restored):
+    values = {**values, "steps": 2, "sample.every": 1}
+    hijack, plain = world.w.sd_hijack.model_hijack, run(world, values)
+    restored.append(lambda: hijack.apply_circular(False))
+    with option(world.w.shared.opts, "tiling", True):
+        world.picture()
+        assert hijack.circular_enabled, "the trap is not there"
+        hijack.apply_circular(False)
+        seen: list[bool] = []
+        tiled = run(world, values, each=lambda event, host: seen.append(hijack.circular_enabled))
+    assert same(trained(tiled), trained(plain)) and not any(seen)
+    assert not np.array_equal(*(np.asarray(last(events, Sampled).images[0]) for events in (tiled, plain)))
+
+
+def test_a_network_in_the_place_of_the_unet_takes_no_part_in_a_run_with_samples(world, values, restored):
+    """TensorRT and the like: each picture of the host's puts the chosen one in."""
+    values = {**values, "steps": 2, "sample.every": 1}
+    unets, learned = world.w.sd_unet, trained(run(world, values))
+
+    class Other(unets.SdUnet):
+        def forward(self, x: torch.Tensor, *given: Any, **more: Any) -> torch.Tensor:
+            return torch.zeros_like(x)
+
+    class Option(unets.SdUnetOption):
+        model_name, label = "none of them", "other"
+
+        def create_unet(self) -> Any:
+            return Other()
+
+    unets.unet_options.append(Option())
+    restored += [unets.unet_options.clear, lambda: unets.apply_unet("None")]
+    with option(world.w.shared.opts, "sd_unet", "other"):
+        world.picture()
+        assert unets.current_unet is not None, "the trap is not there"
+        inside: list[Any] = []
+        events = run(world, values, each=lambda event, host: inside.append(unets.current_unet) if isinstance(event, (Stepped, Sampled)) else None)
+        assert same(trained(events), learned) and set(inside) == {None} and type(unets.current_unet) is Other
+
+
 @pytest.mark.half
 def test_t15_a_caption_is_read_letter_by_letter(world, values):
     text = ["a (red) ball, [blue] sky BREAK and a house"]

@@ -121,6 +121,7 @@ class WebUI:
         if w.sd_unet.current_unet is not None:  # TensorRT and the like: another network in the place of the model's own
             stack.callback(w.sd_unet.apply_unet, w.sd_unet.current_unet_option.label)
             w.sd_unet.apply_unet("None")
+        stack.enter_context(attributes(w.sd_unet, get_unet_option=lambda option=None: None))  # each sample would put it in again
         stack.enter_context(without_networks(w.networks, lambda: model))
         stack.enter_context(attributes(w.shared, loaded_hypernetworks=[]))
         stack.enter_context(without_members(model.model.diffusion_model, ("hyper_k", "hyper_v")))

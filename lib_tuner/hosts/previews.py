@@ -26,7 +26,7 @@ _COUNTERS = ("job_count", "job_no", "sampling_step", "sampling_steps", "textinfo
 def draw(w: Any, model: Any, cfg: TrainConfig, text: TextEncoder | None, requests: Iterable[GenerateRequest]) -> list[Image.Image]:
     """One picture per request; fewer where the host is interrupted meanwhile. `text`: whose spliced words are live in the prompts."""
     pictures = []
-    with random_state(), _counters(w.shared.state), _prompt_file(w), _options(w.shared.opts), _checkpoint(w, model), _words(w, model, text):
+    with random_state(), _counters(w.shared.state), _prompt_file(w), _options(w.shared.opts), _checkpoint(w, model), _tiling(w), _words(w, model, text):
         for request in requests:
             if w.shared.state.interrupted:
                 break
@@ -86,6 +86,17 @@ def _checkpoint(w: Any, model: Any) -> Iterator[None]:
     info = model.sd_checkpoint_info
     with attributes(w.sd_models, select_checkpoint=lambda: info):
         yield
+
+
+@contextmanager
+def _tiling(w: Any) -> Iterator[None]:
+    """A picture leaves the convolutions circular where the host's option Tiling is on (host.md, T15): a run that goes on needs them as they were."""
+    hijack = w.sd_hijack.model_hijack
+    before = hijack.circular_enabled
+    try:
+        yield
+    finally:
+        hijack.apply_circular(before)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import devices, extra_networks, images, paths, sd_hijack, sd_models, sd_samplers, sd_vae, shared
+from . import devices, extra_networks, images, paths, sd_hijack, sd_models, sd_samplers, sd_unet, sd_vae, shared
 from .rng import ImageRNG
 from .sd_schedulers import Levels
 
@@ -126,6 +126,7 @@ def _draw_all(p: StableDiffusionProcessing, model: Any) -> Processed:
     model.alphas_cumprod = _noise_levels(model.alphas_cumprod_original)
     if not p.do_not_reload_embeddings:
         hijack.embedding_db.load_textual_inversion_embeddings()
+    sd_unet.apply_unet()  # the one that is chosen, whatever somebody has put in meanwhile
     if p.seed in (None, -1):
         p.seed = random.randrange(2**32)
     count = p.n_iter * p.batch_size

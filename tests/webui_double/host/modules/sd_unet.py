@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from . import script_callbacks, shared
+from . import devices, script_callbacks, shared
 
 
 class SdUnet(nn.Module):
@@ -32,15 +32,12 @@ def list_unets() -> None:
 
 
 def get_unet_option(option: str | None = None) -> SdUnetOption | None:
-    """None stands for the model's own. Raises ValueError for an unknown label."""
+    """None stands for the model's own, which an unknown label means too."""
     wanted = option or shared.opts.sd_unet
     if wanted == "None":
         return None
     field, value = ("model_name", shared.sd_model.sd_checkpoint_info.model_name) if wanted == "Automatic" else ("label", wanted)
-    found = next((each for each in unet_options if getattr(each, field) == value), None)
-    if found is None and wanted != "Automatic":
-        raise ValueError(f"There is no UNet {wanted!r}.")
-    return found
+    return next((each for each in unet_options if getattr(each, field) == value), None)
 
 
 def apply_unet(option: str | None = None) -> None:
@@ -50,6 +47,7 @@ def apply_unet(option: str | None = None) -> None:
     if chosen is current_unet_option:
         return
     before, current_unet_option, current_unet = current_unet, chosen, chosen and chosen.create_unet()
+    shared.sd_model.model.diffusion_model.to(devices.device if chosen is None else devices.cpu)
     for unet, told in ((before, "deactivate"), (current_unet, "activate")):
         if unet is not None:
             getattr(unet, told)()
