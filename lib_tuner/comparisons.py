@@ -62,11 +62,11 @@ class GridOrder:
 
 
 class Comparisons:
-    """Those of one program. `samplers` are the host's; `published` puts a file that was kept where the host finds it; `decided` are settings of a run that are the host's own choice."""
+    """Those of one program. `samplers` are the host's, `own` the settings that its user has chosen; `published` puts a file that was kept where the host finds it; `decided` are settings of a run that are the host's own choice."""
 
     def __init__(self, jobs: Jobs, tools: Toolbox, samplers: Callable[[], Sequence[str]] = lambda: Offer.samplers,
-                 published: Callable[[TrainConfig, Path], Any] = lambda cfg, path: None, decided: Sequence[str] = ()):  # fmt: skip
-        self.jobs, self.tools, self.samplers, self.published, self.decided = jobs, tools, samplers, published, decided
+                 published: Callable[[TrainConfig, Path], Any] = lambda cfg, path: None, decided: Sequence[str] = (), own: Callable[[], Mapping[str, Any]] = dict):  # fmt: skip
+        self.jobs, self.tools, self.samplers, self.published, self.decided, self.own = jobs, tools, samplers, published, decided, own
         self.hosts = jobs.hosts
         self.home = jobs.home / FOLDER
         self.grid: Grid | None = None
@@ -125,7 +125,7 @@ class Comparisons:
         offer = self.offer()
         cfg = self._settings(order)
         checkpoint = str(self.tools.find(order.checkpoint)) if order.checkpoint else ""
-        base = Cell(_request(order, offer.step), tuple(use for row in order.files for use in _uses(offer, *row)), checkpoint)
+        base = Cell(_request(order, offer.step, cfg.clip_skip), tuple(use for row in order.files for use in _uses(offer, *row)), checkpoint)
         unknown = [name for name in order.axes if name not in NAMES]
         if unknown:
             raise ValueError(f"{unknown[0]} is no axis; there are x, y and z.")
@@ -133,8 +133,9 @@ class Comparisons:
 
     def _settings(self, order: GridOrder) -> TrainConfig:
         """What a host is made with: as the run has it, or as the host would."""
-        values = flat_values(runs.settings_of(self.jobs.folder_of(order.run))) if order.run else {}
-        return settings({key: value for key, value in values.items() if key not in (*self.decided, "resume", "webui.sampler")})  # the sampler is the order's
+        values = flat_values(runs.settings_of(self.jobs.folder_of(order.run))) if order.run else self.own()
+        ours = ("resume", "webui.sampler", "webui.hires_scale")  # sampler and size are the order's
+        return settings({key: value for key, value in values.items() if key not in (*self.decided, *ours)})
 
     # ---- drawing -----------------------------------------------------------------------------------------------------
 
@@ -339,12 +340,12 @@ def order_of(values: Mapping[str, Any]) -> GridOrder:
     return GridOrder(**{**values, "files": files, "axes": {name: Axis(**axis) for name, axis in values["axes"].items()}})
 
 
-def _request(order: GridOrder, step: int) -> GenerateRequest:
+def _request(order: GridOrder, step: int, clip_skip: int) -> GenerateRequest:
     """Raises ValueError for a side that a host would round without a word."""
     for side in (order.width, order.height):
         if side % step:
             raise ValueError(f"{side} px is no multiple of {step} px, the side of a latent pixel; set one that is.")
-    return GenerateRequest(order.prompt, order.negative, order.width, order.height, order.steps, order.cfg, order.sampler, order.seed, order.clip_skip)
+    return GenerateRequest(order.prompt, order.negative, order.width, order.height, order.steps, order.cfg, order.sampler, order.seed, order.clip_skip or clip_skip)
 
 
 def _uses(offer: Offer, name: str, weight: float, blocks: str) -> list[Use]:

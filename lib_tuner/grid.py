@@ -113,7 +113,7 @@ class Grid:
             self.marked(drawn.index, "failed", drawn.error)
             return
         with atomic(self.picture(drawn.index)) as temporary:
-            drawn.picture.save(temporary, "PNG", pnginfo=png_info(infotext(self.plan.cells[drawn.index])))
+            drawn.picture.save(temporary, "PNG", pnginfo=png_info(infotext(self.plan.cells[drawn.index], of_host=drawn.picture.info.get("parameters", ""))))
         self.marked(drawn.index, "drawn")
 
     def settle(self, indices: Iterable[int]) -> None:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+SAMPLERS = {"ddim": ("DDIM", None), "euler_a": ("Euler a", None), "dpmpp_2m": ("DPM++ 2M", "Karras")}  # ours -> the WebUI's name and schedule type
+
+
 @dataclass(frozen=True)
 class GenerateRequest:
     """One picture to draw."""

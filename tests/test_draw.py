@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -112,7 +113,10 @@ def test_the_settings_are_written_as_the_webui_writes_them(tmp_path):
     file = lora(tmp_path / "cat.safetensors")
     text = infotext(Cell(GenerateRequest("a cat,\nred", "grey", 512, 768, 20, 7.5, "ddim", 3, clip_skip=2), (Use(file, 0.8),)), "tiny")
     assert text.splitlines()[:3] == ["a cat,", "red", "Negative prompt: grey"]
-    assert text.splitlines()[3].startswith("Steps: 20, Sampler: ddim, CFG scale: 7.5, Seed: 3, Size: 512x768, Model: tiny, Clip skip: 2, Tuner files: \"cat (")
+    assert text.splitlines()[3].startswith("Steps: 20, Sampler: DDIM, CFG scale: 7.5, Seed: 3, Size: 512x768, Model: tiny, Clip skip: 2, Tuner files: \"cat (")
+    assert "Sampler: DPM++ 2M, Schedule type: Karras, CFG" in infotext(Cell(replace(REQUEST, sampler="dpmpp_2m"))) and "Sampler: Euler, CFG" in infotext(Cell(replace(REQUEST, sampler="Euler")))
+    kept = infotext(Cell(REQUEST, (Use(file, 0.8),)), of_host="a styled cat\nSteps: 20, Clip skip: 2")
+    assert kept.startswith("a styled cat\nSteps: 20, Clip skip: 2, Tuner files: \"cat (")
     out = io.BytesIO()
     Image.new("RGB", (8, 8)).save(out, "PNG", pnginfo=png_info(text))
     assert Image.open(out).text["parameters"] == text

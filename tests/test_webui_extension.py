@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,9 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from tool_files import lora
 
-from lib_tuner.config import options
+from lib_tuner.config import options, to_toml
 from lib_tuner.hosts import extension
+from lib_tuner.methods import settings
 from lib_tuner.settings import TrainConfig
 from lib_tuner.ui import webui_page
 
@@ -247,3 +249,40 @@ def test_a_lora_that_is_replaced_is_the_new_one_in_the_next_picture(double):
         assert until(lambda: (job := client.get("/tuner/api/tools/job").json()["job"])["state"] not in ("running", "stopping") and job)["state"] == "done"
         pictures.append(double.txt2img("a ball <lora:scaled:1>").tobytes())
     assert pictures[0] != pictures[1] and double.errors == []
+
+
+# ---- comparisons -----------------------------------------------------------------------------------------------------
+
+
+def cell_of(double: Any, **order: Any) -> Image.Image:
+    """The one picture of a grid, as a script gets it."""
+    client = client_of(double)
+    order = {"prompt": "a red star", "width": 64, "height": 64, "steps": 2, "cfg": 3.0, "seed": 3, **order}
+    assert client.post("/tuner/api/compare/start", json=order, headers=OURS).status_code == 200
+    until(lambda: client.get("/tuner/api/compare/status").json()["work"]["state"] not in ("running", "stopping"), 60)
+    assert client.get("/tuner/api/compare/status").json()["work"]["state"] == "done"
+    return Image.open(io.BytesIO(client.get("/tuner/api/compare/cells/0").content))
+
+
+def test_a_comparison_without_a_run_is_what_txt2img_draws_with_the_clip_skip_that_is_set(double):
+    opts = double.modules.shared.opts
+    skip = opts.data.get("CLIP_stop_at_last_layers", 1)
+    opts.data["CLIP_stop_at_last_layers"] = 2
+    try:
+        theirs, ours = double.process("a red star", seed=3, steps=2, cfg_scale=3.0).images[0], cell_of(double)
+    finally:
+        opts.data["CLIP_stop_at_last_layers"] = skip
+    assert ours.tobytes() == theirs.tobytes() and ours.text["parameters"] == theirs.info["parameters"]
+    assert "Sampler: DDIM" in ours.text["parameters"] and "Clip skip: 2" in ours.text["parameters"]
+
+
+def test_a_comparison_on_a_runs_model_has_its_clip_skip_and_the_size_that_was_asked_for(double):
+    client = client_of(double)
+    folder = Path(extension.home_of(double.modules)) / "large-001"
+    folder.mkdir(parents=True)
+    (folder / "settings.toml").write_text(to_toml(settings({"name": "large", "clip_skip": 2, "webui.hires_scale": 2.0, "webui.hires_upscaler": "Latent"})))
+    lora(folder / "large.safetensors")
+    run = next(row["id"] for row in client.get("/tuner/api/runs").json() if row["folder"] == str(folder))
+    ours = cell_of(double, run=run, sampler="dpmpp_2m")
+    assert ours.size == (64, 64) and "Hires" not in ours.text["parameters"]
+    assert "Sampler: DPM++ 2M, Schedule type: Karras" in ours.text["parameters"] and "Clip skip: 2" in ours.text["parameters"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from PIL import Image, PngImagePlugin
 
-from ..host import Components, GenerateRequest, Host
+from ..host import SAMPLERS, Components, GenerateRequest, Host
 from ..sd.files import file_sha256
 from .applied import Use, applied
 from .cells import Cell, Plan
@@ -127,16 +127,23 @@ def _pictures(host: Host, requests: list[GenerateRequest]) -> tuple[list[Image.I
 # ---- what is written into a picture ----------------------------------------------------------------------------------
 
 
-def infotext(cell: Cell, model: str = "") -> str:
-    """A cell's settings as the WebUI writes them under its pictures (modules/processing.py, `create_infotext`), so that its own tab can read them; the files follow as `Tuner files`."""
+def infotext(cell: Cell, model: str = "", of_host: str = "") -> str:
+    """A cell's settings as the WebUI writes them under its pictures (modules/processing.py, `create_infotext`), so that its own tab can read them; the files follow as `Tuner files`.
+
+    `of_host`: what the host has written of the picture, which is kept, since it knows more.
+    """
+    files = f'Tuner files: "{"; ".join(map(_use_text, cell.uses))}"' if cell.uses else ""
+    return ", ".join(part for part in (of_host or _settings_text(cell, model), files) if part)
+
+
+def _settings_text(cell: Cell, model: str) -> str:
     r = cell.request
-    facts = {"Steps": r.steps, "Sampler": r.sampler, "CFG scale": f"{r.cfg:g}", "Seed": r.seed, "Size": f"{r.width}x{r.height}"}
+    sampler, schedule = SAMPLERS.get(r.sampler, (r.sampler, None))
+    facts = {"Steps": r.steps, "Sampler": sampler, **({"Schedule type": schedule} if schedule else {}), "CFG scale": f"{r.cfg:g}", "Seed": r.seed, "Size": f"{r.width}x{r.height}"}
     if name := Path(cell.checkpoint).stem if cell.checkpoint else model:
         facts["Model"] = name
     if r.clip_skip > 1:
         facts["Clip skip"] = r.clip_skip
-    if cell.uses:
-        facts["Tuner files"] = '"' + "; ".join(map(_use_text, cell.uses)) + '"'
     lines = [r.prompt, *([f"Negative prompt: {r.negative}"] if r.negative else []), ", ".join(f"{key}: {value}" for key, value in facts.items())]
     return "\n".join(lines)
 

@@ -17,7 +17,7 @@ from ..compare import axes
 from ..comparisons import Comparisons
 from ..datasets import Datasets
 from ..demo.tagger import DemoTagger
-from ..host import Captioner, Host
+from ..host import SAMPLERS, Captioner, Host
 from ..jobs import Jobs
 from ..methods import METHODS
 from ..progress import sentence
@@ -27,7 +27,6 @@ from ..ui import webui_page
 from ..web.auth import Guard
 from ..web.routes import PREFIX, make_router
 from .job import DECIDED, JOB
-from .previews import SAMPLERS
 from .published import published_as, renew_card, sweep
 
 LOG = logging.getLogger("lib_tuner")
@@ -244,6 +243,7 @@ def add_routes(w: Any, make_host: Callable[[TrainConfig], Host], make_folders: C
         jobs = jobs_of(home_of(w), make_host)
         comparisons = comparisons_of(jobs, make_folders)
         comparisons.samplers = lambda: [*SAMPLERS, *(sampler.name for sampler in w.samplers())]
+        comparisons.own = lambda: {"clip_skip": w.shared.opts.CLIP_stop_at_last_layers}
         app.include_router(make_router(jobs, guard.admit, tools_of(jobs, make_folders), sets_of(jobs, make_captioners), comparisons))
     except ValueError as error:  # the tab says it
         LOG.warning("%s", error)

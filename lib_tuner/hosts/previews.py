@@ -13,12 +13,11 @@ from typing import Any
 
 from PIL import Image
 
-from ..host import GenerateRequest
+from ..host import SAMPLERS, GenerateRequest
 from ..sd.text import TextEncoder
 from ..settings import TrainConfig, WebUIConfig
 from .kept import attributes, random_state
 
-SAMPLERS = {"ddim": ("DDIM", None), "euler_a": ("Euler a", None), "dpmpp_2m": ("DPM++ 2M", "Karras")}
 _CLIP_SKIP = "CLIP_stop_at_last_layers"
 _COUNTERS = ("job_count", "job_no", "sampling_step", "sampling_steps", "textinfo", "job", "processing_has_refined_job_count")
 

@@ -164,10 +164,11 @@ def _grid(p: StableDiffusionProcessing, drawn: list[Image.Image], info: str) -> 
 
 def _infotext(p: StableDiffusionProcessing, model: Any, sampler: Any, prompt: str, negative: str, seed: int) -> str:
     said = {
-        "Steps": p.steps, "Sampler": sampler.name, "CFG scale": p.cfg_scale, "Seed": seed, "Size": f"{p.width}x{p.height}",
-        "Model hash": model.sd_model_hash, "Model": model.sd_checkpoint_info.model_name, "Version": VERSION,
+        "Steps": p.steps, "Sampler": sampler.name, "Schedule type": p.scheduler, "CFG scale": p.cfg_scale, "Seed": seed, "Size": f"{p.width}x{p.height}",
+        "Model hash": model.sd_model_hash, "Model": model.sd_checkpoint_info.model_name, "Clip skip": skip if (skip := shared.opts.CLIP_stop_at_last_layers) > 1 else None,
+        "Hires upscale": p.hr_scale if getattr(p, "enable_hr", False) else None, "Version": VERSION,
     }  # fmt: skip
-    lines = [prompt, f"Negative prompt: {negative}" if negative else "", ", ".join(f"{key}: {value}" for key, value in said.items())]
+    lines = [prompt, f"Negative prompt: {negative}" if negative else "", ", ".join(f"{key}: {value}" for key, value in said.items() if value is not None)]
     return "\n".join(line for i, line in enumerate(lines) if line or i == 0)
 
 
