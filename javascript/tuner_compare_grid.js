@@ -47,12 +47,13 @@
         if (work.state === "stopped") return box.replaceChildren(h("p", { class: "tuner-small" }, tuner.t("Stopped; what is done stays.")));
         const left = work.left === null ? "" : ` · ${tuner.t("{0} left", tuner.duration(work.left))}`;
         const bar = h("div", { class: "tuner-bar", role: "progressbar", "aria-valuemin": 0, "aria-valuemax": work.total, "aria-valuenow": work.done, "aria-label": work.name === "numbers" ? tuner.t("Saves measured") : tuner.t("Pictures drawn") }, h("div", { style: `width: ${work.total ? (100 * work.done) / work.total : 0}%` }));
+        const far = work.stage === "turn" ? `${tuner.t("Waiting for the WebUI")}…` : `${work.done} / ${work.total}${left}`;
         if (box.querySelector("#tuner-c-stop")) {
             box.querySelector(".tuner-bar").replaceWith(bar);
-            tuner.text(box.querySelector(".tuner-numbers"), `${work.done} / ${work.total}${left}`);
+            tuner.text(box.querySelector(".tuner-numbers"), far);
             return;
         }
-        box.replaceChildren(h("div", { class: "tuner-run-head" }, h("span", { class: "tuner-numbers" }, `${work.done} / ${work.total}${left}`),
+        box.replaceChildren(h("div", { class: "tuner-run-head" }, h("span", { class: "tuner-numbers" }, far),
             h("button", { type: "button", id: "tuner-c-stop", class: "tuner-button", onclick: compare.doing(async () => { await tuner.send("compare/stop"); await compare.look(); }) }, tuner.t("Stop"))), bar);
     }
 

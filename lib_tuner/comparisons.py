@@ -33,7 +33,7 @@ from .measuring import measured
 from .methods import METHODS, settings
 from .settings import TrainConfig
 from .toolbox import Toolbox
-from .work import Stopped, Told, Work
+from .work import TURN, Stopped, Told, Work
 
 FOLDER = "comparisons"
 MANY = 100  # pictures from which on it is asked first
@@ -180,14 +180,20 @@ class Comparisons:
         return self.work.status()
 
     def _draw(self, grid: Grid, cfg: TrainConfig, wanted: list[int], told: Told) -> None:
-        device, spent, size = "", 0.0, 0.0
+        device, spent, size, number = "", 0.0, 0.0, 0
 
         def host(checkpoint: str) -> Host:
             nonlocal device
-            made = self.hosts(cfg)
-            made = made.on(Path(checkpoint)) if checkpoint else Watched(made, grid.drawn_on)
+            own = self.hosts(cfg)
+            made = own.on(Path(checkpoint)) if checkpoint else own
+            made.waits = lambda: told(number, len(wanted), TURN)
             device = device or made.forecast().note
-            return made
+            return Watched(made, lambda model: entered("" if checkpoint else model))
+
+        def entered(model: str) -> None:
+            told(number, len(wanted))
+            if model:
+                grid.drawn_on(model)
 
         try:
             told(0, len(wanted))
@@ -275,9 +281,14 @@ class Comparisons:
         cfg = self._settings(GridOrder(run=run))
 
         def make(told: Told) -> dict[str, Any]:
+            def host() -> Host:
+                made = self.hosts(cfg)
+                made.waits = lambda: told(0, 1, TURN)
+                return made
+
             try:
                 with self.jobs.lent():
-                    return {**measured(folder, cfg, lambda: self.hosts(cfg), told), "id": run}
+                    return {**measured(folder, cfg, host, told), "id": run}
             finally:
                 forget()
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+Say = Callable[["Image"], str]  # what a picture is described with
 SAMPLERS = {"ddim": ("DDIM", None), "euler_a": ("Euler a", None), "dpmpp_2m": ("DPM++ 2M", "Karras")}  # ours -> the WebUI's name and schedule type
 
 
@@ -106,6 +107,7 @@ class Components:
 class Host(Protocol):
     """The WebUI or the standalone program."""
 
+    waits: Callable[[], Any]  # called now and then while `exclusive()` waits for others who have the model; what it raises ends the waiting
     folds: bool  # a saved adapter is written into the weights here, so samples are drawn that way too
 
     def on(self, checkpoint: Path) -> Host: ...  # a host of the same settings whose model is that checkpoint, for comparisons
@@ -123,4 +125,4 @@ class Captioner(Protocol):
 
     @property
     def name(self) -> str: ...  # with all that its words depend on: they are kept under it
-    def at_work(self) -> AbstractContextManager[Callable[[Image], str]]: ...  # in the host's turn; puts the model away again. Raises ValueError
+    def at_work(self) -> AbstractContextManager[Callable[[], Say | None]]: ...  # None until the host's turn has come, then the loaded model, which is put away again. Raises ValueError

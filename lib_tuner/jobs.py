@@ -11,7 +11,7 @@ import threading
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 
 from . import checkpoint, recorders, runs
 from .config import flat_values
-from .events import Event, Finished, Started
+from .events import Event, Finished, Preparing, Started
 from .host import Host
 from .live import Live, process_memory
 from .methods import METHODS, settings
@@ -28,6 +28,7 @@ from .progress import sentence
 from .queue_file import ENDED, GOING, Entry, QueueFile
 from .settings import TrainConfig
 from .train import Orders, train
+from .work import Stopped
 
 LOG = logging.getLogger("lib_tuner")
 KEPT = 20  # ended runs that stay in the queue's list
@@ -287,6 +288,7 @@ class Jobs:
     def _run(self, entry: Entry) -> None:
         cfg, live = settings(entry.values), self.live
         host = self.hosts(cfg)
+        host.waits = lambda: self._waits(live)
         self._device = host.forecast().note
         if torch.cuda.is_initialized():
             torch.cuda.reset_peak_memory_stats()
@@ -294,7 +296,7 @@ class Jobs:
             live.known(runs.details(Path(cfg.resume)))
             live.text = "Starting"
         last = None
-        with closing(self._events(cfg, host)) as events:
+        with suppress(Stopped), closing(self._events(cfg, host)) as events:
             for event in events:
                 live.take(event)
                 host.told(event)
@@ -302,6 +304,12 @@ class Jobs:
                     self._started(entry, event)
                 last = event
         self._ended(entry, last)
+
+    def _waits(self, live: Live) -> None:
+        """The host has other work. Raises Stopped where the run is not to wait for it any longer."""
+        live.take(Preparing(0, 0, "Waiting for the WebUI"))
+        if self._wanted.end:
+            raise Stopped
 
     def _events(self, cfg: TrainConfig, host: Host) -> Iterator[Event]:
         method = METHODS[cfg.method](cfg)
@@ -325,7 +333,7 @@ class Jobs:
     def _ended(self, entry: Entry, last: Event | None) -> None:
         with self._changed:
             reason = last.reason if isinstance(last, Finished) else "stopped"
-            entry.step = last.step if isinstance(last, Finished) else 0
+            entry.step = last.step if isinstance(last, Finished) else entry.step  # it has not begun: what it was resumed from
             entry.state = "paused" if reason == "stopped" and self._wanted.end == "pause" else reason
             if reason == "nan":
                 entry.error = next(iter(reversed(self.live.warnings)), "The loss was no number.")

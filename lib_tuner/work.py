@@ -17,6 +17,7 @@ from .progress import sentence
 
 LOG = logging.getLogger("lib_tuner")
 GOING = ("running", "stopping")
+TURN = "turn"  # the stage of what waits for the host
 Told = Callable[..., None]  # done, total, and the name of the stage where there are several
 
 

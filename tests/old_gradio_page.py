@@ -38,7 +38,7 @@ class Colours:
 
     @contextmanager
     def at_work(self):
-        yield lambda picture: "a picture whose middle is {:02x}{:02x}{:02x} all over".format(*picture.getpixel((picture.width // 2, picture.height // 2)))
+        yield lambda: lambda picture: "a picture whose middle is {:02x}{:02x}{:02x} all over".format(*picture.getpixel((picture.width // 2, picture.height // 2)))
 
 
 async def with_head(request, call_next):

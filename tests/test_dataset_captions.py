@@ -35,11 +35,11 @@ class Says:
         self.name, self.gate, self.calls, self.turns, self.there = name, gate, 0, 0, 0
 
     @contextmanager
-    def at_work(self) -> Iterator[Callable[[Image.Image], str]]:
+    def at_work(self) -> Iterator[Callable[[], Callable[[Image.Image], str]]]:
         self.turns += 1
         self.there += 1
         try:
-            yield self.say
+            yield lambda: self.say
         finally:
             self.there -= 1
 
@@ -248,16 +248,17 @@ def test_blip_is_loaded_asked_and_put_away_in_the_queue(webui, monkeypatch):
     assert [one["after"] for one in seen["samples"]] == ["there is a picture of the colour green on a wall", "there is a picture of the colour blue on a wall"]
 
 
-def test_it_waits_for_a_generation_and_can_be_stopped_meanwhile(webui):
+def test_it_waits_for_a_generation_and_can_be_stopped_meanwhile(webui, monkeypatch):
     webui.install()
-    lock = webui.modules.call_queue.queue_lock
+    lock, loaded = webui.modules.call_queue.queue_lock, spied(monkeypatch, webui.modules.shared.interrogator, "load")
     lock.acquire()
     webui.client.ok(webui.client.post("captions/make", captioner="BLIP"))
     until(lambda: webui.client.ok(webui.client.get("job"))["job"]["stage"] == "turn")
     webui.client.ok(webui.client.post("job/stop"))
-    lock.release()
     assert until(lambda: (now := webui.client.ok(webui.client.get("job"))["job"])["state"] != "stopping" and now)["state"] == "stopped"
-    assert lock.acquire(blocking=False)
+    assert not webui.modules.progress.pending_tasks
+    lock.release()
+    assert until(lambda: lock.acquire(blocking=False)) and not loaded
 
 
 def test_danbooru_writes_tags_without_ranks_as_the_settings_say(webui, monkeypatch):

@@ -52,8 +52,11 @@ def caption(paths: Sequence[Path], captioner: Captioner, store: ScoreStore, cloc
     name = captioner.name
     todo, known = unsaid(paths, name, store), set(store.captions(name))
     while todo:
-        yield Captioning(len(paths) - len(todo), len(paths), waiting=True)
-        with captioner.at_work() as say:
+        waiting = Captioning(len(paths) - len(todo), len(paths), waiting=True)
+        yield waiting
+        with captioner.at_work() as turn:
+            while (say := turn()) is None:
+                yield waiting
             end = clock() + TURN
             while todo:
                 seen = read(todo.pop(0), lambda picture: picture)

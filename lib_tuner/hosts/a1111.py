@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +68,7 @@ class WebUI:
 
     def __init__(self, cfg: TrainConfig):
         self.cfg, self.w = cfg, webui()
+        self.waits: Callable[[], Any] = lambda: None
         self._sd: Components | None = None
         self._model: Any = None
         self._checkpoint: Any = None
@@ -79,7 +80,7 @@ class WebUI:
     def on(self, checkpoint: Path) -> WebUI:
         """The host with another of its checkpoints, which it loads for the time of each `exclusive()`."""
         other = type(self)(self.cfg)
-        other._other = checkpoint
+        other._other, other.waits = checkpoint, self.waits
         return other
 
     @contextmanager
@@ -87,7 +88,7 @@ class WebUI:
         """The loaded model, frozen and as its file has it; all is put back, however the run ends. Raises ValueError for what cannot be trained on."""
         w = self.w
         refuse_decided(flat_values(self.cfg))
-        with job(w), ExitStack() as stack:
+        with job(w, self.waits), ExitStack() as stack:
             if self._other is not None:
                 stack.enter_context(switched(w, self._other))
             model = w.shared.sd_model
@@ -147,7 +148,7 @@ class WebUI:
         """One picture per request through the host's txt2img, fewer where it is interrupted; what is attached to the model takes part."""
         self._check_model()
         if self._sd is None:
-            with job(self.w):
+            with job(self.w, self.waits):
                 return self._drawn(self.w.shared.sd_model, None, requests)
         with ExitStack() as stack:
             for part in (self._sd.vae, self._sd.text):

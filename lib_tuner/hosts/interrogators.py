@@ -8,15 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 from PIL.Image import Image
 
-from ..host import Captioner
+from ..host import Captioner, Say
 from ..progress import reason_of
 from ..words import lacks_memory
-from .job import interrupted, job
+from .job import interrupted, queued
 
 BLIP = ("interrogate_clip_num_beams", "interrogate_clip_min_length", "interrogate_clip_max_length")  # settings that the words depend on
 DANBOORU = ("interrogate_deepbooru_score_threshold", "deepbooru_sort_alpha", "deepbooru_use_spaces", "deepbooru_escape", "deepbooru_filter_tags")
@@ -37,18 +37,20 @@ class Blip:
     def name(self) -> str:
         return _name("BLIP", self.w, BLIP)
 
+    def at_work(self) -> AbstractContextManager[Callable[[], Say | None]]:
+        return _in_turn(self.w, self._loaded)
+
     @contextmanager
-    def at_work(self) -> Iterator[Callable[[Image], str]]:
+    def _loaded(self) -> Iterator[Say]:
         w, models = self.w, self.w.shared.interrogator
-        with job(w):
-            w.lowvram.send_everything_to_cpu()
-            w.devices.torch_gc()
-            try:
-                _load("BLIP", models.load)
-                models.send_clip_to_ram()
-                yield lambda picture: _said("BLIP", w, models.generate_caption, picture)
-            finally:
-                models.unload()
+        w.lowvram.send_everything_to_cpu()
+        w.devices.torch_gc()
+        try:
+            _load("BLIP", models.load)
+            models.send_clip_to_ram()
+            yield lambda picture: _said("BLIP", w, models.generate_caption, picture)
+        finally:
+            models.unload()
 
 
 class Danbooru:
@@ -61,16 +63,25 @@ class Danbooru:
     def name(self) -> str:
         return _name("DeepDanbooru", self.w, DANBOORU)
 
+    def at_work(self) -> AbstractContextManager[Callable[[], Say | None]]:
+        return _in_turn(self.w, self._loaded)
+
     @contextmanager
-    def at_work(self) -> Iterator[Callable[[Image], str]]:
+    def _loaded(self) -> Iterator[Say]:
         w, model = self.w, self.w.deepbooru.model
-        with job(w):
-            try:
-                _load("DeepDanbooru", model.start)
-                yield lambda picture: _said("DeepDanbooru", w, lambda it: model.tag_multi(it, force_disable_ranks=True), picture)  # (a tag:0.9) is emphasis in a caption
-            finally:
-                if model.model is not None:
-                    model.stop()
+        try:
+            _load("DeepDanbooru", model.start)
+            yield lambda picture: _said("DeepDanbooru", w, lambda it: model.tag_multi(it, force_disable_ranks=True), picture)  # (a tag:0.9) is emphasis in a caption
+        finally:
+            if model.model is not None:
+                model.stop()
+
+
+@contextmanager
+def _in_turn(w: Any, loaded: Callable[[], AbstractContextManager[Say]]) -> Iterator[Callable[[], Say | None]]:
+    """The model when the host's turn has come, and not before."""
+    with queued(w) as came, ExitStack() as stack:
+        yield lambda: stack.enter_context(loaded()) if came() else None
 
 
 def _name(title: str, w: Any, settings: tuple[str, ...]) -> str:

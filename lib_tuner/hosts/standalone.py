@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -49,6 +50,7 @@ class Standalone:
 
     def __init__(self, cfg: TrainConfig):
         self.cfg = cfg
+        self.waits: Callable[[], Any] = lambda: None  # nobody else has this model
         self._sd: Components | None = None
 
     @cached_property
