@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -127,6 +128,14 @@ def test_the_plan_is_told_with_its_fixes(tab, small_run):
     tab.form = drawn({**small_run, "optim.lr": "0.1"})
     plan = json.loads(tab.plan(filled(tab.form))[tab.reply])["plan"]
     assert plan["lines"][0] == "6 pictures, 6 with a caption." and any(w["fix"] and "optim.lr" in w["fix"]["values"] for w in plan["warnings"])
+
+
+def test_a_name_that_is_no_text_is_told_in_the_plan(tab, small_run, unreadable_name):
+    name = unreadable_name(Path(small_run["data.folder"]) / "0.png")
+    name.write_bytes(b"no picture")
+    tab.form = drawn(small_run)
+    said = tab.plan(filled(tab.form))[tab.reply]
+    assert said.encode() and any(name.name in str(problem) for problem in json.loads(said)["plan"]["problems"])
 
 
 def test_what_differs_from_the_first_form_is_kept_and_put_back(tab, small_run):

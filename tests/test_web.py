@@ -19,6 +19,7 @@ from lib_tuner.toolbox import OwnFolders, Toolbox
 
 testclient = pytest.importorskip("fastapi.testclient")
 
+from lib_tuner.web.answers import file_answer  # noqa: E402
 from lib_tuner.web.auth import Door, parse_login  # noqa: E402
 from lib_tuner.web.routes import make_app  # noqa: E402
 
@@ -64,6 +65,12 @@ def test_a_picture_whose_name_is_no_text_is_trained_on_and_shown(client, jobs, s
     assert client.get("/tuner/api/runs").status_code == 200
     shown = [client.get(f"/tuner/api/runs/{now['run']}/training/{i}") for i in now["training"]]
     assert [answer.status_code for answer in shown] == [200] * 4 and any("0%20caf%3F" in answer.headers["content-disposition"] for answer in shown)
+
+
+def test_a_name_that_is_no_text_is_downloaded_under_one_that_is(unreadable_name, tmp_path):
+    (tmp_path / "a.zip").write_bytes(b"zip")
+    assert file_answer(unreadable_name(tmp_path / "a.zip")).headers["content-disposition"] == "attachment; filename*=utf-8''0%20caf_.zip"
+    assert file_answer(tmp_path / "a.zip", "b\udce9.zip").headers["content-disposition"] == 'attachment; filename="b_.zip"'
 
 
 def test_files_are_downloaded_and_pictures_shown_small(client, done, jobs):

@@ -266,5 +266,5 @@ def named(table: Mapping[str, Any], label: str) -> str:
 
 
 def reply(**content: Any) -> str:
-    """A handler's answer as the page's script reads it."""
-    return json.dumps({key: value for key, value in content.items() if value not in (None, "")}, ensure_ascii=False)
+    """A handler's answer as the page's script reads it; in ASCII, as `web.answers.Answer`: gradio sends no text that UTF-8 has no bytes for."""
+    return json.dumps({key: value for key, value in content.items() if value not in (None, "")})

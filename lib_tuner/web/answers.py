@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from fastapi import HTTPException
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, Response
 
 
 class Answer(JSONResponse):
@@ -32,3 +34,8 @@ def found(make: Callable[[], Any]) -> Any:
         return make()
     except (ValueError, OSError) as error:
         raise HTTPException(404, str(error)) from error
+
+
+def file_answer(path: Path, name: str = "", **more: Any) -> FileResponse:
+    """A file to download under its name, or another; `_` stands for bytes of it that are no text, which a header cannot hold."""
+    return FileResponse(path, filename=re.sub(r"[\ud800-\udfff]", "_", name or path.name), **more)

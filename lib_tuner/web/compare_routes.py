@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse, Response
 from ..compare.cells import Axis
 from ..comparisons import Comparisons, GridOrder
 from ..keeping import Best, side_by_side
-from .answers import answer, found
+from .answers import answer, file_answer, found
 from .bodies import Done
 from .compare_bodies import CellDetails, Cells, Earlier, GridBody, GridName, GridPlan, GridStatus, Kept, KeepOrder, Offered, RunOrder, TwoRuns
 from .dataset_bodies import Job
@@ -74,7 +74,7 @@ def _add_pictures(router: APIRouter, comparisons: Comparisons) -> None:
     @router.get("/compare/cells/{index}", response_class=FileResponse, summary="The picture of a cell, with its settings in it")
     def cell(index: int) -> Response:
         path = found(lambda: comparisons.cell(index))
-        return FileResponse(path, filename=path.name, content_disposition_type="inline", headers={"Cache-Control": "no-cache"})
+        return file_answer(path, content_disposition_type="inline", headers={"Cache-Control": "no-cache"})
 
     @router.get("/compare/cells/{index}/about", response_model=CellDetails, summary="What a cell was drawn with")
     def details(index: int) -> Response:
@@ -83,7 +83,7 @@ def _add_pictures(router: APIRouter, comparisons: Comparisons) -> None:
     @router.get("/compare/grid", response_class=FileResponse, summary="The whole grid as one picture, with its settings in it")
     def sheet() -> Response:
         path = found(comparisons.sheet)
-        return FileResponse(path, filename=f"{path.parent.name}.png", headers={"Cache-Control": "no-cache"})
+        return file_answer(path, f"{path.parent.name}.png", headers={"Cache-Control": "no-cache"})
 
 
 def _add_runs(router: APIRouter, comparisons: Comparisons) -> None:

@@ -14,7 +14,7 @@ from ..data.crop_plan import CropConfig
 from ..data.crop_view import frame_of
 from ..dataset_crops import FolderCrops, crop_fields
 from ..datasets import Datasets, Scope
-from .answers import answer, found
+from .answers import answer, file_answer, found
 from .bodies import Done
 from .dataset_bodies import Approved, ApproveOrder, ChangedCrops, CropExport, CropField, CropOrder, CropRows, CropSettings, CropsOfRows, CropSummary, CropUndo, FindCrops, Job, RowCrops, ScopedCrops, TakenBack
 
@@ -81,4 +81,4 @@ def _add_work(router: APIRouter, sets: Datasets) -> None:
     @router.get("/data/{folder}/crops/zip", response_class=FileResponse, responses={200: {"content": {"application/zip": {}}}}, summary="Download the ZIP that the last export of this folder has made")
     def made(folder: str) -> Response:
         path = found(lambda: FolderCrops.of(sets[folder]).made_zip())
-        return FileResponse(path, media_type="application/zip", filename=path.name)
+        return file_answer(path, media_type="application/zip")

@@ -23,7 +23,7 @@ from ..jobs import Jobs
 from ..methods import settings
 from ..outlook import refuse
 from ..toolbox import Toolbox
-from .answers import Answer, answer, found
+from .answers import Answer, answer, file_answer, found
 from .bodies import REFUSALS, Added, Change, Done, Order, QueueAction, RunAction, RunDetails, RunRow, Status, Wanted
 from .compare_routes import add_compare
 from .dataset_routes import add_datasets
@@ -139,7 +139,7 @@ def _add_files(router: APIRouter, jobs: Jobs) -> None:
     @router.get("/runs/{run}/files/{name:path}", response_class=FileResponse, summary="Download a file of a run; `size`: a picture, at most so large")
     def file(run: str, name: str, size: int = Query(0, ge=0, le=THUMBNAIL)) -> Response:
         path = found(lambda: runs.inside(jobs.folder_of(run), name))
-        return thumbnail(path, size) if size else FileResponse(path, filename=path.name)
+        return thumbnail(path, size) if size else file_answer(path)
 
     @router.get("/runs/{run}/training/{index}", response_class=FileResponse, summary="One of the pictures that a run learns from")
     def training(run: str, index: int, size: int = Query(256, ge=16, le=THUMBNAIL)) -> Response:

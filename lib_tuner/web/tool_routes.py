@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, HTTPException, Query
 from fastapi.responses import FileResponse, JSONResponse, Response
 
 from ..toolbox import Toolbox
-from .answers import Answer, answer
+from .answers import Answer, answer, file_answer
 from .bodies import Added, Checked, Done, JobStatus, KnownFile, RecipeFile, RecipeRows, ToolForm, ToolValues
 
 
@@ -37,7 +37,7 @@ def add_tools(router: APIRouter, tools: Toolbox) -> None:
             path = tools.file(index)
         except ValueError as error:
             raise HTTPException(404, str(error)) from error
-        return FileResponse(path, filename=path.name)
+        return file_answer(path)
 
     @router.post("/tools/recipes/read", response_model=Done, summary="The rows of a recipe")
     def read(recipe: RecipeFile) -> Response:
