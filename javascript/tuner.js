@@ -127,7 +127,7 @@ window.tuner = window.tuner || {};
         const now = tuner.status && tuner.status.now, root = tuner.root;
         let status = null;
         try {
-            const known = now ? `?run=${now.id}&points=${tuner.points.length}` : "";
+            const known = now ? `?part=${now.part}&points=${tuner.points.length}` : "";
             status = await tuner.get(`status${known}`);
             if (lost) tuner.say("");
             lost = false;
@@ -147,7 +147,7 @@ window.tuner = window.tuner || {};
     function take(status) {
         const now = status.now, before = tuner.status && tuner.status.now;
         if (!now) tuner.points = [];
-        else if (before && before.id === now.id && now.points_from <= tuner.points.length) tuner.points = tuner.points.slice(0, now.points_from).concat(now.points);
+        else if (before && before.part === now.part && now.points_from <= tuner.points.length) tuner.points = tuner.points.slice(0, now.points_from).concat(now.points);
         else tuner.points = now.points;
         tuner.status = status;
         draw(status);

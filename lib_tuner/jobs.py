@@ -222,13 +222,13 @@ class Jobs:
 
     # ---- what people are told ----------------------------------------------------------------------------------------
 
-    def status(self, run: str = "", points: int = 0) -> dict[str, Any]:
-        """The queue, and the run that is going or has last gone; of its points those from number `points` on, if `run` names it."""
+    def status(self, part: str = "", points: int = 0) -> dict[str, Any]:
+        """The queue, and the run that is going or has last gone; of its points those from number `points` on, where `part` is the part of the run that goes."""
         with self._changed:
             entry, live = self.current, self.live
             told = {"held": self.held, "trouble": self.trouble, "queue": [row(e) for e in self.entries], "now": None}
             if entry and live:
-                told["now"] = {**row(entry), **live.snapshot(points if run == entry.id else 0), "detail": entry.detail, "folder": entry.folder,
+                told["now"] = {**row(entry), **live.snapshot(part, points), "detail": entry.detail, "folder": entry.folder,
                                "prompts": entry.values.get("sample.prompts", ""), "device": self._device}  # fmt: skip
         if now := told["now"]:  # the disk is read while nobody waits
             here = bool(now["folder"]) and now["state"] in ("paused", *ENDED) and Path(now["folder"]).is_dir()

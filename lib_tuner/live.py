@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ class Live:
         self.done, self.total = 0, 0  # of that
         self.warnings: list[str] = []
         self.points: list[list[float | None]] = []  # step, loss, learning rate
+        self.part = _part()  # another one wherever points that may have been told are not those any more
         self.validations: list[list[float | None]] = []  # step, loss
         self.drifts: list[list[float | None]] = []  # step, language drift
         self.samples: list[dict[str, Any]] = []
@@ -43,7 +45,7 @@ class Live:
     def known(self, past: Mapping[str, Any]) -> None:
         """What an earlier part of the run has left (`runs.details`), before it goes on or where it only is shown."""
         with self._lock:
-            self.points, self.validations, self.samples = list(past["points"]), list(past["validations"]), list(past["samples"])
+            self.part, self.points, self.validations, self.samples = _part(), list(past["points"]), list(past["validations"]), list(past["samples"])
             self.start, self.step, self.steps, self.text = 0, past["step"], past["steps"], ""
             self.training, self.drifts = list(past["training"]), list(past["drifts"])
 
@@ -83,7 +85,7 @@ class Live:
         self.start = self.step = event.start
         self.steps, self.folder, self.training = event.steps, event.folder, list(event.pictures)
         self._times.append(time.monotonic())
-        self.points = [p for p in self.points if p[0] <= event.start]
+        self.part, self.points = _part(), [p for p in self.points if p[0] <= event.start]
         self.validations = [v for v in self.validations if v[0] <= event.start]
         self.samples = [s for s in self.samples if s["step"] <= event.start]
         self.drifts = [d for d in self.drifts if d[0] <= event.start]
@@ -95,17 +97,22 @@ class Live:
             self.points += [[event.step, finite(float(event.loss)), event.lr] for event in self._unread]
             self._unread, self._read = [], now
 
-    def snapshot(self, points_from: int = 0) -> dict[str, Any]:
-        """All of it as JSON takes it; of the points only those from number `points_from` on."""
+    def snapshot(self, part: str = "", points_from: int = 0) -> dict[str, Any]:
+        """All of it as JSON takes it; of the points of that part of the run only those from number `points_from` on."""
         with self._lock:
+            points_from = points_from if part == self.part else 0
             self._read_losses()
             speed = seconds_per_step(self._times)
             return {
                 "start": self.start, "step": self.step, "steps": self.steps, "text": self.text, "done": self.done, "total": self.total,
                 "seconds_per_step": speed, "left": None if speed is None else speed * max(0, self.steps - self.step), "warnings": list(self.warnings),
-                "points": self.points[points_from:], "points_from": min(points_from, len(self.points)), "validations": list(self.validations), "drifts": list(self.drifts),
+                "part": self.part, "points": self.points[points_from:], "points_from": min(points_from, len(self.points)), "validations": list(self.validations), "drifts": list(self.drifts),
                 "samples": list(self.samples), "saves": list(self.saves), "training": list(range(len(self.training))),
             }  # fmt: skip
+
+
+def _part() -> str:
+    return uuid.uuid4().hex[:8]
 
 
 def finite(number: float | None) -> float | None:

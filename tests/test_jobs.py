@@ -112,7 +112,7 @@ def test_only_new_points_are_told_to_who_has_the_others(make, small_run):
     jobs = make()
     entry = jobs.add(small_run)
     ended(jobs, entry, "done")
-    now = jobs.status(entry.id, 4)["now"]
+    now = jobs.status(jobs.live.part, 4)["now"]
     assert [p[0] for p in now["points"]] == [5, 6] and now["points_from"] == 4
     assert len(jobs.status("another", 4)["now"]["points"]) == 6
 

@@ -90,8 +90,35 @@ def test_only_points_that_are_asked_for_are_told():
     for step in range(1, 6):
         live.take(Stepped(step, torch.tensor(0.5), 0.1))
     live.take(Finished(5, "done", []))
-    assert [p[0] for p in live.snapshot(3)["points"]] == [4, 5] and live.snapshot(3)["points_from"] == 3
-    assert live.snapshot(99)["points"] == [] and live.snapshot(99)["points_from"] == 5
+    assert [p[0] for p in live.snapshot(live.part, 3)["points"]] == [4, 5] and live.snapshot(live.part, 3)["points_from"] == 3
+    assert live.snapshot(live.part, 99)["points"] == [] and live.snapshot(live.part, 99)["points_from"] == 5
+
+
+def test_a_page_that_stayed_open_has_the_points_of_a_resumed_run():
+    """Its first part ended behind the save that it goes on from, and its CSV file has fewer points than the page."""
+    points: list[list[float | None]] = []
+
+    def look(live: Live) -> None:
+        told = live.snapshot(seen[0], len(points))
+        points[told["points_from"] :] = told["points"]
+        seen[0] = told["part"]
+
+    seen = [""]
+    first, second = Live(), Live()
+    first.take(Started(0, 100, Path("x")))
+    for step in range(1, 46):
+        first.take(Stepped(step, torch.tensor(1.0), 0.1))
+    first.take(Finished(45, "nan", []))
+    look(first)
+    second.known({"points": [[step, 1.0, 0.1] for step in range(10, 50, 10)], "validations": [], "samples": [], "drifts": [], "training": [], "step": 45, "steps": 100})
+    look(second)
+    assert [p[0] for p in points] == [10, 20, 30, 40]
+    second.take(Started(30, 100, Path("x")))
+    second.take(Stepped(31, torch.tensor(2.0), 0.1))
+    second.take(Stepped(32, torch.tensor(2.0), 0.1))
+    second.take(Finished(32, "stopped", []))
+    look(second)
+    assert [p[0] for p in points] == [10, 20, 30, 31, 32]
 
 
 def test_a_loss_that_is_no_number_is_told_as_none():

@@ -50,7 +50,7 @@ def done(jobs, small_run):
 def test_the_status_and_the_history_are_json(client, done):
     now = client.get("/tuner/api/status").json()["now"]
     assert (now["state"], now["run"]) == ("done", done) and len(now["points"]) == 2
-    assert client.get("/tuner/api/status", params={"run": now["id"], "points": 2}).json()["now"]["points"] == []
+    assert client.get("/tuner/api/status", params={"part": now["part"], "points": 2}).json()["now"]["points"] == []
     assert [row["id"] for row in client.get("/tuner/api/runs").json()] == [done]
     assert client.get(f"/tuner/api/runs/{done}").json()["settings"]["lora.rank"] == 2
 

@@ -61,7 +61,7 @@ class Status(BaseModel):
     held: bool = Field(description="Whether nothing new is started")
     trouble: str = Field(description="Why the queue cannot be written down, if so")
     queue: List[Entry]
-    now: Optional[Dict[str, Any]] = Field(description="The entry that goes or has last gone, with step, points [step, loss, learning rate], samples, files, speed and memory")
+    now: Optional[Dict[str, Any]] = Field(description="The entry that goes or has last gone, with step, part, points [step, loss, learning rate], samples, files, speed and memory")
 
 
 class RunRow(BaseModel):

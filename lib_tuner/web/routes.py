@@ -83,8 +83,8 @@ def make_app(jobs: Jobs, static: list[Path], tools: Toolbox | None = None, sets:
 
 def _add_queue(router: APIRouter, jobs: Jobs) -> None:
     @router.get("/status", response_model=Status, summary="The queue and the run that is going, or has last gone")
-    def status(run: str = Query("", description="the entry whose points are wanted"), points: int = Query(0, description="how many of them are known already")) -> Response:
-        return Answer(jobs.status(run, max(0, points)))
+    def status(part: str = Query("", description="the part of the run whose points are known"), points: int = Query(0, description="how many of them are")) -> Response:
+        return Answer(jobs.status(part, max(0, points)))
 
     @router.post("/runs", response_model=Added, summary="Start: puts a run at the end of the queue")
     def start(wanted: Wanted) -> Response:
