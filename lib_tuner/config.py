@@ -10,6 +10,7 @@ import difflib
 import functools
 import json
 import math
+import os
 import typing
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -381,6 +382,11 @@ def from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError("the settings in the file's metadata are damaged: not a JSON object")
     return migrate(values, "the settings in the file")
+
+
+def expanded(path: str | Path) -> Path:
+    """A path that a person has written, `~` for their home; `~name` of nobody here stays as it is, and is not there."""
+    return Path(os.path.expanduser(path))
 
 
 def _join(prefix: str, name: str) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from . import checkpoint, recorders, runs
-from .config import flat_values
+from .config import expanded, flat_values
 from .events import Event, Finished, Preparing, Started
 from .host import Host
 from .live import Live, process_memory
@@ -57,7 +57,7 @@ class Jobs:
     """The queue of one program; `home` is the output folder, `hosts` makes the host of a run, `changed` hears of a run's folder whose files a person has renamed or deleted. Raises ValueError where another program has that folder."""
 
     def __init__(self, home: Path, hosts: Callable[[TrainConfig], Host], changed: Callable[[Path], Any] = lambda folder: None):
-        self.home, self.hosts, self.files_changed = home.expanduser().resolve(), hosts, changed
+        self.home, self.hosts, self.files_changed = expanded(home).resolve(), hosts, changed
         self._file = QueueFile(self.home)
         self.entries: list[Entry] = []
         self.held = False  # nothing new is started

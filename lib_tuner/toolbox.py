@@ -17,7 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
-from .config import meant
+from .config import expanded, meant
 from .live import finite
 from .progress import sentence
 from .runs import is_run
@@ -123,9 +123,9 @@ class Toolbox:
 
     def find(self, text: str) -> Path:
         """A file by its name in the list, or by its path."""
-        if not any(known.name == text for known in self._known) and not Path(text).expanduser().exists():
+        if not any(known.name == text for known in self._known) and not expanded(text).exists():
             self.files()  # it may be newer than the list
-        return next((Path(known.path) for known in self._known if known.name == text), Path(text).expanduser())
+        return next((Path(known.path) for known in self._known if known.name == text), expanded(text))
 
     # ---- recipes -----------------------------------------------------------------------------------------------------
 

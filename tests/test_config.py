@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lib_tuner import config
-from lib_tuner.config import build, flags, flat_values, flatten, from_metadata, migrate, opt, options, read_toml, section, to_metadata, to_toml
+from lib_tuner.config import build, expanded, flags, flat_values, flatten, from_metadata, migrate, opt, options, read_toml, section, to_metadata, to_toml
 from lib_tuner.settings import TrainConfig
 
 tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
@@ -330,3 +330,8 @@ def test_shipped_settings_refuse_what_does_not_go_together(values, message):
     with pytest.raises(ValueError) as caught:
         build(TrainConfig, values)
     assert str(caught.value) == message
+
+
+def test_the_home_of_nobody_is_a_path_that_is_not_there(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert (str(expanded("~/a")), str(expanded("b/~c")), str(expanded("~nobody-here/a"))) == ("/home/me/a", "b/~c", "~nobody-here/a")

@@ -150,6 +150,7 @@ def test_files_are_listed_once_with_their_kind_by_folder_or_header(tools, tmp_pa
         "word.safetensors": "embedding", "broken.safetensors": "", "robot.safetensors": "lora",
     }  # fmt: skip
     assert tools.find("model.safetensors") == mixed / "deep" / "model.safetensors" and tools.find("nowhere/x.pt") == Path("nowhere/x.pt")
+    assert tools.find("~nobody-here/x.pt") == Path("~nobody-here/x.pt")  # a file that is not there, as any other
     assert scan([Shelf(tmp_path / "none")]) == []
 
 

@@ -139,6 +139,11 @@ def test_what_a_person_has_changed_among_the_hosts_training_settings_is_where_ou
         extension.add_settings(w)
 
 
+def test_an_output_folder_in_the_home_of_nobody_is_a_folder_of_that_name(double):
+    w = SimpleNamespace(shared=SimpleNamespace(opts=SimpleNamespace(data={"tuner_output": "~nobody-here/tuner"})), paths=double.modules.paths)
+    assert extension.home_of(w) == Path.cwd() / "~nobody-here" / "tuner"
+
+
 def test_the_form_starts_with_the_settings_tab(double, tmp_path):
     opts, w = double.modules.shared.opts, SimpleNamespace(shared=double.modules.shared, paths=double.modules.paths)
     (tmp_path / "presets").mkdir()

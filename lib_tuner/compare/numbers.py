@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..config import expanded
 from ..data.batches import Batch, fixed, fixed_captions
 from ..data.holes import Holes
 from ..data.item import Item
@@ -211,7 +212,7 @@ class Asked:
     def key(self) -> str:
         """Names all that the numbers depend on beside the saves themselves. The model file is told by its size and time: to hash it takes longer than to measure."""
         cfg = self.cfg
-        model = Path(cfg.checkpoint).expanduser()
+        model = expanded(cfg.checkpoint)
         data = {name: value for name, value in asdict(cfg.data).items() if not name.endswith("folder")}
         pictures = [[item.digest, item.mask_digest, caption] for item, caption in zip(self.items, self.captions)]
         loss = [cfg.loss.prediction, cfg.loss.zero_terminal_snr]

@@ -25,7 +25,7 @@ try:
 except ImportError as error:  # Forge and other forks have other modules
     raise ImportError(f"The Tuner trains inside AUTOMATIC1111's WebUI 1.9 or later, and this host is another one ({error}): use the Tuner's own page, python3 -m lib_tuner.") from error
 
-from ..config import flat_values
+from ..config import expanded, flat_values
 from ..events import Event, Preparing, Started, Stepped
 from ..host import Captioner, Components, Forecast, GenerateRequest, LoadReport
 from ..methods import METHODS
@@ -199,7 +199,7 @@ class WebUI:
 
     def reload(self, path: Path) -> LoadReport:
         """Puts a saved file where the host finds it, and reads it as the host does; its lists follow when the run has ended."""
-        home = Path(self.cfg.output).expanduser()
+        home = expanded(self.cfg.output)
         method, first = METHODS[self.cfg.method], path.with_suffix(".safetensors")
         kind, note = method.file_kind(path), ""
         leading = path == first or not first.is_file() or method.file_kind(first) != kind  # an embedding's other forms are the same word

@@ -15,6 +15,7 @@ from typing import Any
 from .. import runs
 from ..compare import axes
 from ..comparisons import Comparisons
+from ..config import expanded
 from ..datasets import Datasets
 from ..demo.tagger import DemoTagger
 from ..host import SAMPLERS, Captioner, Host
@@ -89,7 +90,7 @@ def sets_of(jobs: Jobs, make_captioners: Captioners) -> Datasets:
 
 def home_of(w: Any) -> Path:
     """The output folder that the settings name."""
-    return Path(w.shared.opts.data.get("tuner_output") or Path(w.paths.data_path) / "outputs" / "tuner").expanduser().resolve()
+    return expanded(w.shared.opts.data.get("tuner_output") or Path(w.paths.data_path) / "outputs" / "tuner").resolve()
 
 
 @lru_cache(maxsize=None)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..config import expanded
 from ..data.pictures import from_pixels
 from ..data.prompts import literal
 from ..events import Event
@@ -61,7 +62,7 @@ class Standalone:
     @property
     def model_path(self) -> Path:
         """The checkpoint file."""
-        return Path(self.cfg.checkpoint).expanduser() if self.cfg.checkpoint else EMBEDDED
+        return expanded(self.cfg.checkpoint) if self.cfg.checkpoint else EMBEDDED
 
     @cached_property
     def model(self) -> Model:
@@ -134,7 +135,7 @@ class Standalone:
 
     def output_dir(self, kind: str) -> Path:
         """Where finished files of a kind go."""
-        return Path(self.cfg.output).expanduser() / kind
+        return expanded(self.cfg.output) / kind
 
     def reload(self, path: Path) -> LoadReport:
         """Reads a saved file back as the WebUI would."""

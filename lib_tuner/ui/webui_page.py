@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from .. import presets
-from ..config import options
+from ..config import expanded, options
 from ..data.incoming import save_with_caption
 from ..progress import sentence
 from ..settings import TrainConfig
@@ -133,7 +133,7 @@ class WebUITab(TrainTab):
         folder = folder.strip() or str(self.shared.home / "pictures")
         try:
             picture = self.shared.picture(shown[max(0, int(index or 0)) % len(shown)])
-            saved = save_with_caption(picture, Path(folder).expanduser())
+            saved = save_with_caption(picture, expanded(folder))
         except (ValueError, OSError, AssertionError) as error:
             return [folder, reply(general=[sentence(error)])]
         gr.Info(f"{saved.name} is in the Tuner's data folder.")
