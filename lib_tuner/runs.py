@@ -156,8 +156,11 @@ def read_record(folder: Path) -> Record:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run's."""
-    return (folder / SETTINGS).is_file()
+    """Whether a folder is a run's, which one that cannot be looked into is not."""
+    try:
+        return (folder / SETTINGS).is_file()
+    except OSError:  # up to Python 3.13
+        return False
 
 
 def listing(outputs: Iterable[Path]) -> list[dict[str, Any]]:
@@ -224,13 +227,24 @@ def saved_files(folder: Path) -> list[dict[str, Any]]:
     Each with name, bytes, step (None: the final one), how to use it, how the host reads it, and the ranks of its blocks where they differ.
     """
     run = known_record(folder)
-    files = [path for path in folder.iterdir() if path.suffix in FILES and path.is_file() and not path.name.startswith(".") and not path.name.endswith(PREVIEW)]
     rows = []
-    for path in files:
+    for path in filter(_is_saved, folder.iterdir()):
         step, now = run.step_of_file.get(path.name, step_of(path)), path.stat()
         more = {"use": use_text(run, path), "report": run.reports.get(path.name, ""), "ranks": _ranks(path, now.st_mtime_ns)}
         rows.append({"name": path.name, "bytes": now.st_size, "step": step, **more})
     return sorted(rows, key=lambda r: (r["step"] is not None, -(r["step"] or 0), r["name"]))
+
+
+def _is_saved(path: Path) -> bool:
+    return path.suffix in FILES and path.is_file() and not path.name.startswith(".") and not path.name.endswith(PREVIEW)
+
+
+def saved_file(folder: Path, name: str) -> Path:
+    """One of them. Raises ValueError for any other file of the run."""
+    path = inside(folder, name)
+    if path.parent != folder.resolve() or not _is_saved(path):
+        raise ValueError(f"{name} is no saved file of {folder.name}; choose one of its files.")
+    return path
 
 
 @lru_cache(maxsize=512)
@@ -281,8 +295,8 @@ def note(folder: Path, text: str) -> None:
 
 
 def rename_file(folder: Path, name: str, new: str) -> Path:
-    """Gives a saved file (with its card) another name. Raises ValueError where that is none or taken."""
-    path = inside(folder, name)
+    """Gives a saved file (with its card) another name. Raises ValueError where that is none or taken, or the file is no saved one."""
+    path = saved_file(folder, name)
     target = renamed(path, new)
     if target != path and target.exists():
         raise ValueError(f"{target.name} exists already; choose another name.")
@@ -302,8 +316,8 @@ def renamed(path: Path, new: str) -> Path:
 
 
 def delete_file(folder: Path, name: str) -> None:
-    """Deletes a saved file with its card."""
-    path = inside(folder, name)
+    """Deletes a saved file with its card. Raises ValueError for any other file of the run."""
+    path = saved_file(folder, name)
     beside = _beside(path)
     for file in (path, *beside):
         file.unlink()

@@ -32,6 +32,7 @@ class Progress:
         self.name, self.facts = name, facts  # facts: what whoever looks at it is told besides
         self.state, self.error, self.result, self.stage = "running", "", None, ""
         self.done = self.total = 0
+        self._changing = threading.Lock()  # the state: one asks it to stop at the moment in which it ends
         self._began, self._first = time.monotonic(), 0.0
 
     def told(self, done: int, total: int, stage: str = "") -> None:
@@ -69,17 +70,19 @@ class Work(Progress):
 
     def stop(self, wait: float = 0.0) -> None:
         """Asks it to end at the next place where that is possible; waits at most so many seconds for it."""
-        if self.state == "running":
-            self.state = "stopping"
+        with self._changing:
+            if self.state == "running":
+                self.state = "stopping"
         if wait:
             self._thread.join(wait)
 
     def _run(self) -> None:
         try:
-            self.result = self._make(self.told)
-            self.state = "done"
+            self.result, state = self._make(self.told), "done"
         except Stopped:
-            self.state = "stopped"
+            state = "stopped"
         except Exception as error:  # whatever it is, the folder is free again and somebody reads it
             LOG.warning("%s failed", self.name, exc_info=error)
-            self.error, self.state = sentence(error), "failed"
+            self.error, state = sentence(error), "failed"
+        with self._changing:
+            self.state = state

@@ -116,6 +116,30 @@ def test_a_renamed_file_takes_its_card_along_and_none_is_overwritten(small_run):
     assert [f["name"] for f in runs.saved_files(folder)] == ["thing.safetensors"] and not (folder / "the best.json").exists()
 
 
+def test_only_a_saved_file_is_deleted_or_renamed(small_run):
+    folder = run({**small_run, "trigger": "zwx", "sample.every": 6, "sample.prompts": "a", "sample.steps": 1})
+    before = sorted(path for path in folder.rglob("*") if path.is_file())
+    for name in ("settings.toml", "losses.csv", "thing.json", "samples/000006-0.png", next(path.relative_to(folder).as_posix() for path in before if path.parent.name == "state" or "state" in path.parts)):
+        for change in (lambda: runs.delete_file(folder, name), lambda: runs.rename_file(folder, name, "other")):
+            with pytest.raises(ValueError, match=f"{name} is no saved file of thing-001; choose one of its files."):
+                change()
+    assert sorted(path for path in folder.rglob("*") if path.is_file()) == before
+
+
+def test_a_folder_that_cannot_be_looked_into_hides_no_run(small_run, monkeypatch):
+    folder = run({**small_run, "steps": 1, "save_every": 0})
+    (folder.parent / "lost+found").mkdir()
+    real = Path.is_file
+
+    def is_file(path: Path) -> bool:  # what up to Python 3.13 it does, and never for root, as whom tests may run
+        if path.parent.name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    assert [row["name"] for row in runs.listing([folder.parent])] == ["thing"]
+
+
 def test_a_file_says_the_ranks_of_its_blocks_also_after_it_was_written_anew(small_run):
     folder = run({**small_run, "steps": 1, "save_every": 0, "lora.block_ranks": "M00=1"})
     before = runs.saved_files(folder)[0]["ranks"]

@@ -83,6 +83,16 @@ def test_files_are_downloaded_and_pictures_shown_small(client, done, jobs):
     assert client.get(f"/tuner/api/runs/{done}/files/thing.safetensors", params={"size": 16}).status_code == 404
 
 
+def test_an_output_folder_that_cannot_be_read_is_one_sentence(client, monkeypatch, jobs):
+    def iterdir(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    for address in ("runs", "tools/files"):
+        answer = client.get(f"/tuner/api/{address}")
+        assert answer.status_code == 400 and "Permission denied" in answer.json()["error"]
+
+
 @pytest.mark.parametrize("name", ["../../queue.json", "..%2f..%2fqueue.json", "%2e%2e/%2e%2e/queue.json", "/etc/passwd"])
 def test_no_address_leads_out_of_a_run(client, done, name):
     answer = client.get(f"/tuner/api/runs/{done}/files/{name}")

@@ -44,3 +44,25 @@ def test_it_stops_where_it_is_asked_to():
     assert work.state == "stopped" and after == [] and work.status()["result"] is None
     work.stop()
     assert work.state == "stopped"  # once more changes nothing
+
+
+def test_a_stop_at_the_moment_of_its_end_leaves_it_ended():
+    class Late(Work):
+        """Whoever asks for the state while stopping it is so slow that the work could end meanwhile."""
+
+        @property
+        def state(self):
+            now = self.__dict__["state"]
+            if threading.current_thread() is threading.main_thread() and now == "running" and not ends.is_set():
+                ends.set()
+                self._thread.join(0.2)
+            return now
+
+        @state.setter
+        def state(self, value):
+            self.__dict__["state"] = value
+
+    ends = threading.Event()
+    work = Late("late", lambda told: ends.wait(30)).start()
+    work.stop(wait=30)
+    assert work.state == "done" and not work.going

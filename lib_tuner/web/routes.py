@@ -116,7 +116,7 @@ def _add_queue(router: APIRouter, jobs: Jobs) -> None:
 def _add_runs(router: APIRouter, jobs: Jobs) -> None:
     @router.get("/runs", response_model=List[RunRow], summary="All runs on the disk, the newest first")
     def listing() -> Response:
-        return Answer(jobs.history())
+        return answer(jobs.history)
 
     @router.get("/runs/{run}", response_model=RunDetails, summary="One run with its points, samples, files and settings")
     def details(run: str) -> Response:

@@ -21,7 +21,7 @@ def add_tools(router: APIRouter, tools: Toolbox) -> None:
 
     @router.get("/tools/files", response_model=List[KnownFile], summary="The files there are to choose from")
     def files() -> Response:
-        return Answer(tools.files())
+        return answer(tools.files)
 
     @router.get("/tools/job", response_model=JobStatus, summary="The tool that is at work, or was last")
     def job(known: str = Query("", description="the job whose report is known already")) -> Response:
