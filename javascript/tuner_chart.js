@@ -18,6 +18,7 @@
     function range(values) {
         let low = Infinity, high = -Infinity;
         for (const value of values) {
+            if (!Number.isFinite(value)) continue; // null would be 0
             if (value < low) low = value;
             if (value > high) high = value;
         }
@@ -100,7 +101,7 @@
             this.line(pen, smooth(losses, this.weight), scale, this.colours.line, 2);
             pen.restore();
             pen.fillStyle = this.colours.dots;
-            for (const [step, loss] of this.validations) {
+            for (const [step, loss] of this.validations.filter(([, loss]) => Number.isFinite(loss))) {
                 pen.beginPath();
                 pen.arc(this.x(step), this.y(loss, scale), 4, 0, 7);
                 pen.fill();

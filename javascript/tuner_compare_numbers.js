@@ -57,7 +57,8 @@
         [canvas.width, canvas.height] = [width * scale, height * scale];
         pen.scale(scale, scale);
         const base = rows[0].loss, steps = rows[rows.length - 1].step || 1, ink = getComputedStyle(canvas).color;
-        const lines = [[LEARNED, rows.map((row) => base - row.loss)], [DRIFT, rows.map((row) => row.drift)]];
+        const known = (of) => rows.map((row) => [row.step, of(row)]).filter(([, value]) => Number.isFinite(value)); // a save that is broken has no numbers
+        const lines = [[LEARNED, known((row) => (base === null || row.loss === null ? null : base - row.loss))], [DRIFT, known((row) => row.drift)]];
         const x = (step) => PAD.left + (step / steps) * (width - PAD.left - PAD.right);
         pen.font = "11px system-ui, sans-serif";
         if (taken !== null) {
@@ -69,14 +70,16 @@
             pen.stroke();
             pen.setLineDash([]);
         }
-        lines.forEach(([colour, values], i) => {
+        lines.forEach(([colour, points], i) => {
+            if (!points.length) return;
+            const values = points.map(([, value]) => value);
             const low = Math.min(...values, 0), high = Math.max(...values), span = high - low || 1, y = (value) => PAD.top + ((high - value) / span) * (height - PAD.top - PAD.bottom);
             pen.strokeStyle = pen.fillStyle = colour;
             pen.lineWidth = 2;
             pen.beginPath();
-            values.forEach((value, n) => (n ? pen.lineTo(x(rows[n].step), y(value)) : pen.moveTo(x(rows[n].step), y(value))));
+            points.forEach(([step, value], n) => (n ? pen.lineTo(x(step), y(value)) : pen.moveTo(x(step), y(value))));
             pen.stroke();
-            values.forEach((value, n) => { pen.beginPath(); pen.arc(x(rows[n].step), y(value), 3, 0, 7); pen.fill(); });
+            for (const [step, value] of points) { pen.beginPath(); pen.arc(x(step), y(value), 3, 0, 7); pen.fill(); }
             pen.textAlign = i ? "left" : "right";
             for (const value of [low, high]) pen.fillText(tuner.number(value, 2), i ? width - PAD.right + 8 : PAD.left - 8, y(value) + 4);
         });

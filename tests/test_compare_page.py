@@ -195,6 +195,16 @@ def test_the_numbers_of_a_run_suggest_a_step_or_none(page, trained):
         return [document.querySelector("#tuner-c-numbers .tuner-c-suggested").innerText.trim(), document.querySelector("#tuner-c-numbers tr[aria-current=true]").innerText.split("\t")];
     }"""
     assert page.page.evaluate(learned, value) == ["Step 2: It has learned.", ["2", "0.1", "0", "suggested"]]
+    broken = """(id) => {
+        const pen = CanvasRenderingContext2D.prototype, { arc, fillText } = pen, dots = [], texts = [];
+        Object.assign(pen, { arc: (x, y) => dots.push([x, y]), fillText: (text) => texts.push(text) });
+        const row = (step, loss, drift) => ({ step, files: step ? ["a"] : [], loss, gain: null, drift, held_out: true, more: {} });
+        tuner.compare.numbers({ id, rows: [row(0, 0.3, 0), row(2, 0.2, 0.01), row(4, null, null)], suggestion: null });
+        Object.assign(pen, { arc, fillText });
+        return [dots.length, texts];
+    }"""
+    dots, texts = page.page.evaluate(broken, value)
+    assert dots == 4 and texts == ["0", "0.1", "0", "0.01", "0", "2", "4"]  # the save without numbers is a step, and the best of nothing
 
 
 @own_script

@@ -631,6 +631,24 @@ def test_all_of_it_is_reached_by_keyboard_and_named(page):
     page.sees("#tuner-plan", "The run is in the queue")
 
 
+@own_script
+def test_a_validation_loss_that_is_no_number_is_no_dot_at_zero(page):
+    train(page, "robot-v", steps=1)
+    page.state("done")
+    dots, scale = page.page.evaluate("""() => {
+        const canvas = document.querySelector('#tuner-panel-run .tuner-chart'), chart = new window.tuner.Chart(canvas, () => {}), dots = [];
+        Object.assign(chart, { points: [[1, 0.5, 1e-4], [2, null, null], [3, 0.4, 1e-4]], validations: [[1, 0.45], [2, null]], steps: 3 });
+        const { arc } = CanvasRenderingContext2D.prototype, { frame } = chart;
+        let scale = null;
+        CanvasRenderingContext2D.prototype.arc = (x, y) => dots.push(y);
+        chart.frame = function (pen, losses, rates) { scale = losses; frame.call(this, pen, losses, rates); };
+        chart.draw();
+        CanvasRenderingContext2D.prototype.arc = arc;
+        return [dots.length, scale];
+    }""")
+    assert dots == 1 and scale[0] > 0.35
+
+
 # ---- figures that must not grow
 
 
