@@ -3,9 +3,9 @@
 
 (function (tuner) {
     const { h } = tuner;
-    const BUSY = 500, IDLE = 4000; // ms between two looks
+    const BUSY = 500, IDLE = 4000, LOST = 5000; // ms between two looks; lost: as in tuner.js
     const compare = tuner.compare = tuner.compare || {};
-    let timer = null, known = -1, grid = null, open = null, worked = false; // grid: as the server last told it whole; open: the cell that is shown large; worked: at the last look
+    let timer = null, known = -1, grid = null, open = null, worked = false, lost = false; // grid: as the server last told it whole; open: the cell that is shown large; worked: at the last look
     const byId = (id) => document.getElementById(id);
     const going = () => compare.status && compare.status.work && ["running", "stopping"].includes(compare.status.work.state);
 
@@ -28,11 +28,14 @@
             if (worked !== going()) await drawEarlier();
             if (worked && !going()) compare.planAgain(); // it is known now how long a picture takes
             worked = going();
+            if (lost) compare.say("");
+            lost = false;
         } catch (error) {
-            compare.say(error.message, true);
+            lost = true;
+            compare.say(error instanceof TypeError ? tuner.t("The program does not answer; trying again…") : error.message, true); // a request that fails has the browser's own words
         }
         clearTimeout(timer);
-        timer = setTimeout(compare.look, going() ? BUSY : IDLE);
+        timer = setTimeout(compare.look, lost ? LOST : going() ? BUSY : IDLE);
     };
 
     // ---- what goes on ----
@@ -82,7 +85,8 @@
 
     const shown = (label) => (label === "None" ? tuner.t("without files") : label); // the word None alone means something else in a form
     const at = (x, y, z) => (z * grid.shape[1] + y) * grid.shape[0] + x;
-    const url = (index) => tuner.url(`compare/cells/${index}?v=${grid.name}-${grid.version}`);
+    const of = () => `grid=${encodeURIComponent(grid.name)}`; // that of this page, which may not be the shown one any more
+    const url = (index) => tuner.url(`compare/cells/${index}?${of()}&v=${grid.version}`);
 
     compare.drawGrid = function () {
         const box = byId("tuner-c-grid");
@@ -100,14 +104,14 @@
             for (let y = 0; y < rows; y++) {
                 const cells = Array.from({ length: columns }, (_, x) => h("td", {}, h("button", { type: "button", class: "tuner-c-cell", "data-cell": at(x, y, z), onclick: compare.doing(() => show(at(x, y, z))) })));
                 const again = h("button", { type: "button", class: "tuner-button tuner-c-again", title: tuner.t("Draw this row again"), "aria-label": tuner.t("Draw row {0} again", z * rows + y + 1), onclick: compare.doing(async () => {
-                    await tuner.send("compare/again", { cells: Array.from({ length: columns }, (_, x) => at(x, y, z)) });
+                    await tuner.send("compare/again", { grid: grid.name, cells: Array.from({ length: columns }, (_, x) => at(x, y, z)) });
                     await compare.look();
                 }) }, "↻");
                 body.push(h("tr", {}, h("th", { scope: "row" }, h("span", {}, shown(grid.labels.y[y])), again), cells));
             }
             parts.push(h("div", { class: "tuner-c-scroll", tabindex: 0, role: "region", "aria-label": tuner.t("Grid") }, h("table", { style: `--columns: ${columns}` }, head, h("tbody", {}, body))));
         }
-        const save = h("a", { class: "tuner-button", id: "tuner-c-save", href: tuner.url("compare/grid"), download: "" }, tuner.t("Save the grid as one picture"));
+        const save = h("a", { class: "tuner-button", id: "tuner-c-save", href: tuner.url(`compare/grid?${of()}`), download: "" }, tuner.t("Save the grid as one picture"));
         const take = h("button", { type: "button", id: "tuner-c-take", class: "tuner-button", onclick: () => compare.takeOrder(grid.order) }, tuner.t("Put its settings into the form"));
         box.replaceChildren(h("div", { id: "tuner-c-large" }), ...parts, h("div", { class: "tuner-buttons" }, save, take), h("p", { class: "tuner-small" }, tuner.t("Every picture is also a file of its own in {0}.", grid.folder)));
         fill();
@@ -138,7 +142,7 @@
     // ---- one of them large ----
 
     async function show(index) {
-        open = { index, about: await tuner.get(`compare/cells/${index}/about`), keep: null };
+        open = { index, about: await tuner.get(`compare/cells/${index}/about?${of()}`), keep: null };
         drawLarge();
         byId("tuner-c-large").scrollIntoView({ block: "nearest" });
         byId("tuner-c-close").focus();
@@ -171,7 +175,7 @@
         const weight = h("input", { type: "number", id: "tuner-c-k-weight", min: 0, max: 16, step: 0.05, value: file.weight }), notes = h("textarea", { id: "tuner-c-k-notes", rows: 2 });
         const others = h("input", { type: "checkbox", id: "tuner-c-k-others" });
         const go = h("button", { type: "button", id: "tuner-c-k-go", class: "tuner-button tuner-strong", onclick: compare.doing(async () => {
-            const kept = await tuner.send("compare/keep", { run: file.run, file: file.name, name: name.value.trim(), words: words.value.trim(), weight: Number(weight.value), notes: notes.value, cell: index, others: others.checked ? "trash" : "leave" });
+            const kept = await tuner.send("compare/keep", { run: file.run, file: file.name, name: name.value.trim(), words: words.value.trim(), weight: Number(weight.value), notes: notes.value, grid: grid.name, cell: index, others: others.checked ? "trash" : "leave" });
             close();
             compare.about = await tuner.get("compare");
             compare.say(kept.trashed ? tuner.t("Kept as {0}; the other saves are in the folder trash of the run.", kept.file) : tuner.t("Kept as {0}.", kept.file));

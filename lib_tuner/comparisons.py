@@ -126,6 +126,8 @@ class Comparisons:
         cfg = self._settings(order)
         checkpoint = str(self.tools.find(order.checkpoint)) if order.checkpoint else ""
         base = Cell(_request(order, offer.step, cfg.clip_skip), tuple(use for row in order.files for use in _uses(offer, *row)), checkpoint)
+        if order.sampler not in offer.samplers:
+            raise ValueError(f"There is no sampler {order.sampler!r}; choose one of the list.")
         unknown = [name for name in order.axes if name not in NAMES]
         if unknown:
             raise ValueError(f"{unknown[0]} is no axis; there are x, y and z.")
@@ -151,10 +153,10 @@ class Comparisons:
             self.grid.begin()
             return self._begin(self.grid, cfg, list(range(len(plan.cells))))
 
-    def again(self, cells: Sequence[int]) -> dict[str, Any]:
+    def again(self, cells: Sequence[int], name: str = "") -> dict[str, Any]:
         """Draws some cells of the grid once more, such as a row. Raises ValueError."""
         with self._lock:
-            grid = self._shown()
+            grid = self._shown(name)
             self._idle()
             if not cells or not all(0 <= index < len(grid.states) for index in cells):
                 raise ValueError("Those cells are not in this grid.")
@@ -221,13 +223,13 @@ class Comparisons:
         grid, work = self.grid, self.work
         return {"work": work and work.status(), "grid": grid and grid.shown(known)}
 
-    def cell(self, index: int) -> Path:
+    def cell(self, index: int, name: str = "") -> Path:
         """The picture of a cell. Raises ValueError where there is none."""
-        return self._shown().there(index)
+        return self._shown(name).there(index)
 
-    def cell_details(self, index: int) -> dict[str, Any]:
+    def cell_details(self, index: int, name: str = "") -> dict[str, Any]:
         """What a cell was drawn with; a file that is another one now is not among those that can be kept. Raises ValueError."""
-        grid = self._shown()
+        grid = self._shown(name)
         grid.there(index)
         cell, changed = grid.plan.cells[index], grid.changed_files([index])
         if isinstance(cell, str):
@@ -236,9 +238,9 @@ class Comparisons:
                  for use in cell.uses]  # fmt: skip
         return {"prompt": cell.request.prompt, "text": grid.text(index), "files": files}
 
-    def sheet(self) -> Path:
+    def sheet(self, name: str = "") -> Path:
         """The whole grid as one picture, made anew of the cells that are there. Raises ValueError."""
-        return self._shown().sheet()
+        return self._shown(name).sheet()
 
     def earlier(self) -> list[dict[str, Any]]:
         """The grids that were drawn here, the latest first."""
@@ -259,10 +261,14 @@ class Comparisons:
         self.version = max(self.version, self.grid.version if self.grid else 0) + 1
         return self.version
 
-    def _shown(self) -> Grid:
-        if self.grid is None:
+    def _shown(self, name: str) -> Grid:
+        """The grid, which a page may take for another one: somebody has drawn or opened this one since. Raises ValueError."""
+        grid = self.grid
+        if grid is None:
             raise ValueError("There is no grid yet; draw one first.")
-        return self.grid
+        if name not in ("", grid.folder.name):
+            raise ValueError(f"The grid {grid.folder.name} is shown now; open {name} again to go on with it.")
+        return grid
 
     def _idle(self) -> None:
         if self.work and self.work.going:

@@ -39,6 +39,7 @@ class _Wanted:
     """What people have asked of the run that is going."""
 
     end: str = ""  # pause or stop
+    held: bool = False  # the queue is on hold whatever becomes of a pause
     orders: Orders = field(default_factory=Orders)
 
 
@@ -80,7 +81,7 @@ class Jobs:
         cfg = settings(values)
         with self._changed:
             if not any(e.state == "waiting" for e in self.entries):
-                self.held = False  # on hold for want of a decision; this is one
+                self.held = self._wanted.held = False  # on hold for want of a decision; this is one
             entry = Entry(uuid.uuid4().hex[:8], flat_values(cfg))
             self.entries.append(entry)
             self._save()
@@ -97,8 +98,10 @@ class Jobs:
     def _end(self, wanted: str, state: str) -> None:
         with self._changed:
             entry = self._going()
-            if "pause" in (wanted, self._wanted.end):
-                self.held = wanted == "pause"  # a stop takes an earlier pause back
+            if wanted == "pause" != self._wanted.end:
+                self._wanted.held, self.held = self.held, True
+            elif wanted == "stop" and self._wanted.end == "pause":
+                self.held = self._wanted.held  # a stop takes an earlier pause back
             entry.state, self._wanted.end = state, wanted
             self._save()
 
@@ -115,7 +118,7 @@ class Jobs:
             entry.state, entry.error, entry.detail = "waiting", "", ""
             self.entries.remove(entry)
             self.entries.insert(self._first_waiting(), entry)
-            self.held = False
+            self.held = self._wanted.held = False
             self._save()
 
     def resume_run(self, folder: Path) -> Entry:
@@ -131,13 +134,13 @@ class Jobs:
     def start_queue(self) -> None:
         """Takes the queue off its hold."""
         with self._changed:
-            self.held = False
+            self.held = self._wanted.held = False
             self._save()
 
     def hold_queue(self) -> None:
         """Lets the run that is going end, and starts no other."""
         with self._changed:
-            self.held = True
+            self.held = self._wanted.held = True
             self._save()
 
     def check_free(self) -> None:
@@ -286,7 +289,7 @@ class Jobs:
             return None
 
     def _run(self, entry: Entry) -> None:
-        cfg, live = settings(entry.values), self.live
+        cfg, live, last = settings(entry.values), self.live, None
         host = self.hosts(cfg)
         host.waits = lambda: self._waits(live)
         self._device = host.forecast().note
@@ -295,7 +298,6 @@ class Jobs:
         if cfg.resume:
             live.known(runs.details(Path(cfg.resume)))
             live.text = "Starting"
-        last = None
         with suppress(Stopped), closing(self._events(cfg, host)) as events:
             for event in events:
                 live.take(event)

@@ -179,6 +179,16 @@ def test_the_files_of_a_run_lead_to_its_comparison(page, trained):
 
 
 @own_script
+def test_that_the_program_does_not_answer_is_said_as_long_as_it_is_so(page, trained):
+    message = page.page.locator("#tuner-c-message")
+    page.page.route("**/compare/status*", lambda route: route.abort())
+    page.page.evaluate("tuner.compare.look()")
+    expect(message).to_have_text("The program does not answer; trying again…")
+    page.page.unroute("**/compare/status*")
+    expect(message).to_be_hidden()
+    page.errors.clear()  # the browser's own, of the requests that were cut off
+
+
 def test_the_numbers_of_a_run_suggest_a_step_or_none(page, trained):
     page.click(".tuner-c-measure summary")
     value = page.page.locator("#tuner-c-n-run option", has_text="robot-a-001").get_attribute("value")

@@ -140,6 +140,25 @@ def test_a_row_is_drawn_again(made, run):
         made.again([6])
 
 
+def test_a_page_that_shows_another_grid_is_told_so_and_changes_nothing(made, run):
+    made.start(order(run))
+    first = done(made)["name"]
+    made.start(order(run, axes={"x": Axis("seed", "1")}))
+    second, version = (grid := done(made))["name"], grid["version"]
+    words = f"The grid {second} is shown now; open {first} again to go on with it."
+    for asked in (lambda: made.cell(0, first), lambda: made.cell_details(0, first), lambda: made.again([0], first), lambda: made.sheet(first)):
+        with pytest.raises(ValueError, match=words):
+            asked()
+    assert made.status()["grid"]["version"] == version and made.cell(0, second) == made.cell(0)
+
+
+def test_a_sampler_that_the_host_has_not_is_refused_before_anything_is_drawn(made, run):
+    for ask in (made.plan, made.start):
+        with pytest.raises(ValueError, match="There is no sampler 'nonsense'; choose one of the list."):
+            ask(order(run, sampler="nonsense"))
+    assert made.status()["grid"] is None
+
+
 def test_a_save_that_is_gone_is_said_and_the_rest_is_drawn(made, run):
     made.start(order(run, axes={"x": Axis("step", "cat-001 10, cat-001 20")}))
     done(made)

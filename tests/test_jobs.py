@@ -197,6 +197,19 @@ def test_a_stopped_run_is_saved_and_the_next_one_starts(make, small_run, gate):
     assert entry.state == "stopped" and (Path(entry.folder) / "thing-000002.safetensors").is_file()
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_a_stop_after_a_pause_leaves_the_queue_as_it_was_before_both(make, small_run, gate, held):
+    jobs, entry, other = one_waits(make, small_run, gate)
+    if held:
+        jobs.hold_queue()
+    for order in (jobs.pause, jobs.pause, jobs.stop):
+        order()
+    assert jobs.status()["held"] is held
+    gate.free()
+    until(lambda: entry.state == "stopped")
+    assert jobs.status()["held"] is held and until(lambda: other.state == ("waiting" if held else "done"))
+
+
 def test_saves_samples_and_prompts_as_asked_while_it_runs(make, small_run, gate):
     jobs = make(gate.hosts)
     entry = jobs.add({**small_run, "save_every": 0, "sample.steps": 2})

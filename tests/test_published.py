@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,26 @@ def test_a_file_is_linked_not_copied(home, loras):
     target = publish(source, loras, home)
     assert target == loras / "cat.safetensors" and target.samefile(source)
     assert published_as(home) == {source: target}
+
+
+def test_what_two_threads_publish_at_once_is_all_in_the_ledger(home, loras, monkeypatch):
+    both, link = threading.Barrier(2), published._link
+
+    def slow(source: Path, target: Path) -> None:
+        try:
+            both.wait(0.3)  # the other one has read the ledger, too
+        except threading.BrokenBarrierError:
+            pass
+        link(source, target)
+
+    monkeypatch.setattr(published, "_link", slow)
+    sources = [saved(home, f"{name}-001/{name}.safetensors") for name in ("cat", "dog")]
+    threads = [threading.Thread(target=publish, args=(source, loras, home)) for source in sources]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert published_as(home) == {source: loras / source.name for source in sources}
 
 
 def test_somebodys_file_is_never_replaced(home, loras):

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from pathlib import Path
 
 from ..disk import atomic
@@ -19,21 +20,23 @@ from ..runs import SAVE, step_of
 LEDGER = "published.tuner"  # JSON in the output folder: {published file: the run's file}
 CARD = (".json", ".preview.png")  # what the host shows of a LoRA
 _RUN = re.compile(r"(.+)-\d{3,}")
+_LISTING = threading.Lock()  # the ledger: a run's own thread and a person's click may change it at the same moment
 
 
 def publish(source: Path, folder: Path, home: Path) -> Path:
     """Makes `source` a file of the host's `folder`; the same file goes to the same place again. Raises OSError."""
-    ledger = _read(home)
-    folder.mkdir(parents=True, exist_ok=True)
-    source = source.resolve()
-    wanted, number = folder.resolve() / (name_of(source) + source.suffix), 1
-    target = wanted
-    yaml = source.with_suffix(".yaml")  # a checkpoint's, which the host does not build rightly without
-    while not _may_take(target, source, ledger) or yaml.is_file() and str(target) not in ledger and target.with_suffix(".yaml").exists():
-        number += 1
-        target = wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
-    _link(source, target)
-    _write(home, {**_alive(ledger), str(target): str(source)})
+    with _LISTING:
+        ledger = _read(home)
+        folder.mkdir(parents=True, exist_ok=True)
+        source = source.resolve()
+        wanted, number = folder.resolve() / (name_of(source) + source.suffix), 1
+        target = wanted
+        yaml = source.with_suffix(".yaml")  # a checkpoint's, which the host does not build rightly without
+        while not _may_take(target, source, ledger) or yaml.is_file() and str(target) not in ledger and target.with_suffix(".yaml").exists():
+            number += 1
+            target = wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
+        _link(source, target)
+        _write(home, {**_alive(ledger), str(target): str(source)})
     if yaml.is_file():
         shutil.copyfile(yaml, target.with_suffix(".yaml"))
     for ending in CARD:  # the host writes into them when its user edits the card, so they are copies and are never replaced
@@ -61,15 +64,16 @@ def name_of(source: Path) -> str:
 
 def sweep(home: Path) -> list[Path]:
     """Takes back the saves in between whose run has them no longer (pruned, deleted, renamed); final files stay. Returns what went."""
-    ledger, gone = _read(home), []
-    for target, source in ledger.items():
-        if not Path(source).is_file() and Path(target).is_file() and step_of(Path(target)) is not None:
-            Path(target).unlink()
-            for ending in (*CARD, ".yaml"):
-                Path(target).with_suffix(ending).unlink(missing_ok=True)
-            gone.append(Path(target))
-    if ledger != _alive(ledger):
-        _write(home, _alive(ledger))
+    with _LISTING:
+        ledger, gone = _read(home), []
+        for target, source in ledger.items():
+            if not Path(source).is_file() and Path(target).is_file() and step_of(Path(target)) is not None:
+                Path(target).unlink()
+                for ending in (*CARD, ".yaml"):
+                    Path(target).with_suffix(ending).unlink(missing_ok=True)
+                gone.append(Path(target))
+        if ledger != _alive(ledger):
+            _write(home, _alive(ledger))
     return gone
 
 

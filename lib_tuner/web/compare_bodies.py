@@ -72,6 +72,7 @@ class RunOrder(BaseModel):
 
 class Cells(BaseModel):
     cells: List[int] = Field(description="By index: plane, row, column")
+    grid: str = Field(default="", description="The name of the grid that they are of; empty: the one that is shown")
 
 
 class GridStatus(BaseModel):
@@ -97,6 +98,7 @@ class KeepOrder(BaseModel):
     weight: float = Field(default=0.8, ge=0, le=16)
     notes: str = ""
     cell: Optional[int] = Field(default=None, description="The cell whose picture the card shows")
+    grid: str = Field(default="", description="The name of the grid that it is of; empty: the one that is shown")
     others: str = Field(default="leave", description="leave, or trash: the run's other saves go to its folder `trash`")
 
 

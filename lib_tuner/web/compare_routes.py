@@ -15,6 +15,8 @@ from .bodies import Done
 from .compare_bodies import CellDetails, Cells, Earlier, GridBody, GridName, GridPlan, GridStatus, Kept, KeepOrder, Offered, RunOrder, TwoRuns
 from .dataset_bodies import Job
 
+GRID = Query("", description="the grid's name; empty: the one that is shown")
+
 
 def add_compare(router: APIRouter, comparisons: Comparisons) -> None:
     """Adds them below `compare`."""
@@ -51,7 +53,7 @@ def _add_drawing(router: APIRouter, comparisons: Comparisons) -> None:
 
     @router.post("/compare/again", response_model=Job, summary="Draw some cells once more; long work")
     def again(order: Cells) -> Response:
-        return answer(lambda: comparisons.again(order.cells))
+        return answer(lambda: comparisons.again(order.cells, order.grid))
 
     @router.post("/compare/stop", response_model=Done, summary="Stop after the picture that is being drawn")
     def stop() -> Response:
@@ -72,17 +74,17 @@ def _add_drawing(router: APIRouter, comparisons: Comparisons) -> None:
 
 def _add_pictures(router: APIRouter, comparisons: Comparisons) -> None:
     @router.get("/compare/cells/{index}", response_class=FileResponse, summary="The picture of a cell, with its settings in it")
-    def cell(index: int) -> Response:
-        path = found(lambda: comparisons.cell(index))
+    def cell(index: int, grid: str = GRID) -> Response:
+        path = found(lambda: comparisons.cell(index, grid))
         return file_answer(path, content_disposition_type="inline", headers={"Cache-Control": "no-cache"})
 
     @router.get("/compare/cells/{index}/about", response_model=CellDetails, summary="What a cell was drawn with")
-    def details(index: int) -> Response:
-        return answer(lambda: comparisons.cell_details(index))
+    def details(index: int, grid: str = GRID) -> Response:
+        return answer(lambda: comparisons.cell_details(index, grid))
 
     @router.get("/compare/grid", response_class=FileResponse, summary="The whole grid as one picture, with its settings in it")
-    def sheet() -> Response:
-        path = found(comparisons.sheet)
+    def sheet(grid: str = GRID) -> Response:
+        path = found(lambda: comparisons.sheet(grid))
         return file_answer(path, f"{path.parent.name}.png", headers={"Cache-Control": "no-cache"})
 
 
@@ -98,7 +100,7 @@ def _add_runs(router: APIRouter, comparisons: Comparisons) -> None:
     @router.post("/compare/keep", response_model=Kept, summary="Make a save the run's final file, with its card; the others stay or go to the run's trash")
     def keep_one(order: KeepOrder) -> Response:
         def make() -> dict[str, Any]:
-            shown = None if order.cell is None else comparisons.cell(order.cell)
+            shown = None if order.cell is None else comparisons.cell(order.cell, order.grid)
             return comparisons.keep(order.run, Best(order.file, order.name, order.words, order.weight, order.notes, shown, order.others))
 
         return answer(make)
