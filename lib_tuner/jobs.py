@@ -296,7 +296,7 @@ class Jobs:
         if torch.cuda.is_initialized():
             torch.cuda.reset_peak_memory_stats()
         if cfg.resume:
-            live.known(runs.details(Path(cfg.resume)))
+            live.known(runs.details(expanded(cfg.resume)))
             live.text = "Starting"
         with suppress(Stopped), closing(self._events(cfg, host)) as events:
             for event in events:

@@ -180,6 +180,15 @@ def test_a_resumed_run_shows_its_whole_curve(make, small_run, gate):
     until(lambda: [p[0] for p in jobs.status()["now"]["points"]] == [1, 2, 3, 4, 5])
 
 
+def test_a_run_is_resumed_by_its_folder_as_a_person_writes_it(make, small_run, monkeypatch):
+    jobs = make()
+    first = jobs.add({**small_run, "steps": 2, "save_every": 0})
+    ended(jobs, first, "done")
+    monkeypatch.setenv("HOME", str(Path(first.folder).parent))
+    second = jobs.add({**small_run, "steps": 3, "save_every": 0, "resume": f"~/{Path(first.folder).name}"})
+    assert [p[0] for p in ended(jobs, second, "done")["points"]] == [1, 2, 3]
+
+
 def one_waits(make, small_run, gate):
     """A queue with a run that has done its first step, and a short one behind it."""
     jobs = make(gate.hosts)
