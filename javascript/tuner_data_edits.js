@@ -31,7 +31,7 @@
         truncate: [tuner.t("Cut to a number of tokens"), [{ key: "limit", label: tuner.t("Tokens"), kind: "number", start: "75" }, pinned()]],
         spaces: [tuner.t("Underscores to blanks"), []], underscores: [tuner.t("Blanks to underscores"), []],
         escape: [tuner.t("Backslashes before parentheses"), []], unescape: [tuner.t("No backslashes before parentheses"), []],
-        lower: [tuner.t("Small letters"), []], tidy: [tuner.t("Tidy commas and blanks"), []], utf8: [tuner.t("Save as UTF-8"), []],
+        lower: [tuner.t("Small letters"), []], tidy: [tuner.t("Tidy commas and blanks"), []], utf8: [tuner.t("Save as UTF-8"), [{ key: "encoding", label: tuner.t("Encoding of captions that are neither UTF-8 nor UTF-16"), help: tuner.t("such as cp1252 or shift_jis; empty: they stay"), may: true }]],
     });
     const OTHERS = () => ({ write: tuner.t("Edit of a caption"), delete: tuner.t("Into the trash"), paste: tuner.t("Paste tags"), tag: tuner.t("Tagger"), caption: tuner.t("Description by") });
 

@@ -146,7 +146,40 @@ def test_a_caption_that_cannot_hold_the_new_letters_stays(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     seen = planned(tmp_path, "add", tags="猫")
     assert not seen.changes and [str(p) for p in seen.problems] == ["a.txt cannot hold '猫' in its encoding Windows-1252; save it as UTF-8 first."]
-    assert planned(tmp_path, "utf8").changes == (Change(tmp_path / "a.txt", b"caf\xe9", "café".encode()),)
+    assert planned(tmp_path, "utf8", encoding="cp1252").changes == (Change(tmp_path / "a.txt", b"caf\xe9", "café".encode()),)
+
+
+JAPANESE = "cat, あ_あ, アダ, long_hair, チ, AB, いあ,\u3000あ (ソ), x  y, cat".encode("shift_jis")  # in it are halves of letters that look like A, _, \\ and a blank
+
+
+@pytest.mark.parametrize(("name", "args", "after"), [
+    ("spaces", {}, [(b"long_hair", b"long hair")]), ("underscores", {}, [(b"x  y", b"x_y")]), ("lower", {}, [(b"AB", b"ab")]), ("escape", {}, []), ("unescape", {}, []),
+    ("deduplicate", {}, [(b", cat", b"")]), ("tidy", {}, [(b",\x81", b", \x81"), (b"x  y", b"x y")]), ("replace", {"find": "x", "text": "z"}, [(b"x", b"z")]),
+])  # fmt: skip
+def test_letters_of_an_unknown_encoding_stay_whole(tmp_path, name, args, after):
+    (tmp_path / "a.txt").write_bytes(JAPANESE)
+    wanted = JAPANESE
+    for old, new in after:
+        at = wanted.rindex(old)
+        wanted = wanted[:at] + new + wanted[at + len(old) :]
+    assert [change.after for change in planned(tmp_path, name, **args).changes] == ([wanted] if after else [])
+
+
+def test_a_blank_of_an_unknown_encoding_may_be_half_a_letter(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"cat, x\xcc\xa0")  # \xcc\xa0 is one letter of GBK
+    assert planned(tmp_path, "replace", find="x", text="z").changes[0].after == b"cat, z\xcc\xa0"
+    assert planned(tmp_path, "tidy").changes == () and planned(tmp_path, "lower").changes == ()
+
+
+def test_an_unknown_encoding_is_converted_only_where_it_is_named(tmp_path):
+    (tmp_path / "a.txt").write_bytes(JAPANESE)
+    (tmp_path / "b.txt").write_bytes("caf\u00e9".encode("utf-16"))
+    seen = planned(tmp_path, "utf8")
+    assert [change.path.name for change in seen.changes] == ["b.txt"] and "name it, such as cp1252 or shift_jis" in str(seen.problems[0])
+    assert planned(tmp_path, "utf8", encoding="shift_jis").changes[0].after == JAPANESE.decode("shift_jis").encode()
+    assert "cannot be read in the encoding ascii" in str(planned(tmp_path, "utf8", encoding="ascii").problems[0])
+    with pytest.raises(ValueError, match="utf8: 'klingon' is no encoding"):
+        planned(tmp_path, "utf8", encoding="klingon")
 
 
 def test_bug_23_the_same_text_for_all_comes_back(tmp_path):

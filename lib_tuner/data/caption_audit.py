@@ -130,9 +130,13 @@ def _mixed(files: Sequence[CaptionFile]) -> Iterator[Finding]:
 
 def _bytes(files: Sequence[CaptionFile]) -> Iterator[Finding]:
     """Encodings that other programs misread, and line breaks of Windows."""
-    odd = [file.path for file in files if file.caption.encoding != "utf-8"]
+    unknown = [file.path for file in files if file.caption.unknown]
+    odd = [file.path for file in files if file.caption.encoding != "utf-8" and not file.caption.unknown]
     marked = [file.path for file in files if file.caption.encoding == "utf-8" and file.caption.bom]
     breaks = [file.path for file in files if any("\r" in end for end in file.caption.ends)]
+    if unknown:
+        text = f"Captions that are neither UTF-8 nor UTF-16 and were read as Windows-1252: {len(unknown)}. Save them as UTF-8 where their letters are right."
+        yield Finding("not UTF-8", tuple(unknown), text, (Edit("utf8", {"encoding": "cp1252"}),), float(len(unknown)))
     if odd:
         text = f"Captions that are not UTF-8, which other programs misread or refuse: {len(odd)}. See whether their letters are right."
         yield Finding("not UTF-8", tuple(odd), text, (Edit("utf8"),), float(len(odd)))

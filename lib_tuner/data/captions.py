@@ -25,7 +25,12 @@ _BOMS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_
 _BREAK = re.compile(r"(\r\n|\n|\r)")  # str.splitlines would also part at letters that a caption may hold
 _MARK = re.compile(r"(?<![:;=])\\?[()]|,")  # not the mouths of :( and ;)
 _SENTENCE = re.compile(r"(?:[\w'-]{1,30}\s+){2}[\w'-]{1,30}[.!?]['\")]*(?:\s+[^\Wa-z]|\s*$)")  # three words, a full stop, and a new sentence or nothing
+ASCII_BLANKS = " \t\f\v"  # bytes of an unknown encoding that look like other blanks may be halves of letters
 _WORDY = 4  # words between commas, on average, from which on a line is prose: Danbooru's tags have 1.6, with few names of over five
+
+
+class Unfit(ValueError):
+    """A caption cannot be written as an edit wants it; the others can."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +85,9 @@ def reads_as_text(text: str, parts: int) -> bool:
     return len(text.split()) >= _WORDY * max(parts, 1) or (stops and bool(_SENTENCE.search(text)))
 
 
-def tags_of(text: str) -> Tags:
+def tags_of(text: str, blanks: str | None = None) -> Tags:
     """The tags of a text that somebody typed, over all its lines: trimmed, without empty ones."""
-    return tuple(tag for line in _BREAK.split(text) for tag in Line(line).tags)
+    return tuple(tag for line in _BREAK.split(text) for tag in Line(line, blanks=blanks).tags)
 
 
 def _parted(text: str, blanks: str | None) -> tuple[list[str], tuple[str, ...]]:
@@ -166,18 +171,23 @@ class Caption:
         return self.lines[0].tags if len(self.lines) == 1 else tuple(tag for line in self.lines for tag in line.tags)
 
     @property
+    def unknown(self) -> bool:
+        """Whether the letters are a guess."""
+        return self.encoding == "cp1252"
+
+    @property
     def problem(self) -> str:
         """What the user should know of the file's encoding; empty where all is well."""
-        return "is neither UTF-8 nor UTF-16 and was read as Windows-1252; its bytes are kept" if self.encoding == "cp1252" else ""
+        return "is neither UTF-8 nor UTF-16 and was read as Windows-1252; its bytes are kept" if self.unknown else ""
 
     def to_bytes(self) -> bytes:
-        """The file. Raises ValueError where its encoding cannot hold a letter."""
+        """The file. Raises Unfit where its encoding cannot hold a letter."""
         text = self.text
         try:
             return self.bom + text.encode(self.encoding, _ERRORS[self.encoding])
         except UnicodeEncodeError as error:
             name = "Windows-1252" if self.encoding == "cp1252" else self.encoding.upper()
-            raise ValueError(f"cannot hold {text[error.start : error.end][:8]!r} in its encoding {name}; save it as UTF-8 first") from None
+            raise Unfit(f"cannot hold {text[error.start : error.end][:8]!r} in its encoding {name}; save it as UTF-8 first") from None
 
     def edited(self, change: Callable[[Tags], Tags], sentences: bool = True) -> Caption:
         """The caption with the tags of each line changed; lines of sentences only where `sentences`. A line that loses all its tags goes."""
@@ -222,7 +232,6 @@ class Caption:
 
 
 _ERRORS = {"utf-8": "strict", "utf-16-le": "surrogatepass", "utf-16-be": "surrogatepass", "cp1252": "surrogateescape"}  # each gives the bytes back
-_ASCII = " \t\f\v"  # bytes of an unknown encoding that look like other blanks may be halves of letters
 
 
 def parse(data: bytes, kind: str = "auto") -> Caption:
@@ -231,7 +240,7 @@ def parse(data: bytes, kind: str = "auto") -> Caption:
     text = _decoded(data[len(bom) :], encoding)
     if text is None:
         encoding, bom, text = "cp1252", b"", data.decode("cp1252", "surrogateescape")
-    blanks = _ASCII if encoding == "cp1252" else None
+    blanks = ASCII_BLANKS if encoding == "cp1252" else None
     if "\n" not in text and "\r" not in text:
         return Caption((Line(text, kind, blanks),), ("",), encoding, bom)
     parts = _BREAK.split(text)

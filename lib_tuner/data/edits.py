@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from . import tag_edits
-from .captions import Caption, CaptionFile, Line, Tags, parse, tags_of
+from .captions import Caption, CaptionFile, Line, Tags, Unfit, parse, tags_of
 from .items import Problem, file_words, folder_words
 from .journal import Journal
 from .journal_file import Change, Entry
@@ -70,11 +70,14 @@ class Edit:
 
 @dataclass(frozen=True)
 class Operation:
-    """What an edit's name stands for. `on`: tags, line (its text), or caption; `sentences`: whether lines that are no tags are changed too."""
+    """What an edit's name stands for. `on`: tags, line (its text), or caption; `sentences`: whether lines that are no tags are changed too;
+    `letters`: whether it takes letters for what they look like, see `tag_edits.sealed`.
+    """
 
     make: Callable[..., Any]
     on: str = "tags"
     sentences: bool = True
+    letters: bool = False
 
     def arguments(self) -> dict[str, Any]:
         """Names that the user may give, and their defaults; `inspect.Parameter.empty` where there is none."""
@@ -91,7 +94,8 @@ class Operation:
             return change
         if self.on == "line":
             return lambda caption: caption.with_lines(lambda line: change(line.text), _with_text)
-        return lambda caption: caption.edited(change, self.sentences)
+        careful = tag_edits.sealed(change) if self.letters else change
+        return lambda caption: caption.edited(careful if caption.unknown else change, self.sentences)
 
 
 # ---- planning --------------------------------------------------------------------------------------------------------
@@ -142,12 +146,12 @@ def plan_each(files: Iterable[CaptionFile], edit: Named, edit_of: Callable[[Path
             problems.append(Problem(file.path, "is the caption of several pictures and is changed once; rename one of them", "clash"))
             continue
         seen.add(file.path)
-        caption = edit_of(file.path)(file.caption)
-        if caption is file.caption:
-            continue
         try:
+            caption = edit_of(file.path)(file.caption)
+            if caption is file.caption:
+                continue
             data = caption.to_bytes()
-        except ValueError as error:
+        except Unfit as error:
             problems.append(Problem(file.path, str(error), "encoding"))
             continue
         if data != (file.data or b""):
@@ -221,7 +225,7 @@ def _checked(edit: str, name: str, value: Any) -> Any:
 
 _KINDS: dict[str, tuple[type, str]] = {
     **dict.fromkeys(("tags", "pinned", "group"), (list, "tags: a list, or a text with commas")),
-    **dict.fromkeys(("tag", "where", "after", "find", "text", "pattern", "by"), (str, "a text")),
+    **dict.fromkeys(("tag", "where", "after", "find", "text", "pattern", "by", "encoding"), (str, "a text")),
     "names": (dict, "an object of old and new names"),
     "limit": (int, "a whole number"),
     "least": (float, "a number"),
@@ -244,12 +248,30 @@ def write(text: str) -> CaptionEdit:
 
 def tidy() -> CaptionEdit:
     """One comma and one blank between tags, none before the first and after the last, no tag twice blank."""
-    return lambda caption: caption.with_lines(lambda line: ", ".join(" ".join(tag.split()) for tag in line.tags), lambda line, text, _: Line(text, line.kind))
+    def text(line: Line) -> str:
+        return ", ".join(tag if line.blanks and not tag.isascii() else " ".join(tag.split()) for tag in line.tags)
+
+    return lambda caption: caption.with_lines(text, lambda line, text, _: Line(str(text), line.kind, line.blanks))
 
 
-def utf8() -> CaptionEdit:
-    """UTF-8 without a byte order mark."""
-    return lambda caption: caption if caption.encoding == "utf-8" and not caption.bom else Caption(caption.lines, caption.ends)
+def utf8(encoding: str = "") -> CaptionEdit:
+    """UTF-8 without a byte order mark; of captions that are neither UTF-8 nor UTF-16 those in this encoding, such as cp1252 or shift_jis."""
+    try:
+        "".encode(encoding or "utf-8")
+    except LookupError:
+        raise ValueError(f"utf8: {encoding!r} is no encoding; name one such as cp1252, shift_jis or gb18030.") from None
+
+    def edit(caption: Caption) -> Caption:
+        if not caption.unknown:
+            return caption if caption.encoding == "utf-8" and not caption.bom else Caption(caption.lines, caption.ends)
+        if not encoding:
+            raise Unfit("is in an encoding that is not known; name it, such as cp1252 or shift_jis, or convert the file in an editor")
+        try:
+            return parse(caption.to_bytes().decode(encoding).encode("utf-8"), caption.lines[0].kind)
+        except UnicodeError:
+            raise Unfit(f"cannot be read in the encoding {encoding}; name another one, or convert the file in an editor") from None
+
+    return edit
 
 
 def _with_text(line: Line, text: Tags | str, usual: str) -> Line:
@@ -269,7 +291,7 @@ OPERATIONS: dict[str, Operation] = {
     "keep": Operation(tag_edits.keep, sentences=False),
     "above": Operation(tag_edits.above, sentences=False),
     "truncate": Operation(tag_edits.truncate, sentences=False),
-    "deduplicate": Operation(tag_edits.deduplicate, sentences=False),
+    "deduplicate": Operation(tag_edits.deduplicate, sentences=False, letters=True),
     "choose": Operation(tag_edits.choose, sentences=False),
     "front": Operation(tag_edits.front, sentences=False),
     "sort": Operation(tag_edits.sort, sentences=False),
@@ -277,11 +299,11 @@ OPERATIONS: dict[str, Operation] = {
     "replace": Operation(tag_edits.replace),
     "regex": Operation(tag_edits.regex),
     "regex_line": Operation(regex_line, on="line"),
-    "spaces": Operation(tag_edits.spaces, sentences=False),
-    "underscores": Operation(tag_edits.underscores, sentences=False),
-    "escape": Operation(tag_edits.escape),
-    "unescape": Operation(tag_edits.unescape),
-    "lower": Operation(tag_edits.lower),
+    "spaces": Operation(tag_edits.spaces, sentences=False, letters=True),
+    "underscores": Operation(tag_edits.underscores, sentences=False, letters=True),
+    "escape": Operation(tag_edits.escape, letters=True),
+    "unescape": Operation(tag_edits.unescape, letters=True),
+    "lower": Operation(tag_edits.lower, letters=True),
     "paste": Operation(tag_edits.paste, sentences=False),
     "write": Operation(write, on="caption"),
     "tidy": Operation(tidy, on="caption"),

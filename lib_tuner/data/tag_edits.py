@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from .captions import USUAL, Tags, tags_of
+from .captions import ASCII_BLANKS, USUAL, Tags, tags_of
 
 TagEdit = Callable[[Tags], Tags]
 
@@ -198,13 +198,13 @@ def replace(find: str, text: str) -> TagEdit:
     """Replaces part of tags, letter for letter."""
     if not find:
         raise ValueError("replace: there is nothing to find; type what is to be replaced.")
-    return _each(lambda tag: tags_of(tag.replace(find, text)) if find in tag else None)
+    return _each(lambda tag: _tags_in(tag.replace(find, text), tag) if find in tag else None)
 
 
 def regex(pattern: str, text: str) -> TagEdit:
     """Replaces what a regular expression finds in each tag; \\1 in `text` is its first group."""
     found = Expression(pattern, text)
-    return _each(lambda tag: None if (new := found.replaced(tag)) == tag else tags_of(new))
+    return _each(lambda tag: None if (new := found.replaced(tag)) == tag else _tags_in(new, tag))
 
 
 class Expression:
@@ -267,6 +267,19 @@ def paste(tags: Sequence[str], where: str = "last") -> TagEdit:
     return (lambda old: new) if where == "instead" else add(new, where)
 
 
+def sealed(change: TagEdit) -> TagEdit:
+    """The edit for tags in an unknown encoding: one that is not all ASCII goes through whole, since what looks like a letter may be half of one."""
+
+    def edit(old: Tags) -> Tags:
+        seals = {tag: f"\0{number}" for number, tag in enumerate(old) if not tag.isascii()}
+        if not seals:
+            return change(old)
+        tags = {seal: tag for tag, seal in seals.items()}
+        return tuple(tags.get(tag, tag) for tag in change(tuple(seals.get(tag, tag) for tag in old)))
+
+    return edit
+
+
 def _letters(change: Callable[[str], str]) -> TagEdit:
     known: dict[str, str] = {}
 
@@ -298,6 +311,11 @@ def _each(change: Callable[[str], Tags | None]) -> TagEdit:
         return tuple(out)
 
     return edit
+
+
+def _tags_in(text: str, was: str) -> Tags:
+    """The tags in what one has become; blanks around it that were part of it are none, see `captions.ASCII_BLANKS`."""
+    return tags_of(text) if was == was.strip() else tags_of(text, ASCII_BLANKS)
 
 
 def _unique(tags: Iterable[str]) -> Tags:
