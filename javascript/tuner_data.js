@@ -88,7 +88,14 @@
     const turn = (way) => async () => {
         const meant = data.folder[way];
         if (data.view) await data.view.flush();
-        if (meant) await data.changed(await data.write(way, { number: meant.number }));
+        if (!meant) return;
+        let answer = await data.write(way, { number: meant.number, partly: false });
+        if (answer.ask) { // files were changed since
+            if (!window.confirm(tuner.said(answer.ask))) return;
+            answer = await data.write(way, { number: meant.number });
+        }
+        await data.changed(answer);
+        if (answer.told) data.say(tuner.said(answer.told), true);
     };
     data.undo = turn("undo");
     data.redo = turn("redo");

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from .data.edits import OPERATIONS, Edit, Plan
 from .data.filter_hints import hints
-from .data.journal import SIDE
+from .data.journal import SIDE, Partly
 from .data.journal_file import Entry
 from .data.kept_scores import KeptScores
 from .data.library import Library, whole_path
@@ -177,22 +177,25 @@ class OpenFolder:
         with self.lock:
             return self._written("delete", lambda: self.library.delete(scope.of(self.library)))
 
-    def undo(self, number: int | None = None) -> dict[str, Any]:
-        """Takes the last edit back; `number` is the one that is meant. Raises ValueError, also where that is not the last, OSError."""
-        with self.lock:
-            self._meant(number, "undo")
-            return self._written("undo", self.library.undo)
+    def undo(self, number: int | None = None, partly: bool = True) -> dict[str, Any]:
+        """Takes the last edit back; `number` is the one that is meant. Where files were changed since and it is not to be taken back `partly`, nothing is done,
+        and `ask` is the question. Raises ValueError, also where that is not the last, OSError.
+        """
+        return self._turn("undo", number, lambda: self.library.undo(partly))
 
-    def redo(self, number: int | None = None) -> dict[str, Any]:
-        """Does again what was taken back last; `number` as above. Raises ValueError, OSError."""
-        with self.lock:
-            self._meant(number, "redo")
-            return self._written("redo", self.library.redo)
+    def redo(self, number: int | None = None, partly: bool = True) -> dict[str, Any]:
+        """Does again what was taken back last; the rest as above. Raises ValueError, OSError."""
+        return self._turn("redo", number, lambda: self.library.redo(partly))
 
-    def _meant(self, number: int | None, way: str) -> None:
-        entry = self._history()[way]
-        if number is not None and (entry is None or entry["number"] != number):
-            raise ValueError("Something else was done meanwhile; look at what Undo and Redo say now.")
+    def _turn(self, way: str, number: int | None, turn: Callable[[], Entry | None]) -> dict[str, Any]:
+        with self.lock:
+            entry = self._history()[way]
+            if number is not None and (entry is None or entry["number"] != number):
+                raise ValueError("Something else was done meanwhile; look at what Undo and Redo say now.")
+            try:
+                return self._written(way, turn)
+            except Partly as question:
+                return {**self._answer(None), "ask": str(question)}
 
     def read(self) -> dict[str, Any]:
         """Reads the folder anew."""
@@ -238,7 +241,10 @@ class OpenFolder:
         entry = work()
         self._plans.clear()  # they saw what is no more
         self.version += 1
-        return {"entry": entry and _entry(entry), "version": self.version, "pictures": len(self.library.pictures), **self._history()}
+        return self._answer(entry)
+
+    def _answer(self, entry: Entry | None) -> dict[str, Any]:
+        return {"entry": entry and _entry(entry), "told": entry.told if entry else "", "version": self.version, "pictures": len(self.library.pictures), **self._history()}
 
 
 class Datasets:

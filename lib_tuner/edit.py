@@ -127,12 +127,12 @@ def _told(problems: list[Problem]) -> list[str]:
 
 def _undone(journal: Journal) -> list[str]:
     entry = journal.undo()
-    return [f"Taken back: {entry.name} of {entry.files} files ({entry.when})." if entry else "There is nothing to take back."]
+    return [entry.told or f"Taken back: {entry.name} of {entry.files} files ({entry.when})." if entry else "There is nothing to take back."]
 
 
 def _redone(journal: Journal) -> list[str]:
     entry = journal.redo()
-    return [f"Done again: {entry.name} of {entry.files} files." if entry else "There is nothing to do again."]
+    return [entry.told or f"Done again: {entry.name} of {entry.files} files." if entry else "There is nothing to do again."]
 
 
 def _history(journal: Journal) -> list[str]:

@@ -173,6 +173,17 @@ def test_a_caption_that_changed_since_it_was_seen_is_not_overwritten(client, fol
     assert refused.status_code == 400 and "changed elsewhere" in refused.json()["error"] and (folder / "a.txt").read_text() == "first"
 
 
+def test_an_undo_that_would_leave_a_file_asks_first(client, folder):
+    client.ok(client.post("edit", name="add", args={"tags": "zwx"}))
+    (folder / "a.txt").write_text("typed elsewhere")
+    asked = client.ok(client.post("undo", partly=False))
+    assert asked["ask"] == "Changed since, so left as they are now: a.txt. Take back the rest (files: 2)?" and asked["undo"]["edit"] == "add" and asked["entry"] is None
+    assert "zwx" in (folder / "b.txt").read_text()
+    done = client.ok(client.post("undo", number=asked["undo"]["number"]))
+    assert done["told"].endswith("a.txt; files taken back: 2.") and done["undo"] is None and done["redo"]["edit"] == "add" and "zwx" not in (folder / "b.txt").read_text()
+    assert client.ok(client.post("details", rows=[0]))[0]["text"] == "typed elsewhere"  # the folder was read anew
+
+
 def test_undo_takes_back_what_was_meant(client, folder):
     first = client.ok(client.post("edit", name="add", args={"tags": "one"}, rows=[0]))["undo"]["number"]
     client.ok(client.post("edit", name="add", args={"tags": "two"}, rows=[0]))

@@ -5,7 +5,8 @@ In the side folder (`.tuner` in the data folder, unless another is given):
     trash/000007/...               files that were deleted, until somebody empties the folder
     lock                           held by the one program that may write
 
-An entry's state is in its name, and changes by a rename: applying -> applied -> undoing -> undone -> applying (redo). The entry is synced once, before the
+An entry's state is in its name, and changes by a rename: applying -> applied -> undoing -> undone -> applying (redo). An undo or redo leaves what somebody
+changed since, and says so; where that is all, the entry is overtaken, and stands before none. The entry is synced once, before the
 first caption is replaced; each caption is a temporary file that takes its place, so it is wholly as before or wholly as after. What was interrupted is
 completed when the journal is opened next: the user had asked for it, and the words typed for it are in the journal only. What fails while the program
 runs (a full disk, a file that another program changed) is taken back at once: then the user reads why, and nothing has changed.
@@ -20,7 +21,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +31,7 @@ from ..disk import take_lock
 from ..words import number_of
 from .aside import Aside, free
 from .items import Problem
-from .journal_file import Change, Entry, Move, entry_bytes, read_changes, read_entry
+from .journal_file import Change, Entry, Move, entry_bytes, is_at, leaving, read_changes, read_entry
 
 SIDE = ".tuner"
 _HEADING = {"applying": (True, "applied"), "undoing": (False, "undone"), "cancelling": (False, "")}  # forward?, the state in the end ("": the entry goes)
@@ -39,6 +40,10 @@ _BACK = {"applying": "cancelling", "undoing": "applying", "redoing": "undoing"}
 
 class Stale(ValueError):
     """A file is no longer what the plan saw."""
+
+
+class Partly(ValueError):
+    """Some files of an edit were changed since; its text asks whether the rest is to be taken back, or done again."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ class Journal:
         with self._held():
             if not changes:
                 return None
-            self._check(changes, True)
+            self._check(changes)
             number = self._next()
             moment = datetime.now().astimezone().isoformat(timespec="seconds")
             path = self._entries / f"{number:06}.applying.jsonl"
@@ -135,28 +140,40 @@ class Journal:
             moves.append(Move(path, trash / path.relative_to(self.folder)))
         return self.commit("delete", {}, moves)
 
-    def undo(self) -> Entry | None:
-        """Takes the last edit back; None where there is none. Raises as `commit` does."""
+    def undo(self, partly: bool = True) -> Entry | None:
+        """Takes the last edit back, but for files that were changed since (`Entry.left`), or where not `partly` raises Partly; None where there is none.
+
+        Raises as `commit` does.
+        """
         with self._held():
             done = [path for path in self._paths() if _state(path) == "applied"]
-            return self._turn(read_entry(done[-1]), "undoing") if done else None
+            return self._turn(read_entry(done[-1]), "undoing", partly) if done else None
 
-    def redo(self) -> Entry | None:
-        """Does again what was taken back last; None where there is none. Raises as `commit` does."""
+    def redo(self, partly: bool = True) -> Entry | None:
+        """Does again what was taken back last, in the same way; None where there is none. Raises as `undo` does."""
         with self._held():
             undone = [path for path in self._paths() if _state(path) == "undone"]
-            return self._turn(read_entry(undone[0]), "redoing") if undone else None
+            return self._turn(read_entry(undone[0]), "redoing", partly) if undone else None
 
     # ---- one entry ---------------------------------------------------------------------------------------------------
 
-    def _turn(self, entry: Entry, way: str) -> Entry:
+    def _turn(self, entry: Entry, way: str, partly: bool) -> Entry:
         changes, forward = read_changes(entry, self.folder), way == "redoing"
-        self._check(changes, forward, lenient=True)
+        left = self._stale(changes, forward, lenient=True)
+        if left:
+            stale = set(left)
+            changes = [change for change in changes if change not in stale]
+        entry = replace(entry, left=tuple(left), files=len(changes))
+        if left and changes and not partly:
+            raise Partly(entry.asked)
+        state = "overtaken" if not changes else "applying" if forward else "undoing"
         try:
-            entry = self._renamed(entry, "applying" if forward else "undoing")
+            if left:  # before any file changes: what ends an interrupted undo leaves them too
+                self._replace(entry.path, leaving(entry, self.folder, left))
+            entry = self._renamed(entry, state)
         except OSError as error:
             raise OSError(f"The journal in {self.side} cannot be written ({error.strerror}), so nothing was changed; {_advice(error)}.") from error
-        return self._carry_out(entry, changes, way)
+        return self._carry_out(entry, changes, way) if changes else entry
 
     def _carry_out(self, entry: Entry, changes: Sequence[Change | Move], way: str) -> Entry:
         """All changes of an entry that is heading somewhere, or none of them."""
@@ -187,7 +204,7 @@ class Journal:
 
     def _step(self, change: Change | Move, forward: bool, part: str, lenient: bool) -> None:
         """Brings one file from one side to the other. Raises Stale where it is not there, OSError."""
-        if not _is_at(change, not forward, lenient):
+        if not is_at(change, not forward, lenient):
             raise Stale(f"{change.path.name} was changed by another program")
         if isinstance(change, Change):
             self._put(change.path, change.after if forward else change.before, part)
@@ -221,17 +238,24 @@ class Journal:
             self._discard(temporary)
             raise
 
-    def _check(self, changes: Sequence[Change | Move], forward: bool, lenient: bool = False) -> None:
+    def _check(self, changes: Sequence[Change | Move]) -> None:
         """Raises Stale, by name, where a file is not as it is to be before the change: somebody else's words would be lost."""
+        stale = self._stale(changes, True)
+        if stale:
+            more = f" and {len(stale) - 1} more" if len(stale) > 1 else ""
+            raise Stale(f"{stale[0].path.name}{more} changed on the disk since they were read, so nothing was changed; read the folder anew, then try again.")
+
+    def _stale(self, changes: Sequence[Change | Move], forward: bool, lenient: bool = False) -> list[Change | Move]:
+        """Those whose files are not as they are to be before the change. Raises OSError where one cannot be read."""
         stale = []
         for change in changes:
             try:
-                stale += [] if _is_at(change, not forward, lenient) else [change.path]
+                stale += [] if is_at(change, not forward, lenient) else [change]
+            except (IsADirectoryError, NotADirectoryError):
+                stale.append(change)
             except OSError as error:
                 raise OSError(f"{change.path.name} cannot be read ({error.strerror}), so nothing was changed; {_advice(error)}.") from error
-        if stale:
-            more = f" and {len(stale) - 1} more" if len(stale) > 1 else ""
-            raise Stale(f"{stale[0].name}{more} changed on the disk since they were read, so nothing was changed; read the folder anew, then try again.")
+        return stale
 
     # ---- what was interrupted ----------------------------------------------------------------------------------------
 
@@ -269,7 +293,7 @@ class Journal:
             self._discard(os.path.join(folder, entry.part))
         for change in changes:
             try:
-                there, here = _is_at(change, forward, False), _is_at(change, not forward, True)
+                there, here = is_at(change, forward, False), is_at(change, not forward, True)
             except OSError:  # it is a folder now, or nobody may read it
                 there = here = False
             if here and not there:
@@ -282,14 +306,20 @@ class Journal:
     # ---- the folder --------------------------------------------------------------------------------------------------
 
     def _publish(self, path: Path, data: bytes) -> None:
+        try:
+            self._replace(path, data)
+            self._sync(self._entries)
+        except OSError:
+            self._discard(path)
+            raise
+
+    def _replace(self, path: Path, data: bytes) -> None:
         part = path.with_suffix(".part")
         try:
             _write(self._system, part, data, sync=True)
             self._system.replace(part, path)
-            self._sync(self._entries)
         except OSError:
             self._discard(part)
-            self._discard(path)
             raise
 
     def _renamed(self, entry: Entry, state: str, sync: bool = True) -> Entry:
@@ -345,27 +375,6 @@ def _number(path: Path) -> int:
 
 def _state(path: Path) -> str:
     return path.name.split(".")[1]
-
-
-def _is_at(change: Change | Move, after: bool, lenient: bool) -> bool:
-    """Whether a file is as after, or as before, a change. `lenient`: or empty, which is nobody's words, and what some disks leave after a loss of power.
-
-    Raises OSError where it cannot be read.
-    """
-    if isinstance(change, Move):
-        present, absent = (change.to, change.path) if after else (change.path, change.to)
-        return os.path.lexists(present) and not os.path.lexists(absent)
-    found = _content(change.path)
-    return found == (change.after if after else change.before) or (lenient and found == b"")
-
-
-def _content(path: Path) -> bytes | None:
-    """A file's bytes; None where there is no file."""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return file.readall()
-    except FileNotFoundError:
-        return None
 
 
 def _write(call: Any, path: str | Path, data: bytes, sync: bool = False) -> None:

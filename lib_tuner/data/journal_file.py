@@ -3,18 +3,22 @@
     {"edit": "remove", "args": {"tags": ["lips"]}, "when": "2026-11-27T10:00:00+01:00", "files": 37, "part": ".tuner-1b2c3d4e.part"}
     {"path": "10_cat/a.txt", "before": "cat, lips", "after": "cat"}
 
-Content that is not UTF-8 is {"base64": ...}, a file that is not there null. Paths are relative to the data folder where they are in it.
+Content that is not UTF-8 is {"base64": ...}, a file that is not there null. Paths are relative to the data folder where they are in it. A line with
+"stays" is of a file that somebody changed after the edit: no undo or redo touches it any more, and a person finds here what it was.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+
+NAMED = 3  # files that stay
 
 @dataclass(frozen=True)
 class Change:
@@ -35,7 +39,10 @@ class Move:
 
 @dataclass(frozen=True)
 class Entry:
-    """An edit in the journal. `state`: applied, undone, or on its way: applying, undoing, cancelling; `part` names its temporary files."""
+    """An edit in the journal. `state`: applied, undone, overtaken (all its files were changed since), or on its way: applying, undoing, cancelling.
+
+    `part` names its temporary files; `left` are those of its files that an undo or redo has left as somebody else had changed them.
+    """
 
     path: Path
     number: int
@@ -45,6 +52,30 @@ class Entry:
     when: str
     files: int
     part: str
+    left: tuple[Change | Move, ...] = ()
+
+    @property
+    def told(self) -> str:
+        """What a person is to know after an undo or redo that left files as they are; empty where it left none."""
+        if not self.left:
+            return ""
+        trash = next((change.to.parent for change in self.left if isinstance(change, Move) and self.state != "applied"), None)
+        kept = f"What was deleted lies in {trash}." if trash else ""
+        if self.state == "overtaken":
+            said = f"All files of this edit were changed since ({self._names}), so they stay as they are; the edit is out of the history, and does not stand before others any more."
+        else:
+            said = f"Changed since, so left as they are now: {self._names}; {'files taken back' if self.state == 'undone' else 'files done again'}: {self.files:,}."
+        return " ".join(filter(None, (said, kept)))
+
+    @property
+    def asked(self) -> str:
+        """The same before it is done, as a question."""
+        return f"Changed since, so left as they are now: {self._names}. {'Take back the rest' if self.state == 'applied' else 'Do the rest again'} (files: {self.files:,})?"
+
+    @property
+    def _names(self) -> str:
+        more = f" and {len(self.left) - NAMED:,} more" if len(self.left) > NAMED else ""
+        return ", ".join(change.path.name for change in self.left[:NAMED]) + more
 
     def at(self, path: Path, state: str) -> Entry:
         """The entry in another state."""
@@ -62,6 +93,17 @@ def entry_bytes(entry: Entry, changes: Sequence[Change | Move], folder: Path) ->
             rows.append(encode({"path": path, "moved": change.to.as_posix().removeprefix(prefix)}))
         else:
             rows.append(encode({"path": path, "before": _shown(change.before), "after": _shown(change.after)}))
+    return _file(rows)
+
+
+def leaving(entry: Entry, folder: Path, left: Collection[Change | Move]) -> bytes:
+    """The entry's file where these of its files stay as they are from now on."""
+    paths, (head, *rows) = {change.path for change in left}, map(json.loads, entry.path.read_bytes().split(b"\n")[:-1])
+    rows = [{**row, "stays": True} if folder / row["path"] in paths else row for row in rows]
+    return _file([json.dumps(row, ensure_ascii=False) for row in ({**head, "files": sum("stays" not in row for row in rows)}, *rows)])
+
+
+def _file(rows: Sequence[str]) -> bytes:
     try:
         return "\n".join([*rows, ""]).encode("utf-8")
     except UnicodeEncodeError:  # a file's name may be bytes that are no text, and a page may send halves of letters
@@ -76,26 +118,57 @@ def read_entry(path: Path) -> Entry:
     try:
         return Entry(path, int(number), state, head["edit"], head["args"], head["when"], head["files"], head["part"])
     except (KeyError, ValueError):
-        raise ValueError(f"{path} is damaged; move it out of its folder, then go on without what it could undo.") from None
+        raise _damaged(path) from None
 
 
 def read_changes(entry: Entry, folder: Path) -> list[Change | Move]:
-    """All lines of an entry's file but the first. Raises ValueError where it is damaged."""
-    changes: list[Change | Move] = []
-    for line in entry.path.read_bytes().split(b"\n")[1:-1]:
-        row = _row(entry.path, line)
-        if "moved" in row:
-            changes.append(Move(folder / row["path"], folder / row["moved"]))
-        else:
-            changes.append(Change(folder / row["path"], _bytes(row["before"]), _bytes(row["after"])))
-    return changes
+    """All lines of an entry's file but the first, without what stays. Raises ValueError where it is damaged."""
+    rows = [_row(entry.path, line) for line in entry.path.read_bytes().split(b"\n")[1:-1]]
+    try:
+        return [_change(row, folder) for row in rows if "stays" not in row]
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise _damaged(entry.path) from None
+
+
+def is_at(change: Change | Move, after: bool, lenient: bool) -> bool:
+    """Whether a file is as after, or as before, a change. `lenient`: or empty, which is nobody's words, and what some disks leave after a loss of power.
+
+    Raises OSError where it cannot be read.
+    """
+    if isinstance(change, Move):
+        present, absent = (change.to, change.path) if after else (change.path, change.to)
+        return os.path.lexists(present) and not os.path.lexists(absent)
+    found = _content(change.path)
+    return found == (change.after if after else change.before) or (lenient and found == b"")
+
+
+def _content(path: Path) -> bytes | None:
+    """A file's bytes; None where there is no file."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.readall()
+    except FileNotFoundError:
+        return None
 
 
 def _row(path: Path, line: bytes) -> dict[str, Any]:
     try:
-        return json.loads(line)
+        row = json.loads(line)
     except ValueError:
-        raise ValueError(f"{path} is damaged; move it out of its folder, then go on without what it could undo.") from None
+        row = None
+    if not isinstance(row, dict):
+        raise _damaged(path)
+    return row
+
+
+def _change(row: dict[str, Any], folder: Path) -> Change | Move:
+    if "moved" in row:
+        return Move(folder / row["path"], folder / row["moved"])
+    return Change(folder / row["path"], _bytes(row["before"]), _bytes(row["after"]))
+
+
+def _damaged(path: Path) -> ValueError:
+    return ValueError(f"{path} is damaged; move it out of its folder, then go on without what it could undo.")
 
 
 def _shown(data: bytes | None) -> str | dict[str, str] | None:

@@ -262,13 +262,13 @@ class Library:
         self.read()
         return entry
 
-    def undo(self) -> Entry | None:
-        """Takes the last edit back; None where there is none. Raises as `apply` does."""
-        return self._turned(self._writable().undo(), forward=False)
+    def undo(self, partly: bool = True) -> Entry | None:
+        """Takes the last edit back; None where there is none. See `Journal.undo`."""
+        return self._turned(self._writable().undo(partly), forward=False)
 
-    def redo(self) -> Entry | None:
-        """Does again what was taken back last; None where there is none. Raises as `apply` does."""
-        return self._turned(self._writable().redo(), forward=True)
+    def redo(self, partly: bool = True) -> Entry | None:
+        """Does again what was taken back last; None where there is none. See `Journal.undo`."""
+        return self._turned(self._writable().redo(partly), forward=True)
 
     def _writable(self) -> Journal:
         if self.journal is None:
@@ -278,7 +278,7 @@ class Library:
     def _turned(self, entry: Entry | None, forward: bool) -> Entry | None:
         if entry:
             changes = read_changes(entry, self.folder)
-            if any(isinstance(change, Move) for change in changes):
+            if entry.left or any(isinstance(change, Move) for change in changes):
                 self.read()
             else:
                 self._took(changes, forward)

@@ -68,6 +68,7 @@ class EditOrder(BaseModel):
 
 class StepOrder(BaseModel):
     number: Optional[int] = Field(default=None, description="What is meant, by its number in the history; refused where it is not the next")
+    partly: bool = Field(default=True, description="Whether files that were changed since may be left as they are; else that is asked, and nothing is done")
 
 
 class ScopeOrder(BaseModel):
@@ -90,6 +91,8 @@ class PlanOrder(BaseModel):
 
 class Changed(BaseModel):
     entry: Optional[Dict[str, Any]] = Field(description="What was done; null where nothing was to be changed")
+    told: str = Field("", description="Which files an undo or redo has left as they are")
+    ask: str = Field("", description="The question, where that was to be asked first")
     version: int
     pictures: int
     undo: Optional[Dict[str, Any]]

@@ -99,11 +99,11 @@ def _add_editing(router: APIRouter, sets: Datasets) -> None:
 
     @router.post("/data/{folder}/undo", response_model=Changed, summary="Take the last edit back")
     def undo(folder: str, order: StepOrder = Body(default=StepOrder())) -> Response:
-        return answer(lambda: sets[folder].undo(order.number))
+        return answer(lambda: sets[folder].undo(order.number, order.partly))
 
     @router.post("/data/{folder}/redo", response_model=Changed, summary="Do again what was taken back last")
     def redo(folder: str, order: StepOrder = Body(default=StepOrder())) -> Response:
-        return answer(lambda: sets[folder].redo(order.number))
+        return answer(lambda: sets[folder].redo(order.number, order.partly))
 
 
 def _add_work(router: APIRouter, sets: Datasets) -> None:
