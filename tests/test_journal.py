@@ -353,6 +353,17 @@ def test_a_link_stays_a_link_and_odd_names_are_kept(tmp_path):
         assert (other / "real.txt").read_bytes() == b"a" and not odd.exists()
 
 
+def test_a_link_that_led_nowhere_does_so_again_after_an_undo(tmp_path):
+    (tmp_path / "words").mkdir()
+    link, target = tmp_path / "a.txt", tmp_path / "words" / "a.txt"
+    link.symlink_to(target)
+    with Journal(tmp_path) as journal:
+        journal.commit("x", {}, [Change(link, None, b"x")])
+        assert target.read_bytes() == b"x"
+        assert journal.undo().told == "" and link.is_symlink() and not target.exists()
+        assert journal.redo().told == "" and link.is_symlink() and target.read_bytes() == b"x"
+
+
 def test_old_edits_go_and_the_trash_stays(tmp_path):
     folder = tmp_path / "d"
     start(folder)
@@ -397,6 +408,8 @@ def test_a_damaged_entry_is_named(tmp_path):
     with Journal(tmp_path) as journal:
         journal.commit("x", {}, [Change(tmp_path / "a.txt", None, b"a")])
         path = journal.entries()[0].path
-        path.write_text("{")
-        with pytest.raises(ValueError, match="000001.applied.jsonl is damaged; move it"):
-            journal.undo()
+        head = path.read_text().splitlines()[0]
+        for damaged in ("{", "[]\n", "3\n", f"{head}\n[]\n", f"{head}\n{{}}\n", f'{head}\n{{"path": 3, "before": null, "after": null}}\n', f'{head}\n{{"path": "a.txt", "before": {{}}, "after": 3}}\n'):
+            path.write_text(damaged)
+            with pytest.raises(ValueError, match="000001.applied.jsonl is damaged; move it"):
+                journal.undo()

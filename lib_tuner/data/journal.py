@@ -216,8 +216,8 @@ class Journal:
     def _put(self, path: Path, data: bytes | None, part: str) -> None:
         """A file's new content, under the file's own permissions; None deletes it. A link stays one: its target is replaced."""
         call = self._system
-        if data is None:
-            call.unlink(path)
+        if data is None:  # a link that led nowhere before the edit does so again
+            call.unlink(os.path.realpath(path) if os.path.islink(path) else path)
             return
         try:
             mode = os.lstat(path).st_mode

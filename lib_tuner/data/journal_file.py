@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-
 NAMED = 3  # files that stay
+
 
 @dataclass(frozen=True)
 class Change:
