@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -12,9 +13,10 @@ from pathlib import Path
 import pytest
 from conftest import until
 
-from lib_tuner.data import aside
+from lib_tuner.data import aside, folder_lock
 from lib_tuner.data.journal import Journal, Limits, Partly
 from lib_tuner.data.journal_file import Change
+from lib_tuner.disk import take_lock
 
 CALLS = ("open", "write", "close", "fsync", "replace", "rename", "unlink", "chmod", "makedirs", "link")
 
@@ -319,6 +321,46 @@ def test_a_second_program_is_told(tmp_path):
     journal.close()
     with pytest.raises(ValueError, match="was closed"):
         journal.undo()
+
+
+def test_a_side_folder_that_is_deleted_while_it_is_open_is_made_again(tmp_path):
+    with Journal(tmp_path) as journal:
+        journal.commit("x", {}, [Change(tmp_path / "a.txt", None, b"a")])
+        shutil.rmtree(journal.side)
+        assert journal.entries() == []
+        journal.commit("y", {}, [Change(tmp_path / "a.txt", b"a", b"b")])
+        assert [entry.name for entry in journal.entries()] == ["y"] and journal.undo() and (tmp_path / "a.txt").read_bytes() == b"a"
+        with pytest.raises(ValueError, match="is being edited by another program"):
+            Journal(tmp_path)
+        shutil.rmtree(journal.side)
+        with Journal(tmp_path), pytest.raises(ValueError, match="is being edited by another program"):  # which came in between
+            journal.commit("z", {}, [Change(tmp_path / "a.txt", b"a", b"b")])
+        assert journal.commit("z", {}, [Change(tmp_path / "a.txt", b"a", b"b")])
+
+
+def test_a_lock_that_is_deleted_while_it_is_taken_is_none(tmp_path, monkeypatch):
+    taken = []
+
+    def take(descriptor):
+        take_lock(descriptor)
+        taken.append(descriptor)
+        if len(taken) == 1:
+            (tmp_path / "lock").unlink()
+
+    monkeypatch.setattr(folder_lock, "take_lock", take)
+    descriptor = folder_lock.locked(tmp_path, tmp_path)
+    assert len(taken) == 2 and os.path.samestat(os.fstat(descriptor), os.stat(tmp_path / "lock"))
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize(("error", "said"), [(errno.ENOLCK, "is on a disk that cannot lock files"), (errno.EAGAIN, "is being edited by another program"), (errno.EIO, "cannot be written")])
+def test_only_a_lock_that_is_taken_is_another_program(tmp_path, monkeypatch, error, said):
+    def take(descriptor):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(folder_lock, "take_lock", take)
+    with pytest.raises((OSError, ValueError), match=said):
+        Journal(tmp_path)
 
 
 def test_deleted_files_lie_in_the_trash_and_come_back(tmp_path):

@@ -27,9 +27,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
-from ..disk import take_lock
 from ..words import number_of
 from .aside import Aside, free
+from .folder_lock import is_held, locked
 from .items import Problem
 from .journal_file import Change, Entry, Move, entry_bytes, is_at, leaving, read_changes, read_entry
 
@@ -70,7 +70,7 @@ class Journal:
         self._entries = self.side / "journal"
         if not self.folder.is_dir():
             raise ValueError(f"{self.folder} is no folder; open the one that holds the pictures.")
-        self._open()
+        self._lock = self._opened()
         self._aside = Aside(self.side, 0)
         try:
             self._recover()
@@ -79,20 +79,16 @@ class Journal:
             raise
         free(self.side)
 
-    def _open(self) -> None:
+    def _opened(self) -> int:
+        """The side folder, made where there is none, and locked."""
         try:
             if not self._entries.is_dir():
                 self._system.makedirs(self._entries, exist_ok=True)
                 self._sync(self.side)
                 self._sync(self.side.parent)
-            self._lock = os.open(self.side / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            return locked(self.folder, self.side)
         except OSError as error:
             raise OSError(f"{self.side} cannot be written ({error.strerror}), so nothing could be undone; {_advice(error)}.") from error
-        try:
-            take_lock(self._lock)
-        except OSError:
-            self.close()
-            raise ValueError(f"{self.folder} is being edited by another program; end it there, or wait until it is done.") from None
 
     def __enter__(self) -> Journal:
         return self
@@ -265,6 +261,10 @@ class Journal:
         with self._busy:
             if self._lock < 0:
                 raise ValueError(f"{self.folder} was closed; open it again.")
+            if not is_held(self._lock, self.side):  # somebody deleted the side folder, and other programs may have made another
+                lock = self._opened()
+                os.close(self._lock)
+                self._lock = lock
             self._recover()
             yield
 
