@@ -5,6 +5,7 @@ A client names pictures by numbers (rows) and folders by ids, never by paths; so
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 from collections import Counter, OrderedDict
@@ -198,8 +199,9 @@ class OpenFolder:
                 return {**self._answer(None), "ask": str(question)}
 
     def read(self) -> dict[str, Any]:
-        """Reads the folder anew."""
+        """Reads the folder anew; one that could not be edited may be by now."""
         with self.lock:
+            self.library.try_again()
             self._changed(lambda: self.library.read())
             self.kept.forget()
             return self.about()
@@ -255,7 +257,7 @@ class Datasets:
         self.taggers = {name: lru_cache(maxsize=1)(make) for name, make in taggers.items()}
         self._open: OrderedDict[str, OpenFolder] = OrderedDict()
         self._lock = threading.Lock()
-        self._gates: dict[Path, threading.Lock] = {}
+        self._gates: dict[str, threading.Lock] = {}
         self.joining: set[Callable[[OpenFolder], Any]] = set()  # what is joined to each folder that is opened
 
     def open(self, folder: str) -> OpenFolder:
@@ -263,11 +265,12 @@ class Datasets:
         if not folder.strip() or "\0" in folder:
             raise ValueError("Name the folder that holds the pictures.")
         path = whole_path(folder.strip().strip('"'))
+        same = _identity(path)
         with self._lock:
-            gate = self._gates.setdefault(path, threading.Lock())
+            gate = self._gates.setdefault(same, threading.Lock())
         with gate:  # to read a large folder takes its time, and the others are not to wait for it
             with self._lock:
-                known = next((opened for opened in self._open.values() if opened.library.folder == path), None)
+                known = next((opened for opened in self._open.values() if _identity(opened.library.folder) == same), None)
             if known:
                 known.read()
                 return self[known.id]
@@ -296,6 +299,11 @@ class Datasets:
             opened.stop(wait=PATIENCE)
             with opened.lock:
                 opened.library.close()
+
+
+def _identity(folder: Path) -> str:
+    """The same for a folder however it is spelled, by links or with other capitals: one that is open twice could not be edited the second time."""
+    return os.path.normcase(os.path.realpath(folder))
 
 
 def operations() -> list[dict[str, Any]]:

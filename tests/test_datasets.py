@@ -15,6 +15,7 @@ from PIL import Image
 
 from lib_tuner import datasets
 from lib_tuner.data.edits import Edit
+from lib_tuner.data.journal import Journal
 from lib_tuner.datasets import Datasets, Scope
 from lib_tuner.hosts.standalone import Standalone
 from lib_tuner.jobs import Jobs
@@ -207,6 +208,24 @@ def test_letters_of_unknown_encodings_are_shown_and_written_back(client, folder)
 def test_a_folder_has_one_name(web, client, folder, spelling):
     again = Client(web, spelling.format(folder.parent))
     assert again.id == client.id and again.names() == ["a.png", "b.png", "c.png"]
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="this system has no links")
+def test_a_folder_that_is_opened_by_a_link_is_the_one_that_is_open(web, client, folder, tmp_path):
+    (tmp_path / "link").symlink_to(folder)
+    again = Client(web, tmp_path / "link")
+    assert again.id == client.id and again.about["editable"]
+
+
+@pytest.mark.parametrize("way", ["open", "read"])
+def test_a_folder_that_another_program_held_can_be_edited_once_it_is_free(web, folder, way):
+    with Journal(folder):
+        client = Client(web, folder)
+        assert not client.about["editable"] and "another program" in client.about["reason"]
+        assert client.post("edit", name="add", args={"tags": "zwx"}).status_code == 400
+    about = Client(web, folder).about if way == "open" else client.ok(client.post("read"))
+    assert about["id"] == client.id and about["editable"] and about["reason"] == ""
+    assert client.ok(client.post("edit", name="add", args={"tags": "zwx"}))["entry"]["files"] == 3
 
 
 @pytest.mark.skipif(not hasattr(os, "symlink"), reason="this system has no links")

@@ -118,10 +118,7 @@ class Library:
         """Opens a folder, for editing where that is possible. Raises ValueError where there is no such folder or no picture in it."""
         folder = whole_path(folder)
         below = pictures_below(folder)  # before a journal is made in a folder that is none of ours
-        try:
-            journal, reason = Journal(folder), ""
-        except (OSError, ValueError) as error:
-            journal, reason = None, str(error)
+        journal, reason = _journal(folder)
         try:
             return cls(folder, extensions, journal, reason, below)
         except (OSError, ValueError):
@@ -139,6 +136,11 @@ class Library:
         """Lets the folder go."""
         if self.journal:
             self.journal.close()
+
+    def try_again(self) -> None:
+        """Where the folder could not be edited, sees whether it can be now: another program may have let it go."""
+        if self.journal is None:
+            self.journal, self.reason = _journal(self.folder)
 
     def read(self, below: Below | None = None) -> None:
         """Reads the folder anew: what other programs changed is seen; pictures that stay keep their numbers."""
@@ -294,6 +296,14 @@ class Library:
             self._files[change.path] = new
             for row in self._rows_of[change.path]:
                 self.index.put(row, old.caption.tags, new.caption.tags)
+
+
+def _journal(folder: Path) -> tuple[Journal | None, str]:
+    """The journal of a folder, or why there is none."""
+    try:
+        return Journal(folder), ""
+    except (OSError, ValueError) as error:
+        return None, str(error)
 
 
 def _tokens(text: str) -> int:
