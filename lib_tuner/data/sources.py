@@ -10,11 +10,13 @@ import csv
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from .item import Item
+from .names import Names
 
 Complain = Callable[[Path, str, str], None]
 
@@ -50,7 +52,7 @@ def listed_captions(path: Path, complain: Complain, lines: bool = False) -> dict
 
     Of several captions of one picture, see `_caption`; `lines` are asked for where a line of them is drawn.
     """
-    text = read_text(path, complain)
+    text, names = read_text(path, complain), Names()
     rows = _json_rows(path, text, complain) if path.suffix == ".jsonl" else _csv_rows(path, text, complain)
     captions = {}
     for line, row in rows:
@@ -63,14 +65,20 @@ def listed_captions(path: Path, complain: Complain, lines: bool = False) -> dict
             complain(path, f"line {line} has a caption that is no text{'' if caption else '; it was left out'}", "list")
         if not fine and not caption:
             continue
-        picture = path.parent / name
-        if not picture.is_file():
+        picture = _picture(path.parent, name, names)
+        if not os.path.isfile(picture):
             complain(path, f"line {line} names {name!r}, which is not there", "list")
         if picture not in captions:
             captions[picture] = caption
         elif lines:  # a row for each caption is a list of them
             captions[picture] += f"\n{caption}"
     return captions
+
+
+def _picture(folder: Path, name: str, names: Names) -> Path:
+    """The picture that a list names, also with the slashes of Windows or in other letters than the disk has; as named where there is none."""
+    ways = [Path(os.path.normpath(folder / way)) for way in dict.fromkeys((name, name.replace("\\", "/")))]
+    return next((found for way in ways if (found := names.like(way))), ways[0])
 
 
 def _caption(value: Any, lines: bool) -> tuple[str, bool]:
@@ -96,8 +104,8 @@ def _json_rows(path: Path, text: str, complain: Complain) -> Iterator[tuple[int,
             continue
         try:
             row = json.loads(part)
-        except json.JSONDecodeError as error:
-            complain(path, f"line {line} is no JSON ({error.msg}); it was left out", "list")
+        except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and brackets in brackets
+            complain(path, f"line {line} is no JSON ({getattr(error, 'msg', 'it is too long')}); it was left out", "list")
             continue
         yield line, row if isinstance(row, dict) else {}
 

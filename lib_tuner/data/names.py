@@ -1,0 +1,43 @@
+"""Files that are meant although their names are written in another way: in other capitals, or with accents as letters of their own, as some disks keep them."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from pathlib import Path
+
+
+def plain(name: str) -> str:
+    """The same for all ways to write a name."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+class Names:
+    """What lies in folders; each is listed once."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, dict[str, list[str]]] = {}
+
+    def like(self, path: Path) -> Path | None:
+        """The file or folder of this name, or where there is none the one that is meant, by name or by its folder's; None where none or several may be."""
+        if os.path.exists(path):
+            return path
+        here = next((folder for folder in path.parents if os.path.exists(folder)), None)
+        for name in path.relative_to(here).parts if here else ():
+            found = self._in(here).get(plain(name), [])
+            if name not in found and len(found) != 1:
+                return None
+            here /= name if name in found else found[0]
+        return here
+
+    def _in(self, folder: Path) -> dict[str, list[str]]:
+        key = str(folder)
+        if key not in self._folders:
+            try:
+                names = os.listdir(key)
+            except (OSError, ValueError):  # nothing is found in it
+                names = []
+            self._folders[key] = {}
+            for name in names:
+                self._folders[key].setdefault(plain(name), []).append(name)
+        return self._folders[key]
