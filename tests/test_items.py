@@ -169,29 +169,6 @@ def test_imagefolder_lists(tmp_path, column):
 SEVERAL = [["", " a cat ", "a red cat"], [None, "a dog"], [], 7, ["a fox", 7]]
 
 
-@pytest.mark.parametrize(
-    "line, said",
-    [
-        ('{"file_name": "%s.png", "text": "x"}' % ("q" * 300), "which is not there"), ('{"file_name": "b.png", "n": %s}' % ("1" * 5000), "line 1 is no JSON"),
-        ("[" * 100000, "line 1 is no JSON"), ('{"file_name": "a\\u0000.png", "text": "x"}', "which is not there"),
-    ],
-)  # fmt: skip
-def test_a_row_that_no_disk_or_parser_takes_is_a_problem_of_its_line(tmp_path, line, said):
-    paint(tmp_path / "a.png")
-    (tmp_path / "metadata.jsonl").write_text(f'{line}\n{{"file_name": "a.png", "text": "listed"}}\n')
-    items, problems = find(tmp_path)
-    assert items["a.png"].caption == "listed" and [problem.kind for problem in problems] == ["list"] and "line 1 " in problems[0].text and said in problems[0].text
-
-
-@pytest.mark.parametrize("named", ["sub\\\\b\u00e9.png", "sub/b\u00e9.png", "./Sub/B\u00c9.PNG", "sub/../sub/be\u0301.png"])
-def test_a_list_names_pictures_in_the_letters_of_another_system(tmp_path, named):
-    (tmp_path / "sub").mkdir()
-    paint(tmp_path / "sub" / "be\u0301.png")  # the accent as a letter of its own, as some disks have it
-    (tmp_path / "metadata.jsonl").write_text(f'{{"file_name": "{named}", "text": "listed"}}\n', encoding="utf-8")
-    items, problems = find(tmp_path)
-    assert [(item.caption, item.caption_source) for item in items.values()] == [("listed", "list")] and problems == []
-
-
 @pytest.mark.parametrize(("wildcards", "captions"), [(False, ["a cat", "a dog", "", "", "a fox"]), (True, ["a cat\na red cat", "a dog", "", "", "a fox"])])
 def test_of_several_listed_captions_the_first_counts_or_with_wildcards_each_is_a_line(tmp_path, wildcards, captions):
     for i in range(len(SEVERAL)):

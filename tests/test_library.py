@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lib_tuner.data.caption_audit import audit_names
 from lib_tuner.data.edits import Edit
 from lib_tuner.data.journal import Journal, Stale
 from lib_tuner.data.library import Library
@@ -125,6 +126,14 @@ def test_a_caption_of_two_pictures_is_one_caption(folder):
         assert (folder / "a1.txt").exists()  # the other picture has it still
         library.delete(library.find("name:a1.jpg"))
         assert not (folder / "a1.txt").exists()
+
+
+def test_a_caption_in_other_capitals_is_the_one_that_is_edited(folder):
+    (folder / "a10.TXT").write_text("dog")
+    with Library.open(folder) as library:
+        library.apply(library.plan(Edit("add", {"tags": ["x"]}), library.find("name:a10.png")))
+        assert (folder / "a10.TXT").read_text() == "dog, x" and not (folder / "a10.txt").exists()
+    assert not list(audit_names(library.pictures.values()))
 
 
 def test_scores_of_the_tagger_reach_edits(library):

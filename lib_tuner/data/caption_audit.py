@@ -15,6 +15,7 @@ from ..words import number_of
 from . import tag_variants, tag_words
 from .captions import CaptionFile
 from .edits import Edit
+from .file_names import plain
 from .finding import Finding
 from .items import Problem, caption_files
 from .tag_edits import key
@@ -183,11 +184,11 @@ def audit_names(pictures: Iterable[Path], extensions: str = DataConfig.caption_e
     for paths in stems.values():
         if len(paths) > 1:
             yield Finding("shared caption", tuple(paths), f"{' and '.join(path.name for path in paths)} share one caption file; rename one of them.", amount=float(len(paths)))
-    owned = {file for path in pictures for file in caption_files(path, extensions)}
-    endings = {file.suffix.lower() for file in owned}
+    files = [file for path in pictures for file in caption_files(path, extensions)]
+    owned, endings = {plain(str(file)) for file in files}, {file.suffix.lower() for file in files}
     for folder in sorted({path.parent for path in pictures}):
         for file in sorted(folder.iterdir()):
-            if file.suffix.lower() in endings and file not in owned and file.stem.lower() not in _NO_CAPTIONS and not file.name.startswith(".") and file.is_file():
+            if file.suffix.lower() in endings and plain(str(file)) not in owned and file.stem.lower() not in _NO_CAPTIONS and not file.name.startswith(".") and file.is_file():
                 yield Finding("no picture", (file,), f"{file.name} is a caption without a picture; was the picture renamed?")
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..settings import DataConfig
 from . import pictures, sources
+from .file_names import Names
 from .item import Item
 
 PICTURES = frozenset(".png .jpg .jpeg .jfif .webp .bmp .gif .tif .tiff .avif .heic .heif .jxl".split())  # what Pillow cannot open becomes a problem
@@ -55,6 +56,7 @@ class _Scan:
     problems: list[Problem] = field(default_factory=list)
     held_out: bool = False  # pictures that are looked at once, whatever their folder's repeats
     listed: dict[Path, str] = field(default_factory=dict)
+    names: Names = field(default_factory=Names)
     told: set[Path] = field(default_factory=set)  # what was complained of `once`
 
     def complain(self, path: Path, text: str, kind: str, once: bool = False) -> None:
@@ -256,10 +258,25 @@ def _with_caption(job: _Scan, item: Item, named: Path | None = None, own: str | 
 def _beside(job: _Scan, path: Path) -> tuple[str, str]:
     if path in job.listed:
         return job.listed[path], "list"
-    file = next((file for file in caption_files(path, job.cfg.caption_extension) if os.path.exists(file)), None)
+    file = caption_beside(path, job.cfg.caption_extension, job.names)
     if file:
         return sources.read_text(file, job.complain), "file"
     return "", "none"
+
+
+def caption_beside(path: Path, extensions: str, names: Names) -> Path | None:
+    """A picture's caption file: the first that is there, or else is called like one, `a.TXT`, and is no other picture's; None without one."""
+    files = caption_files(path, extensions)
+    exact = next((file for file in files if os.path.exists(file)), None)
+    if exact or not files:
+        return exact
+    alike = filter(None, map(names.like, files))
+    return next((file for file in alike if file.stem == path.stem or not _is_of_another(file, names)), None)
+
+
+def _is_of_another(caption: Path, names: Names) -> bool:
+    """Whether there is a picture of just its name."""
+    return any(found.stem == caption.stem for ending in PICTURES if (found := names.like(caption.with_suffix(ending))))
 
 
 def caption_files(path: Path, extensions: str) -> list[Path]:

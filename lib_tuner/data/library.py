@@ -22,7 +22,8 @@ from ..settings import DataConfig
 from . import edits, filters, sources
 from .captions import Caption, CaptionFile, Tags, parse, read
 from .edits import Context, Edit, Plan
-from .items import Problem, caption_files, pictures_below
+from .file_names import Names
+from .items import Problem, caption_beside, caption_files, pictures_below
 from .journal import Journal
 from .journal_file import Change, Entry, Move, read_changes
 from .tag_edits import key
@@ -53,8 +54,9 @@ def listing(folder: str | Path, extensions: str = DataConfig.caption_extension, 
         if path.is_file():
             listed |= sources.listed_captions(path, lambda *what: problems.append(Problem(*what)))
             problems.append(Problem(path, "has captions of its own, which are not edited here; move it away to edit files instead", "list"))
-    captions = {path: _caption_of(path, extensions) for path in pictures if path not in listed}
-    root = os.path.join(os.path.realpath(folder), "")
+    names = Names()
+    captions = {path: _caption_of(path, extensions, names) for path in pictures if path not in listed}
+    root = os.path.join(os.path.realpath(whole_path(folder)), "")
     outside = {file for file in captions.values() if _leads_out(file, root)}
     problems += [Problem(file, "is a link out of the folder and is left alone; put a copy in its place", "list") for file in sorted(outside)]
     files, unread = read(file for file in dict.fromkeys(captions.values()) if file not in outside)
@@ -78,9 +80,9 @@ def _leads_out(file: Path, root: str) -> bool:
     return file.is_symlink() and not os.path.realpath(file).startswith(root)
 
 
-def _caption_of(picture: Path, extensions: str) -> Path:
+def _caption_of(picture: Path, extensions: str, names: Names) -> Path:
     files = caption_files(picture, extensions) or [picture.with_suffix(".txt")]
-    return next((file for file in files if file.is_file()), files[0])
+    return next((file for file in files if file.is_file()), None) or caption_beside(picture, extensions, names) or files[0]
 
 
 def _shared(captions: Mapping[Path, Path]) -> list[Problem]:

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from .file_names import Names
 from .item import Item
-from .names import Names
 
 Complain = Callable[[Path, str, str], None]
 
