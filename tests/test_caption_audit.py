@@ -49,7 +49,7 @@ GOOD = "zwx, cat, red hat, sitting"
     ((GOOD, "cat, Watermark"), {}, "written over", "1"), ((GOOD, "cat, artist name, hat"), {}, "written over", "1"),
     ((GOOD, GOOD, "A cat sits on the mat. It looks at the moon."), {}, "sentences and tags", "2"), (("A cat sits here.", "A dog runs by.", GOOD), {}, "sentences and tags", "2"),
     ((GOOD, "cat, dog\nA cat sits on the mat."), {}, "sentences and tags", "1"), ((GOOD, b"\xef\xbb\xbfcat, hat"), {}, "byte order mark", "1"),
-    ((GOOD, b"caf\xe9, hat"), {}, "not UTF-8", "1"), ((GOOD, "c\u00e4t, hat".encode("utf-16")), {}, "not UTF-8", "1"), ((GOOD, b"cat, hat\r\ndog, hat"), {}, "Windows line breaks", "1"),
+    ((GOOD, b"caf\xe9, hat"), {}, "not UTF-8", "1"), ((GOOD, "cat, hat".encode("utf-16-le")), {}, "not UTF-8", "1"), ((GOOD, "c\u00e4t, hat".encode("utf-16")), {}, "not UTF-8", "1"), ((GOOD, b"cat, hat\r\ndog, hat"), {}, "Windows line breaks", "1"),
     (("long hair, a", "long hair, b", "Long_hair, c"), {}, "spelling", "2"), (("boot, a", "boots, a", "boots, a"), {}, "singular and plural", "0"),
     (("red berry, a", "red berry, b", "red berries, b"), {}, "singular and plural", "2"), (("1girl, 2girls", GOOD), {}, "contradiction", "0"),
     ((*["twintails, a"] * 4, "twintials, b"), {}, "typing error", "4"),

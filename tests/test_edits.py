@@ -182,6 +182,17 @@ def test_an_unknown_encoding_is_converted_only_where_it_is_named(tmp_path):
         planned(tmp_path, "utf8", encoding="klingon")
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf16_without_its_mark_does_not_get_letters_of_another_encoding(tmp_path, encoding):
+    (tmp_path / "a.txt").write_bytes("cat, dog".encode(encoding))
+    assert "NUL characters" in str(read([tmp_path / "a.txt"])[1][0])
+    for name, args in (("add", {"tags": "x"}), ("remove", {"tags": "dog"}), ("utf8", {}), ("tidy", {}), ("utf8", {"encoding": "cp1252"})):
+        seen = planned(tmp_path, name, **args)
+        assert not seen.changes and len(seen.problems) <= 1, name
+    assert str(planned(tmp_path, "add", tags="x").problems[0]) == "a.txt holds NUL characters, as UTF-16 without a byte order mark does; it is left alone; save it as UTF-8."
+    assert planned(tmp_path, "utf8", encoding=encoding).changes[0].after == b"cat, dog"
+
+
 def test_bug_23_the_same_text_for_all_comes_back(tmp_path):
     folder = folder_of(tmp_path, a="a, b", b="c\n\nd", c="")
     before = texts(folder)

@@ -85,6 +85,12 @@ def test_caption_encodings(tmp_path, data, problems):
     assert items["a.png"].caption.startswith("größe") and not items["a.png"].caption.startswith("\ufeff") and kinds(found) == problems
 
 
+@pytest.mark.parametrize("text", ["cat", "größe"])
+def test_a_caption_with_nul_characters_is_told(tmp_path, text):
+    paint(tmp_path / "a.png").with_suffix(".txt").write_bytes(text.encode("utf-16-le"))
+    assert [str(problem) for problem in find(tmp_path)[1]] == ["a.txt holds NUL characters, as UTF-16 without a byte order mark does; save it as UTF-8."]
+
+
 def test_lines_of_a_caption_stay_lines(tmp_path):
     paint(tmp_path / "a.png").with_suffix(".txt").write_bytes(b"one\r\ntwo\rthree\n")
     assert one(tmp_path).caption == "one\ntwo\nthree"

@@ -131,8 +131,12 @@ def _mixed(files: Sequence[CaptionFile]) -> Iterator[Finding]:
 
 def _bytes(files: Sequence[CaptionFile]) -> Iterator[Finding]:
     """Encodings that other programs misread, and line breaks of Windows."""
-    unknown = [file.path for file in files if file.caption.unknown]
+    halves = [file.path for file in files if file.caption.has_nul]
+    unknown = [file.path for file in files if file.caption.unknown and not file.caption.has_nul]
     odd = [file.path for file in files if file.caption.encoding != "utf-8" and not file.caption.unknown]
+    if halves:
+        text = f"Captions with NUL characters, most likely UTF-16 without a byte order mark: {len(halves)}. Save them as UTF-8."
+        yield Finding("not UTF-8", tuple(halves), text, (Edit("utf8", {"encoding": "utf-16-le"}),), float(len(halves)))
     marked = [file.path for file in files if file.caption.encoding == "utf-8" and file.caption.bom]
     breaks = [file.path for file in files if any("\r" in end for end in file.caption.ends)]
     if unknown:

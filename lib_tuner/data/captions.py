@@ -173,11 +173,18 @@ class Caption:
     @property
     def unknown(self) -> bool:
         """Whether the letters are a guess."""
-        return self.encoding == "cp1252"
+        return self.encoding == "cp1252" or self.has_nul
+
+    @property
+    def has_nul(self) -> bool:
+        """Whether it holds NUL characters: most likely it is UTF-16 without a byte order mark."""
+        return any("\0" in line.text for line in self.lines)
 
     @property
     def problem(self) -> str:
         """What the user should know of the file's encoding; empty where all is well."""
+        if self.has_nul:
+            return "holds NUL characters, as UTF-16 without a byte order mark does; it is left alone; save it as UTF-8"
         return "is neither UTF-8 nor UTF-16 and was read as Windows-1252; its bytes are kept" if self.unknown else ""
 
     def to_bytes(self) -> bytes:

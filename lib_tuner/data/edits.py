@@ -150,6 +150,8 @@ def plan_each(files: Iterable[CaptionFile], edit: Named, edit_of: Callable[[Path
             caption = edit_of(file.path)(file.caption)
             if caption is file.caption:
                 continue
+            if caption.has_nul:  # what an edit adds would be in another encoding
+                raise Unfit(caption.problem)
             data = caption.to_bytes()
         except Unfit as error:
             problems.append(Problem(file.path, str(error), "encoding"))

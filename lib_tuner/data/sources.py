@@ -43,7 +43,10 @@ def read_text(path: Path, complain: Complain) -> str:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError:
             text = data.decode("cp1252", errors="replace")
-            complain(path, "is not UTF-8 and was read as Windows-1252; save it as UTF-8 if letters look wrong", "encoding")
+            if b"\0" not in data:
+                complain(path, "is not UTF-8 and was read as Windows-1252; save it as UTF-8 if letters look wrong", "encoding")
+    if "\0" in text:
+        complain(path, "holds NUL characters, as UTF-16 without a byte order mark does; save it as UTF-8", "encoding")
     return text.replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
