@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from lib_tuner.data import library as library_
 from lib_tuner.data.caption_audit import audit_names
 from lib_tuner.data.edits import Edit
 from lib_tuner.data.journal import Journal, Stale
-from lib_tuner.data.library import Library
+from lib_tuner.data.library import Library, listing
 
 CAPTIONS = {"a1.png": "cat, lips", "a2.png": "cat, long_hair", "a10.png": None, "sub/b.jpg": "dog, lips, Lips"}
 
@@ -126,6 +127,61 @@ def test_a_caption_of_two_pictures_is_one_caption(folder):
         assert (folder / "a1.txt").exists()  # the other picture has it still
         library.delete(library.find("name:a1.jpg"))
         assert not (folder / "a1.txt").exists()
+
+
+def test_with_a_picture_go_its_captions_of_all_endings_and_its_masks(library, folder):
+    files = [folder / name for name in ("a1.caption", "a1.mask.png", "masks/a1.png", "a1-masklabel.png")]
+    for path in files:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    (folder / "a10.mask.png").touch()
+    library.read()
+    row = library.find("name:a1.png")
+    library.delete(row)
+    assert not any(path.exists() for path in files) and (folder / "a10.mask.png").exists()
+    (folder / "a1.png").touch()  # another one, which has neither words nor mask
+    library.read()
+    assert library.text(library.find("name:a1.png")[0]) == ""
+    (folder / "a1.png").unlink()
+    assert library.undo().told == "" and all(path.exists() for path in files) and (folder / "a1.txt").read_text() == "cat, lips"
+
+
+@pytest.mark.parametrize("link", ["a0", "z"])
+def test_what_two_pictures_have_stays_with_the_one_that_is_left(folder, link):
+    for name in ("a1.jpg", "a1.mask.png", f"{link}.png"):
+        (folder / name).touch()
+    (folder / f"{link}.txt").symlink_to(folder / "a2.txt")
+    with Library.open(folder) as library:
+        library.delete([library.find(f"name:{name}")[0] for name in ("a1.png", "a2.png")])
+        assert (folder / "a1.txt").exists() and (folder / "a1.mask.png").exists() and (folder / f"{link}.txt").read_text() == "cat, long_hair"
+        library.undo()
+        library.delete(library.find(f"name:{link}.png"))
+        assert not (folder / f"{link}.txt").is_symlink() and (folder / "a2.txt").exists()
+        library.undo()
+        assert (folder / f"{link}.txt").is_symlink() and (folder / f"{link}.txt").read_text() == "cat, long_hair"
+
+
+@pytest.mark.parametrize("link", ["a0", "z"])
+def test_two_captions_that_are_one_file_are_one_caption(folder, link):
+    (folder / f"{link}.png").touch()
+    (folder / f"{link}.txt").symlink_to("a1.txt")
+    with Library.open(folder) as library:
+        assert [problem.kind for problem in library.problems] == ["clash"]
+        planned = library.plan(Edit("add", {"tags": ["x"]}), library.find("cat, lips"))
+        assert len(library.find("cat, lips")) == 2 and str(planned) == "1 of 1 change"
+        library.apply(planned)
+        assert (folder / "a1.txt").read_text() == "cat, lips, x" and (folder / f"{link}.txt").is_symlink() and len(library.find("x")) == 2
+        library.undo()
+        assert library.find("x") == [] and (folder / "a1.txt").read_text() == "cat, lips"
+
+
+def test_on_a_disk_that_knows_no_capitals_captions_of_one_name_are_one(folder, monkeypatch):
+    for name in ("Cat.png", "cat.jpg"):
+        (folder / name).touch()
+    assert len(set(listing(folder).captions.values())) == 6
+    monkeypatch.setattr(library_, "_knows_no_capitals", lambda file: True)
+    found = listing(folder)
+    assert len(set(found.captions.values())) == 5 and [problem.kind for problem in found.problems] == ["clash"]
 
 
 def test_a_caption_in_other_capitals_is_the_one_that_is_edited(folder):

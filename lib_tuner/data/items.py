@@ -311,11 +311,15 @@ def file_words(path: Path) -> str:
 # ---- masks, pairs ----------------------------------------------------------------------------------------------------
 
 
+def mask_files(path: Path) -> list[Path]:
+    """Where a picture's mask may lie, in order of preference."""
+    folder, stem = path.parent, path.stem
+    return [folder / f"{stem}.mask.png", *(folder / name / f"{stem}.png" for name in sorted(_MASK_FOLDERS)), folder / f"{stem}-masklabel.png"]
+
+
 def _with_mask(job: _Scan, item: Item) -> Item:
     """The item with its mask file, where masks are on and there is one that can be read."""
-    folder, stem = item.path.parent, item.path.stem
-    candidates = [folder / f"{stem}.mask.png", *(folder / name / f"{stem}.png" for name in sorted(_MASK_FOLDERS)), folder / f"{stem}-masklabel.png"]
-    mask = next((path for path in candidates if os.path.exists(path)), None) if job.cfg.masks else None
+    mask = next((path for path in mask_files(item.path) if os.path.exists(path)), None) if job.cfg.masks else None
     if mask is None:
         return item
     try:

@@ -22,8 +22,8 @@ from ..settings import DataConfig
 from . import edits, filters, sources
 from .captions import Caption, CaptionFile, Tags, parse, read
 from .edits import Context, Edit, Plan
-from .file_names import Names
-from .items import Problem, caption_beside, caption_files, pictures_below
+from .file_names import Names, plain
+from .items import Problem, caption_beside, caption_files, mask_files, pictures_below
 from .journal import Journal
 from .journal_file import Change, Entry, Move, read_changes
 from .tag_edits import key
@@ -59,6 +59,7 @@ def listing(folder: str | Path, extensions: str = DataConfig.caption_extension, 
     root = os.path.join(os.path.realpath(whole_path(folder)), "")
     outside = {file for file in captions.values() if _leads_out(file, root)}
     problems += [Problem(file, "is a link out of the folder and is left alone; put a copy in its place", "list") for file in sorted(outside)]
+    captions = _merged(captions)
     files, unread = read(file for file in dict.fromkeys(captions.values()) if file not in outside)
     read_ones = {file.path: file for file in files}
     return Listing({path: file for path, file in captions.items() if file in read_ones}, read_ones, (*problems, *unread, *_shared(captions)))
@@ -83,6 +84,24 @@ def _leads_out(file: Path, root: str) -> bool:
 def _caption_of(picture: Path, extensions: str, names: Names) -> Path:
     files = caption_files(picture, extensions) or [picture.with_suffix(".txt")]
     return next((file for file in files if file.is_file()), None) or caption_beside(picture, extensions, names) or files[0]
+
+
+def _merged(captions: Mapping[Path, Path]) -> dict[Path, Path]:
+    """The same with one path for each file: a link and what it leads to, or on some disks `Cat.txt` and `cat.txt`, cannot both be changed by one edit."""
+    folders = {folder: os.path.realpath(folder) for folder in {file.parent for file in captions.values()}}
+    first: dict[str, tuple[Path, Path]] = {}  # by the name that is the same on all disks, its caption and that one's picture
+    merged = {}
+    for picture, file in captions.items():
+        real = os.path.realpath(file) if file.is_symlink() else os.path.join(folders[file.parent], file.name)
+        other, owner = first.setdefault(plain(real), (file, picture))
+        merged[picture] = other if other == file or os.path.realpath(other) == real or _knows_no_capitals(owner) else file
+    return merged
+
+
+def _knows_no_capitals(file: Path) -> bool:
+    """Whether a file is found on its disk by its name in other capitals too."""
+    other = file.with_name(file.name.swapcase())
+    return other.exists() and other.samefile(file)
 
 
 def _shared(captions: Mapping[Path, Path]) -> list[Problem]:
@@ -257,11 +276,19 @@ class Library:
         return entry
 
     def delete(self, rows: Sequence[int]) -> Entry | None:
-        """Moves pictures and their captions, where no other picture has it, to the folder's trash. Raises ValueError, OSError."""
+        """Moves pictures to the folder's trash, and with them their captions of all endings and their masks where no other picture has them.
+
+        What stayed would be that of another picture which gets the name later. Raises ValueError, OSError.
+        """
         gone = set(rows)
         paths = [self.picture(row) for row in rows]
-        captions = {self._file_of[row] for row in rows}
-        paths += [file for file in sorted(captions) if self._files[file].data is not None and gone.issuperset(self._rows_of[file])]
+        left = {path.with_suffix("") for row, path in self.pictures.items() if row not in gone}
+        used = {file for file, owners in self._rows_of.items() if not gone.issuperset(owners)}
+        used |= {Path(os.path.realpath(file)) for file in used if file.is_symlink()}
+        names = Names()
+        alone = [(_caption_of(path, self.extensions, names), *caption_files(path, self.extensions), *mask_files(path)) for path in paths if path.with_suffix("") not in left]
+        for file in sorted({file for files in alone for file in files if os.path.lexists(file)}):
+            paths += [file] if file.is_symlink() or not used & {file, Path(os.path.realpath(file))} else []  # what a link leads to stays
         entry = self._writable().delete(paths)
         self.read()
         return entry
