@@ -80,6 +80,12 @@ def test_any_bytes_come_back_and_any_edit_leaves_trimmed_tags():
                 assert line.with_tags(shuffled).tags == shuffled
 
 
+@pytest.mark.parametrize("data", [b"cat\n\n\n", b"cat", b"cat\r\n\r\n", b"\n\n", b"a\r\nb\n\rc", b""])
+def test_a_text_that_is_as_it_was_gives_the_same_bytes(data):
+    caption = parse(data)
+    assert caption.with_text(caption.text).to_bytes() == caption.with_text(caption.text.replace("\r\n", "\n").rstrip("\n")).to_bytes() == data
+
+
 def test_bugs_3_13_16_bytes_that_are_no_utf8_survive_an_edit():
     """Others read with the locale's codec or `errors=ignore`, and write back U+FFFD, or less."""
     data = "日本, lips, café".encode("shift-jis", "ignore") + b", \x81\xa0"

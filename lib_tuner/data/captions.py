@@ -225,14 +225,15 @@ class Caption:
 
     def with_text(self, text: str) -> Caption:
         """The caption with another text in the same encoding, with the same kind of line breaks, and one at the end where there was one."""
+        if _BREAK.sub("\n", text).rstrip("\n") == _BREAK.sub("\n", self.text).rstrip("\n"):
+            return self
         breaks = Counter(end for end in self.ends if end)
         usual = breaks.most_common(1)[0][0] if breaks else "\n"
         parts = _BREAK.sub("\n", text).rstrip("\n").split("\n")
         if len(self.lines) > 1 and not self.lines[-1].text:
             parts.append("")
         kind, blanks = self.lines[0].kind, self.lines[0].blanks
-        new = replace(self, lines=tuple(Line(part, kind, blanks) for part in parts), ends=(*[usual] * (len(parts) - 1), ""))
-        return self if _BREAK.sub("\n", self.text) == _BREAK.sub("\n", new.text) else new
+        return replace(self, lines=tuple(Line(part, kind, blanks) for part in parts), ends=(*[usual] * (len(parts) - 1), ""))
 
     def _usual(self) -> str:
         return next((line.separator for line in self.lines if line.separator), USUAL)
