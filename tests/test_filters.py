@@ -123,6 +123,7 @@ def test_names_rows(library, line, names):
         ("score:lips", "score:lips>0.5"),
         ("score:>0.5", "score:lips>0.5"),
         ("score:lips>", "no comparison"),
+        ('score:"li\nps"', "no comparison"),
     ],
 )
 def test_says_what_is_wrong(library, line, said):
@@ -159,7 +160,7 @@ def test_any_expression_is_what_its_parts_are(library):
 def test_no_letters_break_it(library):
     """Whatever is typed is rows or a sentence."""
     chance = random.Random(3)
-    pieces = ['"', "(", ")", ",", "\\", "*", "?", "AND", "OR", "NOT", " ", "lips", "tags:", ">", "3", "score:", "name:", "é", "[", "-"]
+    pieces = ['"', "(", ")", ",", "\\", "*", "?", "AND", "OR", "NOT", " ", "lips", "tags:", ">", "3", "\n", "score:", "name:", "é", "[", "-"]
     for _ in range(3000):
         line = "".join(chance.choices(pieces, k=chance.randint(1, 8)))
         try:

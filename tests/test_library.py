@@ -238,6 +238,13 @@ def test_no_journal_is_made_in_a_folder_without_pictures(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_of_ones_home_is_read_as_any_other(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    (folder / "a10.txt").symlink_to("a2.txt")
+    found = listing("~/set")
+    assert len(found.captions) == 4 and [problem.kind for problem in found.problems] == ["clash"]  # the link leads to a file in the folder
+
+
 def test_it_loads_no_torch(folder):
     code = f"import sys; from lib_tuner.data.library import Library; Library.open({str(folder)!r}).close(); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=True).stdout == "False\n"

@@ -268,7 +268,7 @@ def _tag_field(field: str, value: str) -> Condition:
 
 
 def _score(field: str, value: str) -> Condition:
-    tag, comparison = re.fullmatch(r"(.*?)((?:>=|<=|>|<|=)[\d.]*)?", _value(value)).groups()
+    tag, comparison = re.fullmatch(r"(.*?)((?:>=|<=|>|<|=)[\d.]*)?", _value(value), re.DOTALL).groups()
     if not tag or not comparison:
         raise ValueError(f"score:{value} is no comparison; write a tag and a number, such as score:lips>0.5.")
     right = _number(f"score:{tag}", comparison)
