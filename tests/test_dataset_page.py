@@ -84,6 +84,26 @@ def test_a_tag_is_removed_everywhere_with_one_field_and_two_clicks_and_undo_brin
     assert (folder / "a.txt").read_text() == "cat"
 
 
+@own_script
+def test_an_undo_asks_before_it_leaves_what_was_changed_since(panel, folder):
+    panel.page.fill("#tuner-d-like", "lips")
+    panel.sees("#tuner-d-tags-head", "Tags: 1")
+    panel.click("#tuner-d-tags .tuner-d-drop")
+    panel.sees("#tuner-d-said", "2 of 4 change")
+    panel.click("#tuner-d-apply")
+    panel.undo("lips")
+    (folder / "a.txt").write_text("typed elsewhere")
+    asked = []
+    panel.page.once("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
+    with panel.page.expect_event("dialog"):
+        panel.click("#tuner-d-undo")
+    assert asked == ["Changed since, so left as they are now: a.txt. Take back the rest (files: 1)?"] and (folder / "b.txt").read_text() == "cat, hat"
+    panel.page.once("dialog", lambda dialog: dialog.accept())
+    panel.click("#tuner-d-undo")
+    panel.sees("#tuner-d-message", "left as they are now: a.txt; files taken back: 1.")
+    assert (folder / "b.txt").read_text() == "cat, lips, hat" and (folder / "a.txt").read_text() == "typed elsewhere"
+
+
 def test_pictures_are_filtered_and_a_wrong_filter_is_said(panel):
     panel.page.fill("#tuner-d-filter", "lips, NOT hat")
     panel.shown("a.png")
