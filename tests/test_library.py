@@ -14,7 +14,7 @@ import pytest
 from lib_tuner.data import library as library_
 from lib_tuner.data.caption_audit import audit_names
 from lib_tuner.data.edits import Edit
-from lib_tuner.data.journal import Journal, Stale
+from lib_tuner.data.journal import Journal, Partly, Stale
 from lib_tuner.data.library import Library, listing
 
 CAPTIONS = {"a1.png": "cat, lips", "a2.png": "cat, long_hair", "a10.png": None, "sub/b.jpg": "dog, lips, Lips"}
@@ -142,8 +142,20 @@ def test_with_a_picture_go_its_captions_of_all_endings_and_its_masks(library, fo
     (folder / "a1.png").touch()  # another one, which has neither words nor mask
     library.read()
     assert library.text(library.find("name:a1.png")[0]) == ""
-    (folder / "a1.png").unlink()
+    library.delete(library.find("name:a10.png"))
+    assert library.undo().told == "" and library.redo().told == "" and library.undo().told == ""
+    (folder / "a1.png").rename(folder / "other.png")
     assert library.undo().told == "" and all(path.exists() for path in files) and (folder / "a1.txt").read_text() == "cat, lips"
+
+
+def test_no_words_and_no_mask_come_back_to_another_picture(library, folder):
+    (folder / "a1.mask.png").write_bytes(b"x")
+    library.delete([*library.find("name:a1.png"), *library.find("name:a2.png")])
+    (folder / "a1.png").touch()
+    with pytest.raises(Partly):
+        library.undo(partly=False)
+    assert library.undo().told.startswith("Changed since, so left as they are now: a1.png, a1.mask.png, a1.txt; files taken back: 2. What was deleted lies in ")
+    assert (folder / "a2.txt").exists() and not (folder / "a1.txt").exists() and not (folder / "a1.mask.png").exists() and len(list(folder.rglob("trash/*/a1.*"))) == 3
 
 
 @pytest.mark.parametrize("link", ["a0", "z"])

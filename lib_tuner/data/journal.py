@@ -19,19 +19,19 @@ import os
 import secrets
 import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, NoReturn
 
 from ..words import number_of
 from .aside import Aside, free
 from .folder_lock import is_held, locked
 from .items import Problem
-from .journal_file import Change, Entry, Move, entry_bytes, is_at, leaving, read_changes, read_entry
+from .journal_file import Change, Entry, Move, entry_bytes, is_at, leaving, parted, read_changes, read_entry
 
 SIDE = ".tuner"
 _HEADING = {"applying": (True, "applied"), "undoing": (False, "undone"), "cancelling": (False, "")}  # forward?, the state in the end ("": the entry goes)
@@ -127,13 +127,16 @@ class Journal:
             self._prune()
             return entry
 
-    def delete(self, paths: Sequence[Path]) -> Entry | None:
-        """Moves files into the trash of the side folder, from where `undo` brings them back. Raises ValueError for files outside the folder, OSError."""
+    def delete(self, paths: Sequence[Path], owners: Mapping[Path, Path] = MappingProxyType({})) -> Entry | None:
+        """Moves files into the trash of the side folder, from where `undo` brings them back; one that has an owner only with it, lest it be another's.
+
+        Raises ValueError for files outside the folder, OSError.
+        """
         trash, moves = self.side / "trash" / f"{self._next():06}-{secrets.token_hex(2)}", []
         for path in dict.fromkeys(map(Path, paths)):
             if not path.is_relative_to(self.folder) or ".." in path.parts:
                 raise ValueError(f"{path} is not in {self.folder}; only what is in the open folder can be deleted.")
-            moves.append(Move(path, trash / path.relative_to(self.folder)))
+            moves.append(Move(path, trash / path.relative_to(self.folder), owners.get(path)))
         return self.commit("delete", {}, moves)
 
     def undo(self, partly: bool = True) -> Entry | None:
@@ -155,10 +158,7 @@ class Journal:
 
     def _turn(self, entry: Entry, way: str, partly: bool) -> Entry:
         changes, forward = read_changes(entry, self.folder), way == "redoing"
-        left = self._stale(changes, forward, lenient=True)
-        if left:
-            stale = set(left)
-            changes = [change for change in changes if change not in stale]
+        changes, left = parted(changes, self._stale(changes, forward, lenient=True))
         entry = replace(entry, left=tuple(left), files=len(changes))
         if left and changes and not partly:
             raise Partly(entry.asked)

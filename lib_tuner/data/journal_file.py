@@ -31,10 +31,11 @@ class Change:
 
 @dataclass(frozen=True)
 class Move:
-    """A file that goes to another place of the same disk."""
+    """A file that goes to another place of the same disk; `of` is the one that it belongs to, as a mask does to its picture."""
 
     path: Path
     to: Path
+    of: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,18 @@ def entry_bytes(entry: Entry, changes: Sequence[Change | Move], folder: Path) ->
     for change in changes:
         path = change.path.as_posix().removeprefix(prefix)
         if isinstance(change, Move):
-            rows.append(encode({"path": path, "moved": change.to.as_posix().removeprefix(prefix)}))
+            of = {"of": change.of.as_posix().removeprefix(prefix)} if change.of else {}
+            rows.append(encode({"path": path, "moved": change.to.as_posix().removeprefix(prefix), **of}))
         else:
             rows.append(encode({"path": path, "before": _shown(change.before), "after": _shown(change.after)}))
     return _file(rows)
+
+
+def parted(changes: Sequence[Change | Move], stale: Sequence[Change | Move]) -> tuple[list[Change | Move], list[Change | Move]]:
+    """Those that can be carried out, and those that cannot: the stale ones, and what belongs to them."""
+    paths = {change.path for change in stale}
+    paths |= {change.path for change in changes if isinstance(change, Move) and change.of in paths}
+    return [change for change in changes if change.path not in paths], [change for change in changes if change.path in paths]
 
 
 def leaving(entry: Entry, folder: Path, left: Collection[Change | Move]) -> bytes:
@@ -163,7 +172,7 @@ def _row(path: Path, line: bytes) -> dict[str, Any]:
 
 def _change(row: dict[str, Any], folder: Path) -> Change | Move:
     if "moved" in row:
-        return Move(folder / row["path"], folder / row["moved"])
+        return Move(folder / row["path"], folder / row["moved"], folder / row["of"] if "of" in row else None)
     return Change(folder / row["path"], _bytes(row["before"]), _bytes(row["after"]))
 
 

@@ -286,10 +286,13 @@ class Library:
         used = {file for file, owners in self._rows_of.items() if not gone.issuperset(owners)}
         used |= {Path(os.path.realpath(file)) for file in used if file.is_symlink()}
         names = Names()
-        alone = [(_caption_of(path, self.extensions, names), *caption_files(path, self.extensions), *mask_files(path)) for path in paths if path.with_suffix("") not in left]
-        for file in sorted({file for files in alone for file in files if os.path.lexists(file)}):
-            paths += [file] if file.is_symlink() or not used & {file, Path(os.path.realpath(file))} else []  # what a link leads to stays
-        entry = self._writable().delete(paths)
+        owners: dict[Path, Path] = {}
+        for path in paths:
+            files = [_caption_of(path, self.extensions, names), *caption_files(path, self.extensions), *mask_files(path)] if path.with_suffix("") not in left else []
+            for file in files:  # what a link leads to stays
+                if os.path.lexists(file) and (file.is_symlink() or not used & {file, Path(os.path.realpath(file))}):
+                    owners.setdefault(file, path)
+        entry = self._writable().delete([*paths, *sorted(owners)], owners)
         self.read()
         return entry
 
