@@ -60,6 +60,14 @@ def test_it_is_written_taken_back_and_done_again(folder, capsys):
     assert capsys.readouterr().out.endswith("There is nothing to take back.\n") and captions(folder) == before
 
 
+def test_an_undo_says_what_it_leaves(folder, capsys):
+    assert edit(folder, "remove", "--tags", "lips", "--apply") == 0
+    (folder / "a.txt").write_bytes(b"typed later")
+    capsys.readouterr()
+    assert edit(folder, "undo") == 0
+    assert capsys.readouterr().out == "Changed since, so left as they are now: a.txt; files taken back: 1.\n" and captions(folder)["a.txt"] == b"typed later"
+
+
 def test_a_picture_without_a_caption_gets_one(folder):
     assert edit(folder, "add", "--tags", "zwx, {folder}", "--where", "first", "--apply") == 0
     assert captions(folder)["b.txt"] == b"zwx, cat" and captions(folder)["c.caption"] == b"zwx, deep, lips, cat"
