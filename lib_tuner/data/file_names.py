@@ -9,6 +9,8 @@ from pathlib import Path
 
 def plain(name: str) -> str:
     """The same for all ways to write a name."""
+    if name.isascii():  # most are
+        return name.lower()
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
@@ -29,6 +31,11 @@ class Names:
                 return None
             here /= name if name in found else found[0]
         return here
+
+    def beside(self, path: Path) -> Path | None:
+        """What is called like this path in its own folder; None where nothing is, or several."""
+        found = self._in(path.parent).get(plain(path.name), [])
+        return path.with_name(found[0]) if len(found) == 1 else None
 
     def _in(self, folder: Path) -> dict[str, list[str]]:
         key = str(folder)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -267,10 +267,12 @@ def _beside(job: _Scan, path: Path) -> tuple[str, str]:
 def caption_beside(path: Path, extensions: str, names: Names) -> Path | None:
     """A picture's caption file: the first that is there, or else is called like one, `a.TXT`, and is no other picture's; None without one."""
     files = caption_files(path, extensions)
-    exact = next((file for file in files if os.path.exists(file)), None)
-    if exact or not files:
-        return exact
-    alike = filter(None, map(names.like, files))
+    return next((file for file in files if os.path.exists(file)), None) or caption_alike(path, files, names)
+
+
+def caption_alike(path: Path, files: Iterable[Path], names: Names) -> Path | None:
+    """Of a picture none of whose caption files is there: what is called like one and is no other picture's."""
+    alike = filter(None, map(names.beside, files))
     return next((file for file in alike if file.stem == path.stem or not _is_of_another(file, names)), None)
 
 

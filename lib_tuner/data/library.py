@@ -23,7 +23,7 @@ from . import edits, filters, sources
 from .captions import Caption, CaptionFile, Tags, parse, read
 from .edits import Context, Edit, Plan
 from .file_names import Names, plain
-from .items import Problem, caption_beside, caption_files, mask_files, pictures_below
+from .items import Problem, caption_alike, caption_files, mask_files, pictures_below
 from .journal import Journal
 from .journal_file import Change, Entry, Move, read_changes
 from .tag_edits import key
@@ -57,9 +57,10 @@ def listing(folder: str | Path, extensions: str = DataConfig.caption_extension, 
     names = Names()
     captions = {path: _caption_of(path, extensions, names) for path in pictures if path not in listed}
     root = os.path.join(os.path.realpath(whole_path(folder)), "")
-    outside = {file for file in captions.values() if _leads_out(file, root)}
+    links = {file: os.path.realpath(file) for file in captions.values() if os.path.islink(file)}
+    outside = {file for file, real in links.items() if not real.startswith(root)}  # whose words are not this data set's
     problems += [Problem(file, "is a link out of the folder and is left alone; put a copy in its place", "list") for file in sorted(outside)]
-    captions = _merged(captions)
+    captions = _merged(captions, links)
     files, unread = read(file for file in dict.fromkeys(captions.values()) if file not in outside)
     read_ones = {file.path: file for file in files}
     return Listing({path: file for path, file in captions.items() if file in read_ones}, read_ones, (*problems, *unread, *_shared(captions)))
@@ -76,25 +77,26 @@ def whole_path(folder: str | Path) -> Path:
     return Path(os.path.abspath(os.path.expanduser(folder)))
 
 
-def _leads_out(file: Path, root: str) -> bool:
-    """Whether a caption is a link to a file outside the folder, whose words are not this data set's."""
-    return file.is_symlink() and not os.path.realpath(file).startswith(root)
-
-
 def _caption_of(picture: Path, extensions: str, names: Names) -> Path:
     files = caption_files(picture, extensions) or [picture.with_suffix(".txt")]
-    return next((file for file in files if file.is_file()), None) or caption_beside(picture, extensions, names) or files[0]
+    return next((file for file in files if file.is_file()), None) or caption_alike(picture, files, names) or files[0]
 
 
-def _merged(captions: Mapping[Path, Path]) -> dict[Path, Path]:
+def _merged(captions: Mapping[Path, Path], links: Mapping[Path, str]) -> dict[Path, Path]:
     """The same with one path for each file: a link and what it leads to, or on some disks `Cat.txt` and `cat.txt`, cannot both be changed by one edit."""
-    folders = {folder: os.path.realpath(folder) for folder in {file.parent for file in captions.values()}}
-    first: dict[str, tuple[Path, Path]] = {}  # by the name that is the same on all disks, its caption and that one's picture
+    folders: dict[str, str] = {}
+    first: dict[str, Path] = {}  # by where it really lies
+    alike: dict[str, tuple[Path, Path]] = {}  # by a name that is the same for all capitals: the first of them, and its picture
     merged = {}
     for picture, file in captions.items():
-        real = os.path.realpath(file) if file.is_symlink() else os.path.join(folders[file.parent], file.name)
-        other, owner = first.setdefault(plain(real), (file, picture))
-        merged[picture] = other if other == file or os.path.realpath(other) == real or _knows_no_capitals(owner) else file
+        folder, name = os.path.split(file)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        real = (links.get(file) if links else None) or f"{folders[folder]}{os.sep}{name}"
+        if real not in first:
+            other, owner = alike.setdefault(plain(real), (file, picture))
+            first[real] = other if other is not file and _knows_no_capitals(owner) else file
+        merged[picture] = first[real]
     return merged
 
 
