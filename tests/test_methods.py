@@ -95,6 +95,17 @@ def test_attaching_changes_nothing_where_the_method_starts_as_identity(sd, metho
         assert torch.equal(predict(sd), before)
 
 
+def test_under_autocast_too(sd, method):
+    """As inside the WebUI, whose model computes in two bytes while what is trained has four."""
+    if method.learns_words or not method.identity_at_start:
+        pytest.skip("as above")
+    with torch.autocast("cpu", torch.bfloat16):
+        before = predict(sd)
+        with method.attached(sd):
+            begin(method)
+            assert float((predict(sd) - before).abs().max()) <= 1e-3 * float(before.abs().max())
+
+
 def test_detaching_leaves_model_and_hooks_as_they_were(sd, method):
     before, prediction, hooks = state_of(sd), predict(sd), hooks_of(sd)
     with pytest.raises(RuntimeError, match="on purpose"), method.attached(sd) as groups:

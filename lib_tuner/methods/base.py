@@ -235,11 +235,12 @@ class Layer(nn.Module):
         """All that is added to the module's output."""
         if self.magnitude is None:
             return self(x)
-        with torch.no_grad():
-            delta = self.delta_weight()
-        ratio = self._ratio(module.weight, delta).flatten().to(x.dtype)  # (C,)
+        with torch.autocast(x.device.type, enabled=False):  # in two bytes lengths are rounded more coarsely than they are learned
+            with torch.no_grad():
+                delta = self.delta_weight()
+            ratio = self._ratio(module.weight, delta).flatten()  # (C,)
         ratio = ratio[:, None, None] if isinstance(module, nn.Conv2d) else ratio
-        return _without_bias(module, x * (ratio - 1)) + self(x * ratio)
+        return _without_bias(module, x * (ratio - 1).to(x.dtype)) + self(x * ratio.to(x.dtype))
 
     def _ratio(self, weight: Tensor, delta: Tensor) -> Tensor:
         """Learned lengths / lengths; the latter count as constants, as in the paper's section 4.3."""
