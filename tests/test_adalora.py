@@ -102,6 +102,15 @@ def test_ranks_are_shared_out_exactly_and_stay_from_then_on(sd):
             assert not layer.lam[~layer.alive].any()
 
 
+@pytest.mark.parametrize(("start", "end"), [(0.0, 0.0), (0.0, 0.04), (0.1, 0.1), (1.0, 1.0)])
+def test_what_is_to_be_left_is_left_however_early_or_late_it_is_settled(sd, start, end):
+    method = adalora(share_from=start, share_until=end)
+    with method.attached(sd):
+        for step in range(1, 21):
+            method.after_step(step)
+        assert sum(method.ranks().values()) == 2 * len(method.layers)
+
+
 def test_what_is_left_is_an_ordinary_lora_largest_first(sd, tmp_path):
     method = adalora(save_dtype="fp32")
     with method.attached(sd):

@@ -180,7 +180,7 @@ class AdaLoRA(Adapters):
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         s, steps = self.settings, self.cfg.steps
-        start, end = (int(part * steps) for part in (s.share_from, s.share_until))
+        start, end = int(s.share_from * steps), max(1, int(s.share_until * steps))  # there is no step 0 after which the last could be taken away
         layers = self.importance.layers
         if step <= end:
             self.importance.look()
