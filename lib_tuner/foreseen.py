@@ -135,6 +135,13 @@ def _prodigy(run: Seen) -> Warning_ | None:
     return Warning_(f"Prodigy finds the learning rate itself: yours, {rate:g}, only multiplies what it finds, and is usually 1.", Fix("Set it to 1", {"optim.lr": "1"}))
 
 
+def _lion(run: Seen) -> Warning_ | None:
+    """Its paper (2302.06675) and lion-pytorch have 0.99 where Adam has 0.999; a recipe of kohya's leaves it at that."""
+    if run.cfg.optim.name != "lion" or run.cfg.optim.betas != OptimConfig().betas:
+        return None
+    return Warning_("Lion looks back at fewer steps than AdamW: its betas are usually 0.9, 0.99.", Fix("Set them to 0.9, 0.99", {"optim.betas": "0.9, 0.99"}))
+
+
 def _warmup(run: Seen) -> Warning_ | None:
     """Each stage of a run has a warm-up of its own."""
     first = getattr(run.cfg.settings, "inversion_steps", 0)
@@ -250,6 +257,6 @@ def _no_disk(run: Seen) -> Warning_ | None:
 
 
 WARNINGS = (
-    _few_pixels, _idle_gpu, _captions, _untaught, _rate, _prodigy, _warmup, _unused, _text_rate,
+    _few_pixels, _idle_gpu, _captions, _untaught, _rate, _prodigy, _lion, _warmup, _unused, _text_rate,
     _text_stays, _no_share, _rank, _known_word, _timesteps, _no_samples, _no_masks, _no_room, _no_disk,
 )

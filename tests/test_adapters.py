@@ -54,6 +54,14 @@ def lycoris_of(layer, module: nn.Module) -> torch.Tensor:
     return functional.lokr.diff_weight(*parts, None, gamma=alpha if parts[1] is not None or parts[4] is not None else 1.0)  # it divides by the rank itself
 
 
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
+def test_a_start_for_another_width_is_refused_by_name(sd, tmp_path, kind):
+    place, wide = ("unet", "middle_block.1.proj_in"), nn.Conv2d(960, 960, 1)
+    file = write_lora(tmp_path / "wide.safetensors", {place: layer_of(kind, wide).tensors()}, {})
+    with pytest.raises(ValueError, match=r"wide.safetensors does not fit this model: its middle_block.1.proj_in is for a layer of 960x960"), method_of(kind, start=str(file)).attached(sd):
+        pass
+
+
 @pytest.mark.parametrize("kind", MODULES)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_change_is_lycoris_s_and_the_output_the_change_s(name, kind):

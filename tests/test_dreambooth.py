@@ -295,6 +295,7 @@ def test_pruning_takes_checkpoints_with_their_yaml_and_no_class_picture(values, 
 
 @pytest.mark.parametrize(("more", "sentence"), [
     ({"dreambooth.masters": "bf16", "optim.name": "prodigy"}, "optim.name: prodigy does not work with"),
+    ({"dreambooth.text_encoder": True, "dreambooth.text_until": 1, "steps": 2, "dreambooth.blocks": "M00", "dreambooth.block_rates": "M00=0"}, "dreambooth.text_until: no block of the UNet"),
     ({"prior.weight": 1.0}, "prior: weight is 1, but there is no class prompt"),
     ({"prior.pictures": 3, "prior.prompt": "a cat"}, "data.class_folder is empty"),
 ])  # fmt: skip

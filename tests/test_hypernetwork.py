@@ -214,6 +214,8 @@ def test_sizes_are_those_of_the_model(sd, tmp_path):
         assert list(method.pairs) == [48, 96]
     with pytest.raises(ValueError, match=r"^hypernetwork.sizes: no attention of this model has a context of width 768; it has 32, 48, 64, 96\.$"):
         hypernetwork(sizes="48, 768").attach(sd)
+    with pytest.raises(ValueError, match=r"^hypernetwork.structure: 0.02 times a width of 32 leaves nothing that could learn; write a larger number\.$"):
+        hypernetwork(structure="1, 0.02, 1").attach(sd)
     path = write_hypernetwork(tmp_path / "big.pt", file_of(Structure(), 768, 320))
     with pytest.raises(ValueError, match=r"^hypernetwork.start: big.pt is for contexts of width 320, 768, but this model has 32, 48, 64, 96; it was made for another model\.$"):
         hypernetwork(start=str(path)).attach(sd)

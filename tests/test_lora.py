@@ -259,11 +259,10 @@ def made(folder, change=lambda tensors: tensors, text=False, seed=0):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda t: {k.replace("lora_down.weight", "hada_w1_a").replace("lora_up.weight", "hada_w1_b"): v for k, v in t.items()}
-         | {k.replace("lora_down.weight", "hada_w2_a").replace("lora_up.weight", "hada_w2_b"): v.clone() for k, v in t.items()}, "is no LoRA"),
+        (lambda t: {k.replace("lora_down.weight", f"hada_w{i}_b").replace("lora_up.weight", f"hada_w{i}_a"): v.flatten(1).clone() for k, v in t.items() for i in (1, 2)}, "is no LoRA"),
         (lambda t: t | {next(iter(t)).split(".")[0] + ".dora_scale": torch.ones(96, 1)}, "length per output channel"),
-        (lambda t: {k: v[:2].contiguous() if "down" in k else v for k, v in t.items()}, "factors of different ranks"),
-        (lambda t: {k: v.flatten() for k, v in t.items()}, "factors of different ranks"),
+        (lambda t: {k: v[:2].contiguous() if "down" in k else v for k, v in t.items()}, "is damaged: middle_block.1.proj_in has factors that do not fit each other"),
+        (lambda t: {k: v.flatten() for k, v in t.items()}, "is damaged"),
     ],
     ids=["LoHa", "DoRA", "other ranks", "flat"],
 )

@@ -102,7 +102,7 @@ def test_the_file_changes_weights_by_alpha_over_rank_times_up_times_down(tmp_pat
     ],
 )
 def test_other_spellings_are_read_too(tmp_path, key, module):
-    save_file({f"{key}.{part}": tensor for part, tensor in pair(8, 6, 4).items()}, tmp_path / "a.safetensors")
+    save_file({f"{key}.{part}": tensor for part, tensor in pair(8, 6, 4, (3, 3) if key.endswith("conv") else ()).items()}, tmp_path / "a.safetensors")
     assert list(read_lora(tmp_path / "a.safetensors").modules) == [module]
 
 
@@ -146,8 +146,8 @@ def test_a_file_for_another_width_is_refused_with_both_sizes(tmp_path, modules):
     found = read_lora(write_lora(tmp_path / "a.safetensors", modules, {}))
     shapes = {LINEAR: (8, 6, 1, 1), CONV: (8, 6, 3, 3), TEXT: (10, 5)}
     check_fits(found, shapes)
-    with pytest.raises(ValueError, match=r"a.safetensors does not fit this model: its input_blocks.1.1.proj_in is for a layer of 8x6 instead of 16x6;"):
-        check_fits(found, {**shapes, LINEAR: (16, 6)})
+    with pytest.raises(ValueError, match=r"a.safetensors does not fit this model: its input_blocks.1.1.proj_in is for a layer of 8x6x1x1 instead of 16x6x1x1;"):
+        check_fits(found, {**shapes, LINEAR: (16, 6, 1, 1)})
     with pytest.raises(ValueError, match="8x6x3x3 instead of 8x6x1x1"):
         check_fits(found, {**shapes, CONV: (8, 6, 1, 1)})
     with pytest.raises(ValueError, match="trains text_model.encoder.layers.0.mlp.fc1, which this model does not have"):

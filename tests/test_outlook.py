@@ -106,6 +106,12 @@ def test_prodigy_is_given_1(small_run):
     assert not [w for w in plan({**small_run, "optim.name": "prodigy", "optim.lr": "0.5"}).warnings if "Prodigy" in w.text]
 
 
+def test_lion_is_given_its_own_averages(small_run):
+    lion = {**small_run, "optim.name": "lion"}
+    assert warned(lion, "betas are usually 0.9, 0.99").fix.values == {"optim.betas": "0.9, 0.99"}
+    assert not [w for own in ({**lion, "optim.betas": "0.95, 0.98"}, small_run) for w in plan(own).warnings if "0.99" in w.text]
+
+
 def test_a_warm_up_that_never_ends(small_run):
     assert warned({**small_run, "steps": 300, "optim.warmup": 300}, "takes 300 steps, and there are 300").fix.values == {"optim.warmup": 30}
     pivotal = {key: value for key, value in small_run.items() if not key.startswith("lora.")} | {"method": "pivotal", "steps": 300, "pivotal.inversion_steps": 250}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -14,8 +15,10 @@ from tool_files import CONV, CROSS, FAMILIES, LINEAR, ONE, SHAPES, TEXT, lora, l
 
 from lib_tuner.config import METADATA_KEY
 from lib_tuner.methods.embedding_file import Embedding, write_embedding
+from lib_tuner.methods.factors import shape_of
 from lib_tuner.methods.lora_file import write_lora
 from lib_tuner.sd.names import BLOCKS26
+from lib_tuner.tools.deltas import delta
 from lib_tuner.tools.inspect_file import inspect
 from lib_tuner.tools.picture import BAR, COLUMN, HEIGHT, LEFT, TOP, draw_blocks
 
@@ -57,6 +60,42 @@ def test_a_lora_s_family_ranks_and_norms(tmp_path, family):
     for module, parts in modules_of(family).items():
         expected[blocks[module]] = float(lycoris(parts, SHAPES[module]).norm())
     assert report["blocks"] == pytest.approx(expected, rel=1e-4)
+
+
+def changed(family: str, module: tuple[str, str], change) -> dict:
+    modules = modules_of(family)
+    modules[module] = {name: change(name, tensor).contiguous() for name, tensor in modules[module].items()}
+    return modules
+
+
+def cut(*names: str):
+    """Takes the last rank away from these factors."""
+    return lambda name, tensor: (tensor[:, :-1] if name.endswith(("_a", "up.weight")) else tensor[:-1]) if name in names else tensor
+
+
+DAMAGED = {
+    "ranks of up and down": ("lora", LINEAR, cut("lora_down.weight")), "no rank": ("lora", LINEAR, lambda name, t: t[:0] if "down" in name else t[:, :0] if "up" in name else t),
+    "one axis": ("lora", TEXT, lambda name, t: t.flatten()), "a kernel that is flat and too short": ("lora", CONV, lambda name, t: t.flatten(1)[:, :31] if "down" in name else t),
+    "a core of another rank": ("tucker", CONV, cut("lora_mid.weight")), "two alphas": ("lora", ONE, lambda name, t: t.repeat(3) if name == "alpha" else t),
+    "ranks of a LoHa": ("loha", LINEAR, cut("hada_w2_a")), "sizes of a LoHa": ("loha", LINEAR, lambda name, t: t[:, :-1] if name == "hada_w2_b" else t),
+    "a LoHa's core": ("loha tucker", CONV, cut("hada_t1")), "ranks of a LoKr": ("lokr", LINEAR, cut("lokr_w2_b")), "a LoKr's core": ("lokr tucker", CONV, cut("lokr_t2")),
+    "a whole change of one axis": ("full", TEXT, lambda name, t: t.flatten()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_factors_that_do_not_fit_each_other_are_one_sentence(tmp_path, capsys, slim, case):
+    write_lora(tmp_path / "a.safetensors", changed(*DAMAGED[case]), {})
+    sentence = re.compile(r"a\.safetensors is damaged: \S+ has factors that do not fit each other \(.*\); download it again\.")
+    assert sentence.search(inspect(tmp_path / "a.safetensors")["note"])
+    assert run("merge-lora", slim, tmp_path / "a.safetensors", "-o", tmp_path / "b.safetensors") == 2 and sentence.search(capsys.readouterr().err)
+
+
+def test_a_flat_kernel_is_read_as_the_webui_reads_it():
+    parts = modules_of("lora")[CONV]
+    flat = {name: tensor.flatten(1) if tensor.ndim else tensor for name, tensor in parts.items()}
+    assert shape_of(CONV, flat) == SHAPES[CONV]
+    torch.testing.assert_close(delta(CONV, flat), delta(CONV, parts))
 
 
 def test_a_checkpoint_s_norms_are_those_of_its_blocks(slim):

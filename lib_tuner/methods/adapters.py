@@ -24,7 +24,7 @@ from ..sd.loss import generator_for
 from ..sd.names import BLOCKS26, block_name
 from .base import Layer, LayerMethod, Target, parts, weight_shapes
 from .blocks import RATE_HELP, block_ranks, block_rates, check_blocks, chosen_blocks, rate_of
-from .lora_file import LoraFile, check_fits, read_lora, write_lora
+from .lora_file import check_fits, read_lora, write_lora
 from .metadata import Made, lora_metadata, write_card
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -230,12 +230,8 @@ class Adapters(LayerMethod):
                 raise ValueError(f"start: {file.path.name} is a DoRA with a length per output channel, which the WebUI draws wrongly; only one per input channel goes on.")
             if self.settings.dora and "dora_scale" not in factors:
                 raise ValueError(f"dora: {file.path.name} in start is no DoRA, so it goes on as what it is: turn dora off, or start without a file.")
-            self.check_factors(file, factors)
         check_fits(file, weight_shapes(sd))
         return file.modules
-
-    def check_factors(self, file: LoraFile, factors: Mapping[str, Tensor]) -> None:
-        """Raises ValueError for factors that do not fit each other."""
 
     def attach(self, sd: Components) -> list[dict[str, Any]]:
         self._wanted = self._from_file(sd) if self.settings.start else self._from_settings(sd)

@@ -95,6 +95,14 @@ class DreamBooth(Method):
         self._sd: Components | None = None
         self._done = 0
 
+    @classmethod
+    def check(cls, cfg: TrainConfig) -> None:
+        super().check(cfg)
+        s = cfg.settings
+        rates = block_rates(s.block_rates)
+        if 0 < s.text_until < cfg.steps and s.text_encoder and not any(rates.get(name, 1.0) for name in chosen_blocks(s.blocks) - {"BASE"}):
+            raise ValueError("dreambooth.text_until: no block of the UNet learns, so nothing would after that step: set it to 0, or end the run there.")
+
     # ---- the host's weights ------------------------------------------------------------------------------------------
 
     def attach(self, sd: Components) -> list[dict[str, Any]]:

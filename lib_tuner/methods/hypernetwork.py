@@ -197,7 +197,9 @@ class Hypernetwork(HookMethod):
 
     def _widths(self, there: list[int]) -> list[int]:
         """Those that are asked for, else all, the text's first as in the WebUI's list."""
-        chosen = chosen_sizes(self.settings.sizes)
+        chosen, narrowest = chosen_sizes(self.settings.sizes), min(self._structure.layers)
+        if gone := [width for width in chosen or there if int(narrowest * width) < 1]:
+            raise ValueError(f"{self.kind}.structure: {narrowest:g} times a width of {gone[0]} leaves nothing that could learn; write a larger number.")
         if lacking := [str(width) for width in chosen if width not in there]:
             raise ValueError(f"{self.kind}.sizes: no attention of this model has a context of width {lacking[0]}; it has {', '.join(map(str, sorted(there)))}.")
         return chosen or sorted(there)

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from ..config import opt
 from ..optim import holds_average
 from .adapters import Adapter, AdapterConfig, Adapters, kaiming
-from .lora_file import LoraFile
 
 
 @dataclass(frozen=True)
@@ -124,11 +123,6 @@ class LoRA(Adapters):
 
     def of_family(self, factors: set[str]) -> bool:
         return factors - {"lora_mid.weight"} == {"lora_down.weight", "lora_up.weight"}
-
-    def check_factors(self, file: LoraFile, factors: Mapping[str, Tensor]) -> None:
-        down, up = factors["lora_down.weight"], factors["lora_up.weight"]
-        if min(down.ndim, up.ndim) < 2 or up.shape[1] != down.shape[0]:
-            raise ValueError(f"start: {file.path.name} has factors of different ranks ({tuple(down.shape)} and {tuple(up.shape)}); it is damaged.")
 
     def split(self, layers: list[Adapter]) -> list[tuple[list[nn.Parameter], float]]:
         ups = [layer.up for layer in layers]

@@ -20,6 +20,7 @@ from ..sd.files import read_header, read_tensors, write_tensors
 from ..sd.inpaint import FIRST, INPUTS, LATENT
 from ..sd.kinds import describe, kind_of
 from ..sd.names import BLOCKS26, block_name, kohya_key, module_path
+from .factors import UnknownFamily, shape_of
 
 Module = tuple[str, str]  # (part of the model, path in it): ("unet", "input_blocks.1.1.proj_in")
 _BUNDLE = "bundle_emb"  # embeddings inside a LoRA file, which the WebUI registers with it
@@ -85,7 +86,7 @@ def _span(values: Mapping[Module, float]) -> str:
 def read_lora(path: str | Path) -> LoraFile:
     """Reads a LoRA for SD1.x in kohya's spelling or in the original layer names with underscores.
 
-    Raises ValueError or OSError, one sentence: no LoRA, diffusers' spelling, made for another model, layers that SD1.5 does not have.
+    Raises ValueError or OSError, one sentence: no LoRA, diffusers' spelling, made for another model, layers that SD1.5 does not have, factors of different ranks.
     """
     path = Path(path)
     tensors, metadata = read_tensors(path)
@@ -104,6 +105,7 @@ def read_lora(path: str | Path) -> LoraFile:
         raise ValueError(f"{path.name} has weights for layers that Stable Diffusion 1.5 does not have ({_some(unknown)}); it was made for another model.")
     if incomplete:
         raise ValueError(f"{path.name} is incomplete: it lacks a factor of {_some(incomplete)}; download it again.")
+    check_factors(path, modules)
     return LoraFile(path, modules, metadata, _bundled(tensors))
 
 
@@ -161,35 +163,40 @@ def _refuse_other_models(path: Path, tensors: Mapping[str, Tensor], metadata: Ma
 
 
 def check_fits(lora: LoraFile, shapes: Mapping[Module, Iterable[int]]) -> None:
-    """Raises ValueError where a module is not in the model or has another size; `shapes`: the weight's, (out, in) or (out, in, kh, kw).
-
-    Only up and down factors show their layer's size alone; modules of other families are checked by name.
-    """
+    """Raises ValueError where a module is not in the model or has another size; `shapes`: the weight's, (out, in) or (out, in, kh, kw)."""
     for module, parts in lora.modules.items():
         if module not in shapes:
             raise ValueError(f"{lora.path.name} trains {module[1]}, which this model does not have.")
-        if not _fits(parts, tuple(shapes[module])):
-            sizes = " instead of ".join("x".join(map(str, shape)) for shape in (layer_shape(parts), tuple(shapes[module])))
+        if not _fits(module, parts, tuple(shapes[module])):
+            sizes = " instead of ".join("x".join(map(str, shape)) for shape in (shape_of(module, parts), tuple(shapes[module])))
             raise ValueError(f"{lora.path.name} does not fit this model: its {module[1]} is for a layer of {sizes}; use one trained on a model of this width.")
 
 
-def _fits(parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> bool:
-    own = layer_shape(parts)
-    return not own or own[:2] == shape[:2] and (own[2:] or (1, 1)) == (shape[2:] or (1, 1))  # a 1x1 convolution is a Linear to the WebUI
+def _fits(module: Module, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> bool:
+    try:
+        own = shape_of(module, parts)
+    except UnknownFamily:
+        return True  # its name alone can be looked at
+    except ValueError:
+        return False
+    return own[:2] == shape[:2] and (own[2:] or (1, 1)) == (shape[2:] or (1, 1))  # a 1x1 convolution is a Linear to the WebUI
+
+
+def check_factors(path: Path, modules: Mapping[Module, Mapping[str, Tensor]]) -> None:
+    """Raises ValueError for a module whose factors do not fit each other."""
+    for module, parts in modules.items():
+        try:
+            shape_of(module, parts)
+        except UnknownFamily:
+            continue  # its names alone are known
+        except ValueError as error:
+            raise ValueError(f"{path.name} is damaged: {module[1]} {error}; download it again.") from None
 
 
 def _filled_up(module: Module, shapes: Mapping[Module, Iterable[int]]) -> tuple[int, ...]:
     """The shape of the change that the WebUI takes for a module: of an inpainting model's first convolution that of four channels, which it fills up with zeros."""
     shape = tuple(shapes[module])
     return (shape[0], LATENT, *shape[2:]) if module == ("unet", FIRST) and shape[1] == INPUTS else shape
-
-
-def layer_shape(parts: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """The weight's shape that up @ (mid @) down makes; () for other families."""
-    if "lora_down.weight" not in parts:
-        return ()
-    down = parts["lora_down.weight"].shape
-    return (parts["lora_up.weight"].shape[0], down[1], *parts.get("lora_mid.weight", parts["lora_down.weight"]).shape[2:])
 
 
 def count_host_keys(path: str | Path, shapes: Mapping[Module, Iterable[int]] | None = None) -> tuple[int, int]:
@@ -200,7 +207,7 @@ def count_host_keys(path: str | Path, shapes: Mapping[Module, Iterable[int]] | N
     """
     tensors, _ = read_tensors(path)
     modules = [(_module(key), parts) for key, parts in _grouped(tensors).items()]
-    taken = [parts for module, parts in modules if module and _complete(parts) and (shapes is None or module in shapes and _fits(parts, _filled_up(module, shapes)))]
+    taken = [parts for module, parts in modules if module and _complete(parts) and (shapes is None or module in shapes and _fits(module, parts, _filled_up(module, shapes)))]
     words, table = _bundled(tensors), (shapes or {}).get(_VOCABULARY)
     fitting = [name for name, vectors in words.items() if table is None or vectors.shape[1] == tuple(table)[1]]
     return len(taken) + len(fitting), len(modules) + len(words)

@@ -7,72 +7,17 @@ Axes: D channels out, C channels in, k kernel, r rank.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
 from ..methods.adapters import Adapter
 from ..methods.base import Layer
+from ..methods.factors import Parts, Shape, family, shape_of
 from ..methods.loha import LoHaLayer
 from ..methods.lokr import LoKrConfig, LoKrLayer
 from ..methods.lora import LoRALayer
-from ..methods.lora_file import Module, layer_shape
+from ..methods.lora_file import Module
 from ..methods.low_rank import svd
-
-Parts = Mapping[str, Tensor]
-Shape = tuple[int, ...]
-FAMILIES = ("LoRA", "LoHa", "LoKr", "full")
-_OTHERS = ("alpha", "dora_scale")  # parts beside the factors
-_KERNEL3 = (".in_layers.2", ".out_layers.3", ".op", ".conv")
-
-
-def family(parts: Parts) -> str:
-    """One of FAMILIES. Raises ValueError, naming the parts, for what is none of them."""
-    names = parts.keys() - set(_OTHERS)
-    low = {"lora_up.weight", "lora_down.weight"}
-    hada = {f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b")}
-    if low <= names <= low | {"lora_mid.weight"}:
-        return "LoRA"
-    if names in (hada, hada | {"hada_t1", "hada_t2"}):
-        return "LoHa"
-    first, second = ({"lokr_w1"}, {"lokr_w1_a", "lokr_w1_b"}), ({"lokr_w2"}, {"lokr_w2_a", "lokr_w2_b"}, {"lokr_w2_a", "lokr_w2_b", "lokr_t2"})
-    if any(names == a | b for a in first for b in second):
-        return "LoKr"
-    if names == {"diff"}:
-        return "full"
-    raise ValueError(f"is a family of adapters that the tools do not know ({', '.join(sorted(names)[:4])})")
-
-
-def kernel(module: Module) -> Shape:
-    """The kernel of a module of SD1.5: (), (1, 1) or (3, 3)."""
-    part, path = module
-    if part == "text":
-        return ()
-    if path in ("input_blocks.0.0", "out.2") or path.endswith(_KERNEL3):
-        return (3, 3)
-    return (1, 1) if path.endswith(("proj_in", "proj_out", "skip_connection")) else ()
-
-
-def shape_of(module: Module, parts: Parts) -> Shape:
-    """The shape of the weight that the parts change. Raises ValueError as `family`."""
-    kind, k = family(parts), kernel(module)
-    area = k[0] * k[1] if k else 1
-    if kind == "LoRA":
-        shape = layer_shape(parts)
-        return (*shape[:2], *(shape[2:] or k))
-    if kind == "full":
-        return tuple(parts["diff"].shape)
-    if kind == "LoHa":
-        if "hada_t1" in parts:
-            return (parts["hada_w1_a"].shape[1], parts["hada_w1_b"].shape[1], *parts["hada_t1"].shape[2:])
-        return (parts["hada_w1_a"].shape[0], parts["hada_w1_b"].shape[1] // area, *k)
-    a, c = parts["lokr_w1"].shape if "lokr_w1" in parts else (parts["lokr_w1_a"].shape[0], parts["lokr_w1_b"].shape[1])
-    if "lokr_t2" in parts:
-        return (a * parts["lokr_w2_a"].shape[1], c * parts["lokr_w2_b"].shape[1], *parts["lokr_t2"].shape[2:])
-    b, inner = (parts["lokr_w2"].shape[0], parts["lokr_w2"][0].numel()) if "lokr_w2" in parts else (parts["lokr_w2_a"].shape[0], parts["lokr_w2_b"].shape[1])
-    return (a * b, c * (inner // area), *k)
-
 
 def delta(module: Module, parts: Parts, shape: Shape | None = None) -> Tensor:
     """ΔW of the module's shape, fp32, a DoRA's lengths left aside."""

@@ -16,6 +16,7 @@ import torch
 
 from ..config import METADATA_KEY
 from ..methods.embedding_file import PICTURES, read_embedding
+from ..methods.factors import family
 from ..methods.lora_file import LoraFile
 from ..sd.files import TEXT, UNET, current_name
 from ..sd.kinds import describe
@@ -23,7 +24,7 @@ from ..sd.names import BLOCKS26, block_name
 from ..sd.pickles import read_pickle
 from .arguments import FORCE, Argument
 from .command import Made, Tool
-from .deltas import delta, family, flat_factors
+from .deltas import delta, flat_factors
 from .lora_names import read_any
 from .picture import draw_blocks
 from .provenance import table

@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..methods.factors import Shape, shape_of
 from ..methods.lora_file import LoraFile, Module, write_lora
 from ..methods.low_rank import Keep, factors, svd, svd_of_product
 from .arguments import DTYPE, FORCE, KEEP, LORAS, OUT, dtype_of, keep_of, loras_of
 from .command import Made, Tool
-from .deltas import Shape, flat_factors, shape_of
+from .deltas import flat_factors
 from .lora_names import read_any
 from .provenance import joined, lora_kind
 from .recipe import Weighted

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from ..disk import atomic
-from ..methods.lora_file import LoraFile, Module, read_lora, write_factors
+from ..methods.factors import family
+from ..methods.lora_file import LoraFile, Module, check_factors, read_lora, write_factors
 from ..sd.files import read_tensors, write_tensors
 from ..sd.names import diffusers_path, kohya_key, text_paths, unet_paths
-from .deltas import family
 
 FORMS = ("kohya", "ldm", "diffusers", "peft")
 _PARTS = {
@@ -90,6 +90,7 @@ def _read_other(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
         alpha = _alpha(config, names[module], len(parts["lora_down.weight"]))
         if "alpha" not in parts and alpha is not None:
             parts["alpha"] = torch.tensor(alpha)
+    check_factors(path, modules)
     return LoraFile(path, modules, dict(metadata))
 
 

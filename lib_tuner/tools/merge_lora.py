@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..methods.factors import Parts
 from ..methods.lora_file import LoraFile, Module, check_fits
 from ..sd.kinds import describe
 from .arguments import DTYPE, FORCE, LORAS, OUT, Argument, dtype_of, loras_of
 from .command import Made, Tool
-from .deltas import Parts, change, shape_of
+from .deltas import change
 from .lora_names import read_any
 from .provenance import merged_checkpoint
 from .recipe import Weighted
@@ -81,11 +82,6 @@ def check_lora(file: LoraFile, shapes: Mapping[Module, tuple[int, ...]]) -> None
     if first in file.modules and first in shapes and shapes[first][1] == 9:
         shapes[first] = (shapes[first][0], 4, *shapes[first][2:])  # an inpainting model's first convolution takes the change of its first four channels
     check_fits(file, shapes)
-    for module, parts in file.modules.items():
-        own, wanted = shape_of(module, parts), shapes[module]
-        if own[:2] != wanted[:2] or (own[2:] or (1, 1)) != (wanted[2:] or (1, 1)):
-            sizes = " instead of ".join("x".join(map(str, shape)) for shape in (own, wanted))
-            raise ValueError(f"{file.path.name} does not fit {module[1]}: it is for a layer of {sizes}; use one trained on a model of this width.")
 
 
 TOOL = Tool(

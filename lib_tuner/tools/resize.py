@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
+from ..methods.factors import shape_of
 from ..methods.lora_file import LoraFile, write_factors
 from ..methods.low_rank import Keep
 from .arguments import DTYPE, FORCE, KEEP, OUT, Argument, dtype_of, keep_of
 from .command import Made, Tool
-from .deltas import shape_of
 from .join_loras import as_lora, factors_of
 from .lora_names import flat_names, read_any, with_modules
 from .provenance import kept_metadata, lora_kind

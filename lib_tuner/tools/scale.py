@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..methods.factors import Parts, family
 from ..methods.lora_file import LoraFile, write_factors
 from .arguments import DTYPE, FORCE, OUT, Argument, dtype_of
 from .command import Made, Tool
-from .deltas import Parts, family
 from .lora_names import flat_names, read_any, with_modules
 from .merge_checkpoints import Recipe, merge
 from .provenance import kept_metadata
