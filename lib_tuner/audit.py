@@ -32,9 +32,10 @@ def main(rest: Sequence[str]) -> int:
     args = _parser().parse_args(rest)
     if not 0 <= args.bits <= 15:
         raise ValueError(f"audit: --bits {args.bits} is outside 0 to 15; {LIMIT} is usual.")
+    target = Target(args.size)
     pictures, _ = pictures_below(args.folder)
     files, problems = open_captions(args.folder, args.captions)
-    found = [*_of_pictures(pictures, files, args), *_of_captions(pictures, files, args), *audit_names(pictures, args.captions)]
+    found = [*_of_pictures(pictures, files, target, args), *_of_captions(pictures, files, args), *audit_names(pictures, args.captions)]
     advice = advise(files, args.goal, args.trigger) if args.goal else []
     problems = [problem for problem in problems if problem.kind != "encoding"]  # a check says it
     if args.json:
@@ -42,7 +43,7 @@ def main(rest: Sequence[str]) -> int:
     return say([*_told(found, len(pictures), args.all), *map(str, problems), *_advice(advice, args), *_length(pictures)])
 
 
-def _of_pictures(pictures: list[Path], files: list[CaptionFile], args: argparse.Namespace) -> list[Finding]:
+def _of_pictures(pictures: list[Path], files: list[CaptionFile], target: Target, args: argparse.Namespace) -> list[Finding]:
     if args.no_pictures:
         return []
     looks: dict[Path, Look] = {}
@@ -51,7 +52,7 @@ def _of_pictures(pictures: list[Path], files: list[CaptionFile], args: argparse.
         looks[path] = one
         progress(len(looks), len(pictures))
     twins = groups(looks, args.bits)
-    return [*audit(looks, Target(args.size)), *alike(twins, looks), *told_apart(twins, _by_picture(pictures, files, args.captions))]
+    return [*audit(looks, target), *alike(twins, looks), *told_apart(twins, _by_picture(pictures, files, args.captions))]
 
 
 def _of_captions(pictures: list[Path], files: list[CaptionFile], args: argparse.Namespace) -> list[Finding]:

@@ -79,6 +79,11 @@ def test_wrong_options_are_one_sentence(folder, capsys, words, text):
     assert text in said
 
 
+def test_a_size_that_cannot_be_is_said_before_any_picture_is_looked_at(folder, capsys, monkeypatch):
+    monkeypatch.setattr("lib_tuner.audit.look_at", None)
+    assert audit(folder, "--size", "8") == 2 and "resolution" in capsys.readouterr().err
+
+
 def test_no_folder_and_help(tmp_path, capsys):
     assert audit(tmp_path / "none") == 2 and "is no folder" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:

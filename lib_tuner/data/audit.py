@@ -33,10 +33,16 @@ MODES = {
 
 @dataclass(frozen=True)
 class Target:
-    """What the pictures are for: the resolution in px (the side of the square; buckets keep its area), and the set's median sharpness, nan for unknown."""
+    """What the pictures are for: the resolution in px (the side of the square; buckets keep its area), and the set's median sharpness, nan for unknown.
+
+    Raises ValueError for a resolution that no bucket has.
+    """
 
     size: int = 512
     usual: float = float("nan")
+
+    def __post_init__(self) -> None:
+        bucket_for((self.size, self.size), DataConfig(resolution=self.size))
 
 
 def look_at(paths: Iterable[Path], known: Mapping[str, Look] | None = None) -> Iterator[tuple[Path, Look]]:
@@ -52,10 +58,9 @@ def look_at(paths: Iterable[Path], known: Mapping[str, Look] | None = None) -> I
 
 
 def audit(looks: Mapping[Path, Look], target: Target = Target()) -> Iterator[Finding]:
-    """All findings of all checks, picture by picture. Raises ValueError for a target size that no bucket has."""
+    """All findings of all checks, picture by picture."""
     sharp = [one.sharpness for one in looks.values() if one.sharpness == one.sharpness]
     target = Target(target.size, median(sharp)) if len(sharp) >= 5 and target.usual != target.usual else target
-    bucket_for((target.size, target.size), DataConfig(resolution=target.size))  # what cannot be is said, also for no pictures
     for path, one in looks.items():
         if one.trouble:
             yield Finding("unreadable", (path,), f"{path.name} {one.trouble}.")
