@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -72,6 +72,15 @@ class Untouched:
 @pytest.fixture(scope="session")
 def untouched() -> Untouched:
     return Untouched()
+
+
+@pytest.fixture(scope="session")
+def programs() -> Iterator[dict[str, Any]]:
+    """Programs that go on from one file of tests to the next, by name."""
+    made: dict[str, Any] = {}
+    yield made
+    for each in made.values():
+        each.end()
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import until
 from PIL import Image
-from test_page import Page, browser, expect, own_script, server, train  # noqa: F401 (fixtures)
+from test_page import Page, browser, expect, own_script, train  # noqa: F401 (fixtures)
+from test_page import shared as server  # noqa: F401
 
 GRID = "#tuner-c-grid td img"
 

@@ -87,11 +87,24 @@ def command(gradio: str, home: Path) -> list[str]:
     return [str(python), str(ROOT / "tests" / "old_gradio_page.py"), str(home)] if python.exists() else absent("The environment of the WebUI's gradio is missing: `python3 -m lib_tuner test` makes it.")
 
 
+def started(gradio: str, folders: pytest.TempPathFactory) -> Server:
+    home = folders.mktemp(gradio) / "out"
+    return Server(command(gradio, home), home)
+
+
 @pytest.fixture(scope="module", params=["current", "webui"])
 def server(request, tmp_path_factory) -> Iterator[Server]:
-    made = Server(command(request.param, tmp_path_factory.mktemp(request.param) / "out"), tmp_path_factory.getbasetemp() / f"{request.param}0" / "out")
+    made = started(request.param, tmp_path_factory)
     yield made
     made.end()
+
+
+@pytest.fixture(scope="module", params=["current", "webui"])
+def shared(request, programs, tmp_path_factory) -> Server:
+    """The same for files of tests that do not mind each other's runs: to start one takes longer than many a test."""
+    if request.param not in programs:
+        programs[request.param] = started(request.param, tmp_path_factory)
+    return programs[request.param]
 
 
 @pytest.fixture(scope="module")
