@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from .compare.clip import found as found_clip
 from .compare.numbers import Row, check, numbers
 from .compare.suggest import Suggestion, suggest
-from .config import meant
+from .config import expanded, meant
 from .measuring import as_json, saves_in
 from .runs import is_run, settings_of
 from .tools.command_line import Progress, say
@@ -33,12 +32,12 @@ def main(rest: Sequence[str]) -> int:
 def numbers_of_run(rest: Sequence[str]) -> int:
     """`compare numbers`: measures what is missing, and prints the table."""
     args = _parser().parse_args(rest)
-    folder = Path(args.run).expanduser()
+    folder = expanded(args.run)
     if not is_run(folder):
         raise ValueError(f"{args.run} is not the folder of a run (it has no settings.toml); name one, such as outputs/my-tuning-001.")
     cfg = settings_of(folder)
     check(cfg)
-    clip = Path(args.clip).expanduser() if args.clip else found_clip()
+    clip = expanded(args.clip) if args.clip else found_clip()
     if clip and not clip.is_file():
         raise ValueError(f"--clip: {args.clip} does not exist; give the weights file of an open_clip, or leave it out.")
     saves = saves_in(folder)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import KEPT as STATES
-from .config import flat_values, options
+from .config import expanded, flat_values, options
 from .data.batches import Batches
 from .data.prompts import mentions, template_lines
 from .host import Forecast
@@ -176,7 +176,7 @@ def _text_stays(run: Seen) -> Warning_ | None:
     if own.get(f"{part}text_encoder", True) or not own.get(f"{part}start"):
         return None
     with suppress(OSError, ValueError):  # what cannot be read, the run says
-        if any(name.startswith("lora_te") for name in read_header(Path(own[f"{part}start"]).expanduser())[0]):
+        if any(name.startswith("lora_te") for name in read_header(expanded(own[f"{part}start"]))[0]):
             fix = Fix("Train the text encoder too", {f"{run.cfg.method}.{part}text_encoder": True})
             return Warning_("The file to start from has the text encoder, which stays as it is there: it is switched off.", fix)
     return None
@@ -249,7 +249,7 @@ def _no_disk(run: Seen) -> Warning_ | None:
     """While a state is written, an older one still lies there."""
     saves, states = kept_on_disk(run.cfg)
     need = saves * run.forecast.file + (states + (states == STATES)) * run.forecast.state
-    folder = next(p for p in (Path(run.cfg.output).expanduser().absolute(), *Path(run.cfg.output).expanduser().absolute().parents) if p.is_dir())
+    folder = next(p for p in (expanded(run.cfg.output).absolute(), *expanded(run.cfg.output).absolute().parents) if p.is_dir())
     if not run.forecast.state or need < shutil.disk_usage(folder).free:
         return None
     text = f"The saves need about {gigabytes(need)}, and {gigabytes(shutil.disk_usage(folder).free)} are free in {folder}: make room, or choose another output folder."

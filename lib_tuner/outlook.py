@@ -8,10 +8,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
-from .config import flat_values
+from .config import expanded, flat_values
 from .data import class_pictures
 from .data.batches import Batches
 from .data.holes import Holes
@@ -53,7 +52,7 @@ def _folder_there(cfg: TrainConfig, key: str, needed: bool) -> None:
     folder = flat_values(cfg)[key]
     if needed and not folder.strip():
         raise ValueError(f"{key}: is empty; name the folder that holds the pictures")
-    if folder and not Path(folder).expanduser().exists():
+    if folder and not expanded(folder).exists():
         raise ValueError(f"{key}: {folder!r} does not exist; name the folder that holds the pictures")
 
 
@@ -61,7 +60,7 @@ def _model_there(cfg: TrainConfig) -> None:
     """Of a file whose header can be read in no time also that it is a model."""
     if not cfg.checkpoint:
         return
-    path = Path(cfg.checkpoint).expanduser()
+    path = expanded(cfg.checkpoint)
     if not path.is_file():
         raise ValueError(f"checkpoint: {cfg.checkpoint!r} does not exist; give the path of an SD1.5 checkpoint (.safetensors or .ckpt)")
     try:
@@ -72,13 +71,13 @@ def _model_there(cfg: TrainConfig) -> None:
 
 def _start_there(cfg: TrainConfig) -> None:
     for key, file in flat_values(cfg).items():
-        if key.endswith(".start") and file and not Path(file).expanduser().is_file():
+        if key.endswith(".start") and file and not expanded(file).is_file():
             raise ValueError(f"{key}: {file!r} does not exist; name the file to start from, or leave it empty")
 
 
 def _output_writable(cfg: TrainConfig) -> None:
     """A run makes its folder below: the nearest one that is there has to take it."""
-    wanted = Path(cfg.output).expanduser().absolute()
+    wanted = expanded(cfg.output).absolute()
     place = next(path for path in (wanted, *wanted.parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise ValueError(f"output: no folder can be made in {str(place)!r}; choose a folder that can be written")

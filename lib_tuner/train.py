@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from . import checkpoint
-from .config import build, flat_values, options, read_toml
+from .config import build, expanded, flat_values, options, read_toml
 from .data import class_pictures
 from .data.batches import Batches, check_world, find_items, validation
 from .data.holes import Holes
@@ -118,10 +118,10 @@ def _prepare(cfg: TrainConfig, method: Method, host: Host, sd: Components, group
     optimizer = make_optimizer(cfg.optim, groups)
     scaler = torch.cuda.amp.GradScaler() if sd.dtype == torch.float16 else None
     state = State(method, optimizer, EMA(params, cfg.optim.ema) if cfg.optim.ema else None, scaler)
-    saved = checkpoint.load(Path(cfg.resume).expanduser()) if cfg.resume else None
+    saved = checkpoint.load(expanded(cfg.resume)) if cfg.resume else None
     holes = Holes(cfg.inpaint, cfg.seed) if is_inpainting(sd.unet) else None
     batches = Batches(cfg.data, sd, cfg.seed, method.triggers(), from_rows(saved.state["items"]) if saved else None, method.hints, holes)
-    run = Run(cfg, method, host, sd, state, batches, Path(cfg.resume).expanduser(), time.time())
+    run = Run(cfg, method, host, sd, state, batches, expanded(cfg.resume), time.time())
     if saved:
         _check_same(saved.state, sd, cfg)
         state.load_state_dict(saved.state["run"])
@@ -132,7 +132,7 @@ def _prepare(cfg: TrainConfig, method: Method, host: Host, sd: Components, group
 
 def _folder(cfg: TrainConfig) -> Path:
     """The run's folder, made when all that can be refused has been looked at, with the settings in it."""
-    folder = Path(cfg.resume).expanduser() if cfg.resume else checkpoint.run_folder(Path(cfg.output).expanduser(), cfg.name)
+    folder = expanded(cfg.resume) if cfg.resume else checkpoint.run_folder(expanded(cfg.output), cfg.name)
     write_settings(folder, cfg)
     if cfg.settings_text:
         text = "\n".join(f"{key}: {value}" for key, value in flat_values(cfg).items())
@@ -145,7 +145,7 @@ def _check_same(saved: dict[str, Any], sd: Components, cfg: TrainConfig) -> None
     if saved["model"] != sd.model_hash:
         raise ValueError(f"resume: the run in {cfg.resume} trained another model ({saved['model'][:10]}, this one is {sd.model_hash[:10]}); choose the same model file.")
     try:
-        before = flat_values(build(TrainConfig, read_toml(Path(cfg.resume).expanduser() / "settings.toml"), type(cfg.settings)))
+        before = flat_values(build(TrainConfig, read_toml(expanded(cfg.resume) / "settings.toml"), type(cfg.settings)))
     except (OSError, ValueError):  # they are gone, or of another method, which the state does not fit
         return
     own = options(type(cfg.settings), cfg.method)

@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from ..config import opt
+from ..config import expanded, opt
 from ..host import Components
 from ..optim import text_scale
 from ..sd.inpaint import FIRST, INPUTS
@@ -221,7 +221,7 @@ class Adapters(LayerMethod):
 
     def _read_start(self, sd: Components) -> Mapping[Target, Mapping[str, Tensor]]:
         """The factors of the file to start from. Raises ValueError for one that cannot be gone on from here."""
-        file = read_lora(Path(self.settings.start).expanduser())
+        file = read_lora(expanded(self.settings.start))
         for factors in file.modules.values():
             if not self.of_family(factors.keys() - {"alpha", "dora_scale"}):
                 names = ", ".join(sorted(factors.keys() - {"alpha"})[:3])

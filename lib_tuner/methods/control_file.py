@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..config import expanded
 from ..sd import controlnet, t2i_adapter
 from ..sd.controlnet import ControlNet, sizes_beside
 from ..sd.files import read_header, read_tensors, write_tensors
@@ -90,7 +91,7 @@ def write_control(path: Path, kind: str, tensors: Mapping[str, Tensor], metadata
 
 def reads_grey(path: str | Path) -> bool:
     """Whether an adapter's file is one that reads a single channel. Raises ValueError or OSError for what is no weights file."""
-    tensors = read_tensors(Path(path).expanduser())[0]
+    tensors = read_tensors(expanded(path))[0]
     first = next((t for key, t in tensors.items() if key.removeprefix("adapter.") == "conv_in.weight"), None)
     return first is not None and first.ndim == 4 and first.shape[1] == SHRINK**2
 

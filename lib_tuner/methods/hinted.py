@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import opt
+from ..config import expanded, opt
 from ..data.conditions import Recipe
 from ..data.depth import Depth, OnnxDepth
 from ..data.hints import DEPTH, OWN, Hints
@@ -95,7 +95,7 @@ class Hinted(HookMethod):
         self._sd, self.net = sd, self.new_net(sd)
         if self.settings.start:
             shapes = {key: tuple(t.shape) for key, t in self.net.state_dict().items()}
-            tensors = read_control(Path(self.settings.start).expanduser(), self.kind, shapes)
+            tensors = read_control(expanded(self.settings.start), self.kind, shapes)
             self.net.load_state_dict({key: t.float() for key, t in tensors.items()})
         self.net.requires_grad_(True)
         self._handles = [sd.unet.register_forward_pre_hook(self._before, with_kwargs=True), *self.hook(sd.unet)]
@@ -103,7 +103,7 @@ class Hinted(HookMethod):
 
     def _depth(self, sd: Components) -> Depth:
         if own := self.settings.depth_model.strip():
-            return OnnxDepth(Path(own).expanduser())
+            return OnnxDepth(expanded(own))
         if sd.depth is None:
             raise ValueError("depth_model: is empty, and only inside the WebUI there is a depth model already: name an .onnx file of one, such as Depth Anything's.")
         return sd.depth

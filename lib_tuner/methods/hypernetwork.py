@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from ..config import opt
+from ..config import expanded, opt
 from ..host import Components
 from ..sd.files import file_sha256
 from ..sd.loss import generator_for
@@ -205,7 +205,7 @@ class Hypernetwork(HookMethod):
         return chosen or sorted(there)
 
     def _read_start(self, there: list[int]) -> dict[int, Any]:
-        file = read_hypernetwork(Path(self.settings.start).expanduser())
+        file = read_hypernetwork(expanded(self.settings.start))
         fitting = {width: pair for width, pair in file.pairs.items() if width in there}
         if not fitting:
             had, has = (", ".join(map(str, sorted(widths))) for widths in (file.pairs, there))

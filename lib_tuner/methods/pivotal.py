@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import opt, section
+from ..config import expanded, opt, section
 from ..host import Components
 from ..optim import lr_at, parse_lr
 from ..sd.files import read_header
@@ -130,7 +130,7 @@ class PivotalTuning(Method):
 
     def attach(self, sd: Components) -> list[dict[str, Any]]:
         if self.settings.layers.start:
-            self.words.bundled = read_lora(Path(self.settings.layers.start).expanduser()).embeddings
+            self.words.bundled = read_lora(expanded(self.settings.layers.start)).embeddings
         words, layers = self.words.attach(sd), self.adapter.attach(sd)
         self._scales = [(1.0, self._further)] * len(words) + [(0.0, group["lr_scale"]) for group in layers]
         return [{**group, "lr_scale": self._further} for group in words] + layers

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from ..config import opt
+from ..config import expanded, opt
 from ..data.prompts import Triggers, mentions, template_lines
 from ..host import Components
 from ..optim import holds_average
@@ -142,7 +142,7 @@ class TextualInversion(Method):
     def _initial(self, wanted: WantedWord, sd: Components, table: Tensor, typical: Tensor, number: int) -> Tensor:
         """(n, C): from a file, or the initial text's vectors stretched over n as the WebUI does, or random ones of a hundredth part of a word's length."""
         if wanted.start:
-            return read_embedding(Path(wanted.start).expanduser(), width=table.shape[1]).vectors
+            return read_embedding(expanded(wanted.start), width=table.shape[1]).vectors
         ids = sd.text.tokenizer.encode(wanted.init)
         if ids:
             return table[torch.tensor([ids[i * len(ids) // wanted.vectors] for i in range(wanted.vectors)], device=table.device)].float()

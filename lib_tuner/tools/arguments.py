@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import meant
+from ..config import expanded, meant
 from ..methods.adapters import DTYPES
 from ..methods.low_rank import Keep
 from .recipe import Weighted, read_recipe, weighted, weighted_rows
@@ -126,7 +126,7 @@ class Argument:
             if text not in self.choices:
                 raise ValueError(f"{text!r} is not one of {', '.join(self.choices)}{meant(text, self.choices)}")
             return text
-        return _there(find(text)) if self.kind in ("file", "recipe") else Path(text).expanduser()
+        return _there(find(text)) if self.kind in ("file", "recipe") else expanded(text)
 
     def _number(self, text: str) -> Any:
         try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import load_toml, meant, toml_value
+from ..config import expanded, load_toml, meant, toml_value
 from ..disk import atomic
 
 
@@ -48,7 +48,7 @@ def read_recipe(path: Path) -> list[Weighted]:
     if values.keys() - {"lora"} or not isinstance(rows, list) or not rows or not all(isinstance(row, Mapping) for row in rows):
         raise ValueError(f"{path}: a recipe is a row of [[lora]] tables, each with file = \"...\" and weight = 1.0, and nothing else.")
     try:
-        return weighted_rows(rows, lambda name: path.parent / Path(name).expanduser())
+        return weighted_rows(rows, lambda name: path.parent / expanded(name))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
