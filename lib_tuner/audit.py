@@ -14,7 +14,8 @@ from .data.caption_audit import CaptionRules, audit_captions, audit_names
 from .data.captions import CaptionFile
 from .data.duplicates import LIMIT, alike, groups, told_apart
 from .data.finding import Finding, counted
-from .data.items import Problem, caption_files, pictures_below
+from .data.file_names import Names
+from .data.items import Problem, caption_beside, pictures_below
 from .data.library import open_captions
 from .data.look import Look
 from .presets import GOALS
@@ -64,8 +65,8 @@ def _of_captions(pictures: list[Path], files: list[CaptionFile], args: argparse.
 
 
 def _by_picture(pictures: list[Path], files: list[CaptionFile], extensions: str) -> dict[Path, CaptionFile]:
-    known = {file.path: file for file in files}
-    found = {picture: next((known[path] for path in caption_files(picture, extensions) if path in known), None) for picture in pictures}
+    known, names = {file.path: file for file in files}, Names()
+    found = {picture: known.get(caption_beside(picture, extensions, names)) for picture in pictures}
     return {picture: file for picture, file in found.items() if file is not None}
 
 

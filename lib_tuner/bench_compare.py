@@ -10,7 +10,6 @@ import json
 import sys
 import time
 from argparse import Namespace
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace

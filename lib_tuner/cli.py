@@ -14,6 +14,7 @@ from typing import Any
 from . import __version__, environment
 from .cli_train import run, settings_of, split_flags, train_help
 from .config import meant
+from .disk import expanded
 from .environment import OLD_GRADIO, RUN, TEST, UI, WEBUI, Layer
 
 PROGRAM = "python3 -m lib_tuner"
@@ -118,7 +119,7 @@ def ui(rest: list[str], enter: Enter) -> int | None:
     if args.ckpt and not Path(args.ckpt).is_file():
         raise ValueError(f"--ckpt: {args.ckpt} does not exist; give the path of an SD1.5 checkpoint (.safetensors or .ckpt).")
     address = Address("0.0.0.0" if args.listen else "127.0.0.1", args.port, parse_login(args.auth) if args.auth else None)
-    return serve(Standalone, Path(args.out).expanduser().resolve(), address, args.ckpt, _opener(not args.no_browser))
+    return serve(Standalone, expanded(args.out).resolve(), address, args.ckpt, _opener(not args.no_browser))
 
 
 def _opener(browser: bool) -> Callable[[str], None]:

@@ -10,7 +10,8 @@ from typing import Any
 from .compare.clip import found as found_clip
 from .compare.numbers import Row, check, numbers
 from .compare.suggest import Suggestion, suggest
-from .config import expanded, meant
+from .config import meant
+from .disk import expanded
 from .measuring import as_json, saves_in
 from .runs import is_run, settings_of
 from .tools.command_line import Progress, say

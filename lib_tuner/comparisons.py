@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -27,7 +27,7 @@ from .config import flat_values
 from .disk import atomic
 from .grid import Grid, Watched, earlier
 from .host import GenerateRequest, Host
-from .jobs import Jobs, run_id
+from .jobs import Jobs
 from .keeping import Best, keep
 from .measuring import measured
 from .methods import METHODS, settings
@@ -86,11 +86,11 @@ class Comparisons:
     def about(self) -> dict[str, Any]:
         """What a form needs: the axes with what each offers, the files, the runs that have saves."""
         offer = self.offer()
-        known = {run_id(Path(row["folder"])): row for row in self.jobs.history()}
-        with_saves = {run_id(choice.path.parent) for choice in offer.saves}
+        known = {runs.run_id(Path(row["folder"])): row for row in self.jobs.history()}
+        with_saves = {runs.run_id(choice.path.parent) for choice in offer.saves}
         return {
             "axes": [{"name": name, "label": kind.label, "help": kind.help, "lines": kind.lines, "offered": kind.offered(offer)} for name, kind in KINDS.items()],
-            "files": [{"name": choice.label, "kind": choice.kind, "run": run_id(choice.path.parent) if choice.run else ""} for choice in (*offer.saves, *offer.files)],
+            "files": [{"name": choice.label, "kind": choice.kind, "run": runs.run_id(choice.path.parent) if choice.run else ""} for choice in (*offer.saves, *offer.files)],
             "samplers": list(offer.samplers),
             "runs": [{"id": id, "name": Path(row["folder"]).name, "method": row["method"], "words": runs.known_record(Path(row["folder"])).words} for id, row in known.items() if id in with_saves],
         }
@@ -234,7 +234,7 @@ class Comparisons:
         cell, changed = grid.plan.cells[index], grid.changed_files([index])
         if isinstance(cell, str):
             raise ValueError(cell)
-        files = [{"name": use.path.name, "weight": use.weight, "run": run_id(use.path.parent) if runs.is_run(use.path.parent) and use.path.is_file() and use.path not in changed else ""}
+        files = [{"name": use.path.name, "weight": use.weight, "run": runs.run_id(use.path.parent) if runs.is_run(use.path.parent) and use.path.is_file() and use.path not in changed else ""}
                  for use in cell.uses]  # fmt: skip
         return {"prompt": cell.request.prompt, "text": grid.text(index), "files": files}
 

@@ -384,11 +384,6 @@ def from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
     return migrate(values, "the settings in the file")
 
 
-def expanded(path: str | Path) -> Path:
-    """A path that a person has written, `~` for their home; `~name` of nobody here stays as it is, and is not there."""
-    return Path(os.path.expanduser(path))
-
-
 def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
 

@@ -6,7 +6,6 @@ The options are the fields of `CropConfig` and `ExportConfig`, so that command l
 from __future__ import annotations
 
 import argparse
-import os
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
@@ -16,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from .config import build, flags
+from .disk import absolute
 from .data.crop_acts import KeptActs
 from .data.crop_export import Exported, export
 from .data.crop_file import Book, PictureCrops, change_crops, key_of, read_crops
@@ -38,7 +38,7 @@ _NOT_ASKED = ("no caption", "clash", "duplicate")  # of a scan: what does not ma
 def main(rest: Sequence[str]) -> int:
     """Runs the command on a folder; returns the exit code. Raises ValueError or OSError with one sentence."""
     given = vars(_parser().parse_args(rest))
-    folder, target = Path(os.path.abspath(Path(given.pop("folder")).expanduser())), given.pop("out") or given.pop("zip")
+    folder, target = absolute(given.pop("folder")), given.pop("out") or given.pop("zip")
     keep, model = given.pop("keep"), given.pop("face_model")
     cfg, how = (build(kind, {name: value for name, value in given.items() if name in _names(kind)}) for kind in (CropConfig, ExportConfig))
     detector = face_detector(model) if cfg.focus in ("auto", "face") else None

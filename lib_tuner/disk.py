@@ -63,3 +63,13 @@ def take_lock(descriptor: int) -> None:
         import fcntl
 
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def expanded(path: str | Path) -> Path:
+    """A path that a person has written, `~` for their home; `~name` of nobody here stays as it is, and is not there."""
+    return Path(os.path.expanduser(path))
+
+
+def absolute(path: str | Path) -> Path:
+    """The same from the root on. Not resolved: a linked folder keeps its name, which may say how often its pictures are repeated."""
+    return Path(os.path.abspath(expanded(path)))

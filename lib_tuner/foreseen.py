@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import KEPT as STATES
-from .config import expanded, flat_values, options
+from .config import flat_values, options
+from .disk import expanded
 from .data.batches import Batches
 from .data.prompts import mentions, template_lines
 from .host import Forecast

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from . import checkpoint, recorders, runs
-from .config import expanded, flat_values
+from .config import flat_values
+from .disk import expanded
 from .events import Event, Finished, Preparing, Started
 from .host import Host
 from .live import Live, process_memory
@@ -43,15 +44,10 @@ class _Wanted:
     orders: Orders = field(default_factory=Orders)
 
 
-def run_id(folder: Path) -> str:
-    """A run's name in addresses: its folder's, which may occur in two output folders, so a hash of where it lies."""
-    return uuid.uuid5(uuid.NAMESPACE_URL, str(folder.resolve())).hex[:12]
-
-
 def row(entry: Entry) -> dict[str, Any]:
     """What the page's list shows of an entry."""
     shown = {key: entry.values.get(key) for key in ("name", "method", "steps")}
-    return {"id": entry.id, **shown, "state": entry.state, "step": entry.step, "error": entry.error, "run": run_id(Path(entry.folder)) if entry.folder else ""}
+    return {"id": entry.id, **shown, "state": entry.state, "step": entry.step, "error": entry.error, "run": runs.run_id(Path(entry.folder)) if entry.folder else ""}
 
 
 class Jobs:
@@ -255,13 +251,13 @@ class Jobs:
         folder, current = Path(found["folder"]), self.current
         going = current is not None and current.state in GOING and current.folder == str(folder.resolve())
         state = "interrupted" if found["state"] == "running" and not going else found["state"]
-        return {**found, "id": run_id(folder), "state": state, "resumable": found["resumable"] and not going}
+        return {**found, "id": runs.run_id(folder), "state": state, "resumable": found["resumable"] and not going}
 
     def folder_of(self, run: str) -> Path:
         """The folder of a run by its id. Raises ValueError."""
         for output in self.outputs():
             for folder in output.iterdir() if output.is_dir() else ():
-                if runs.is_run(folder) and run_id(folder) == run:
+                if runs.is_run(folder) and runs.run_id(folder) == run:
                     return folder
         raise ValueError("That run's folder is gone.")
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
 
-from .config import expanded, flat_values
+from .config import flat_values
+from .disk import expanded
 from .data import class_pictures
 from .data.batches import Batches
 from .data.holes import Holes

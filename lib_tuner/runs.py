@@ -12,6 +12,7 @@ import re
 import shutil
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -153,6 +154,11 @@ def read_record(folder: Path) -> Record:
 
 
 # ---- reading it ------------------------------------------------------------------------------------------------------
+
+
+def run_id(folder: Path) -> str:
+    """A run's name in addresses: its folder's, which may occur in two output folders, so a hash of where it lies."""
+    return uuid.uuid5(uuid.NAMESPACE_URL, str(folder.resolve())).hex[:12]
 
 
 def is_run(folder: Path) -> bool:

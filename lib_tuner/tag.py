@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .disk import expanded
 from .data import tag_models
 from .data.edits import Plan, apply
 from .data.items import Problem
@@ -71,7 +72,7 @@ def _model(name: str, args: argparse.Namespace, status: Status) -> _Model:
         demo = DemoTagger()
         thresholds = _thresholds(demo.thresholds, args)
         return _Model(demo.name, thresholds, lambda: demo, f"{demo.name}: it knows the pictures that the embedded model draws, and no others; {_of(thresholds)}.")
-    folder = Path(args.models).expanduser() if args.models else tag_models.default_folder()
+    folder = expanded(args.models) if args.models else tag_models.default_folder()
     files = tag_models.find(name, folder, lambda file, done, total: status.show(_fetched(name, file, done, total)))
     status.clear()
     thresholds = _thresholds(files.thresholds, args)

@@ -17,7 +17,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
-from .config import expanded, meant
+from .config import meant
+from .disk import expanded
 from .live import finite
 from .progress import sentence
 from .runs import is_run

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from . import checkpoint
-from .config import build, expanded, flat_values, options, read_toml
+from .config import build, flat_values, options, read_toml
+from .disk import expanded
 from .data import class_pictures
 from .data.batches import Batches, check_world, find_items, validation
 from .data.holes import Holes

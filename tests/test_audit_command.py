@@ -64,6 +64,13 @@ def test_rows_are_json_whose_mends_are_edits(folder, capsys):
     assert [Edit.from_json(mend).name for mend in twice["mends"]] == ["deduplicate"] and Path(twice["paths"][0]).name == "1.txt"
 
 
+def test_a_caption_file_in_capitals_is_its_pictures(folder, capsys):
+    (folder / "10_cat" / "copy.txt").rename(folder / "10_cat" / "copy.TXT")
+    assert audit(folder, "--json") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row for row in rows if row["kind"] == "twin captions"]
+
+
 def test_captions_alone_are_checked_without_a_look_at_pictures(folder, capsys, monkeypatch):
     monkeypatch.setattr("lib_tuner.audit.look_at", None)
     assert audit(folder, "--no-pictures", "--all") == 0

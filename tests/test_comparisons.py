@@ -21,7 +21,7 @@ from lib_tuner import runs
 from lib_tuner.config import flat_values, to_toml
 from lib_tuner.host import GenerateRequest
 from lib_tuner.hosts.standalone import Standalone
-from lib_tuner.jobs import Jobs, run_id
+from lib_tuner.jobs import Jobs
 from lib_tuner.keeping import Best
 from lib_tuner.methods import settings
 from lib_tuner.methods.embedding_file import Embedding, write_embedding
@@ -69,7 +69,7 @@ def made(tmp_path, run, monkeypatch):
 
 def order(of: Path, **more) -> GridOrder:
     axes = {"x": Axis("step", "all"), "y": Axis("seed", "1, 2")}
-    return GridOrder(**{"prompt": "a cat", "width": 64, "height": 64, "steps": 2, "run": run_id(of), "axes": axes, **more})
+    return GridOrder(**{"prompt": "a cat", "width": 64, "height": 64, "steps": 2, "run": runs.run_id(of), "axes": axes, **more})
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -88,9 +88,9 @@ def test_saves_of_runs_and_the_hosts_files_are_offered(made, run, tmp_path):
     about = made.about()
     assert [(f["name"], f["kind"], bool(f["run"])) for f in about["files"]] == [
         ("cat-001 10", "lora", True), ("cat-001 20", "lora", True), ("cat-001 end", "lora", True), ("other", "lora", False)]
-    assert about["runs"] == [{"id": run_id(run), "name": "cat-001", "method": "lora", "words": "cat"}]
+    assert about["runs"] == [{"id": runs.run_id(run), "name": "cat-001", "method": "lora", "words": "cat"}]
     assert next(a for a in about["axes"] if a["name"] == "step")["offered"] == ["all", "None", "cat-001 10", "cat-001 20", "cat-001 end"]
-    first = made.suggested(run_id(run))
+    first = made.suggested(runs.run_id(run))
     assert (first["prompt"], first["width"], first["axes"]["x"]["text"]) == ("a cat outside", 64, "None, cat-001 10, cat-001 20, cat-001 end")
 
 
@@ -109,7 +109,7 @@ def test_a_grid_is_drawn_and_lies_on_the_disk_with_its_settings(made, run):
     with Image.open(made.sheet()) as sheet:
         assert sheet.width > 3 * 64 and sheet.height > 2 * 64 and "X Type: Saved step" in sheet.text["parameters"]
     details = made.cell_details(1)
-    assert details["prompt"] == "a cat" and details["files"] == [{"name": "cat-000020.safetensors", "weight": 1.0, "run": run_id(run)}]
+    assert details["prompt"] == "a cat" and details["files"] == [{"name": "cat-000020.safetensors", "weight": 1.0, "run": runs.run_id(run)}]
     assert made.plan(order(run))["seconds"] > 0  # now it is known how long a picture takes
 
 
@@ -249,14 +249,14 @@ def test_the_numbers_of_a_runs_saves_are_measured_and_one_or_none_is_suggested(m
     settings_file = run / "settings.toml"
     values = {"data.folder": str(data_folder), "data.bucket_min": 64, "data.bucket_step": 8}
     settings_file.write_text(to_toml(settings({**flat_values(runs.settings_of(run)), **values})))
-    made.measure(run_id(run))
+    made.measure(runs.run_id(run))
     done(made)
     result = made.work.result
     assert [row["step"] for row in result["rows"]] == [0, 10, 20, 1000] and result["rows"][0]["drift"] == 0 and result["rows"][1]["drift"] > 0
     assert result["suggestion"]["step"] in (None, 10, 20, 1000) and result["suggestion"]["why"].endswith(".") and result["run"] == "cat-001"
     for file in run.glob("*.safetensors"):
         file.unlink()
-    made.measure(run_id(run))
+    made.measure(runs.run_id(run))
     done_with_error(made, "has no saved file yet")
 
 
@@ -276,7 +276,7 @@ def test_a_new_grid_is_never_taken_for_the_one_before(made, run):
 def test_a_file_that_is_another_one_now_is_neither_drawn_nor_kept_for_the_old_one(made, run):
     made.start(order(run, axes={"x": Axis("step", "cat-001 10, cat-001 end")}))
     done(made)
-    made.keep(run_id(run), Best("cat-000010.safetensors", "cat", others="trash"))
+    made.keep(runs.run_id(run), Best("cat-000010.safetensors", "cat", others="trash"))
     assert [f["run"] for f in made.cell_details(1)["files"]] == [""] and "Seed: 1" in made.cell_details(1)["text"]
     with pytest.raises(ValueError, match="cat.safetensors is another file since this grid was begun"):
         made.again([1])
@@ -291,7 +291,7 @@ def test_the_steps_of_a_word_draw_different_pictures(made, tmp_path, run, checkp
     (folder / "settings.toml").write_text(to_toml(settings(values)))
     for i, name in enumerate(("word-000010", "word-000020", "word")):
         write_embedding(folder / f"{name}.pt", Embedding("word", torch.randn(1, 48, generator=torch.Generator().manual_seed(i))))
-    suggested = made.suggested(run_id(folder))
+    suggested = made.suggested(runs.run_id(folder))
     assert (suggested["prompt"], suggested["axes"]["x"]["text"]) == ("a word outside", "None, word-001 10, word-001 20, word-001 end")
     made.start(order_of({**suggested, "steps": 2, "axes": {"x": suggested["axes"]["x"]}}))
     assert done(made)["states"] == ["drawn"] * 4
@@ -353,7 +353,7 @@ def test_saves_that_changed_since_an_earlier_grid_are_not_taken_for_the_same(mad
     lora(run / "cat-000020.safetensors", seed=9)
     with closing(Comparisons(made.jobs, made.tools)) as other:
         other.open(name)
-        assert [file["run"] for index in (0, 1) for file in other.cell_details(index)["files"]] == [run_id(run), ""]
+        assert [file["run"] for index in (0, 1) for file in other.cell_details(index)["files"]] == [runs.run_id(run), ""]
         with pytest.raises(ValueError, match="cat-000020.safetensors is another file since this grid was begun"):
             other.again([1])
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from lib_tuner import config
-from lib_tuner.config import build, expanded, flags, flat_values, flatten, from_metadata, migrate, opt, options, read_toml, section, to_metadata, to_toml
+from lib_tuner.config import build, flags, flat_values, flatten, from_metadata, migrate, opt, options, read_toml, section, to_metadata, to_toml
+from lib_tuner.disk import expanded
 from lib_tuner.settings import TrainConfig
 
 tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")

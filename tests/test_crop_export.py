@@ -114,6 +114,12 @@ def test_a_caption_ending_of_two_parts_stays_one(folder, tmp_path):
     assert (tmp_path / "out" / "a.tags.txt").read_text() == "tags" and (tmp_path / "out" / "a.txt").read_bytes() == (folder / "a.txt").read_bytes()
 
 
+def test_a_caption_file_in_capitals_goes_along(folder, tmp_path):
+    (folder / "10_zwx cat" / "b.txt").rename(folder / "10_zwx cat" / "B.TXT")
+    run(folder, tmp_path / "out")
+    assert (tmp_path / "out" / "10_zwx cat" / "b.txt").read_text() == "a cat"
+
+
 # ---- colours
 
 

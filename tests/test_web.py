@@ -136,6 +136,12 @@ def test_the_queue_is_ordered_by_routes(client, jobs, small_run):
     assert [e["name"] for e in client.get("/tuner/api/status").json()["queue"]] == ["a"]
 
 
+@pytest.mark.parametrize("key", ["data.folder", "checkpoint", "lora.start"])
+def test_the_home_of_nobody_is_a_path_that_is_not_there(client, small_run, key):
+    answer = client.post("/tuner/api/runs", json={"settings": {**small_run, key: "~nobody-here/x"}}, headers=OURS)
+    assert answer.status_code == 400 and "~nobody-here/x" in answer.json()["error"]
+
+
 def test_a_loss_that_is_no_number_silences_neither_status_nor_history(client, done, jobs):
     folder = jobs.folder_of(done)
     with (folder / "losses.csv").open("a") as file:

@@ -18,12 +18,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..config import expanded
 from ..data.batches import Batch, fixed, fixed_captions
 from ..data.holes import Holes
 from ..data.item import Item
 from ..data.items import scan
-from ..disk import atomic
+from ..disk import atomic, expanded
 from ..host import Components, Host
 from ..methods import METHODS
 from ..methods.checkpoint_file import is_whole
@@ -34,7 +33,7 @@ from ..sd.files import is_safetensors, read_header
 from ..sd.inpaint import is_inpainting
 from ..settings import TrainConfig
 from ..step import schedule_for
-from .applied import KINDS, Use, applied, kind_of_file, replaced
+from .applied import Use, applied, kind_of_file, replaced
 from .clip import Looks
 
 FILE, FORMAT = "numbers.tuner", 1  # JSON, but no .json: `numbers.tuner` is the card of a LoRA named numbers

@@ -6,7 +6,6 @@ pictures of one bucket, and the last of a bucket is smaller, as in kohya. Sample
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..disk import absolute, expanded
 from ..sd.inpaint import channels
 from ..settings import DataConfig
 from . import mirrored
@@ -291,7 +291,7 @@ def find_items(cfg: DataConfig) -> tuple[list[Item], list[Problem]]:
         problems += issues + [Problem(i.path, "is held out for validation, so it is not trained on", "held out") for i in items if i.digest in digests]
         items = [item for item in items if item.digest not in digests]
     if cfg.masks and not any(item.mask or item.has_alpha for item in items):
-        problems.append(Problem(Path(os.path.abspath(Path(cfg.folder).expanduser())), "has no mask and no picture with transparency, so the masked loss changes nothing", "mask"))
+        problems.append(Problem(absolute(cfg.folder), "has no mask and no picture with transparency, so the masked loss changes nothing", "mask"))
     if all(item.is_class for item in items):
         raise ValueError(f"data.validation_folder: {cfg.validation_folder!r} holds every picture of data.folder; leave some to train on.")
     return items, problems
@@ -312,7 +312,7 @@ def stack_hints(hints: Hints | None, items: list[Item], views: list[View]) -> Te
 
 def cache_folder(cfg: DataConfig) -> Path:
     """Where a disk cache lies: beside the data, not among them."""
-    return Path(cfg.cache_folder).expanduser() if cfg.cache_folder else Path(os.path.abspath(Path(cfg.folder).expanduser())).parent / ".latents"
+    return expanded(cfg.cache_folder) if cfg.cache_folder else absolute(cfg.folder).parent / ".latents"
 
 
 def stack_masks(entries: list[Entry], floor: float) -> Tensor | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..disk import atomic
+from ..disk import atomic, expanded
 from ..events import Preparing
 from ..host import GenerateRequest, Host
 from ..settings import TrainConfig
@@ -48,7 +48,7 @@ def draw(cfg: TrainConfig, host: Host, stop: Callable[[], bool]) -> Iterator[Pre
 
 
 def _folder(cfg: TrainConfig) -> Path:
-    return Path(cfg.data.class_folder).expanduser()
+    return expanded(cfg.data.class_folder)
 
 
 def _path(folder: Path, n: int) -> Path:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import io
-import os
 import time
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +22,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..disk import atomic, json_bytes
+from ..disk import absolute, atomic, json_bytes
 from . import mirrored
 from .crop import Box
 from .crop_names import FILTERS, SUFFIX, ExportConfig, Output
@@ -71,7 +70,7 @@ def export(outputs: Sequence[Output], folder: str | Path, target: str | Path, cf
 
     Raises ValueError before anything is written where a name exists or the target is in the data folder; OSError where the disk refuses.
     """
-    root, path = (Path(os.path.abspath(Path(where).expanduser())) for where in (folder, target))  # not resolved, as a scan does
+    root, path = map(absolute, (folder, target))
     sink = _Zip(path, cfg) if path.suffix.lower() == ".zip" else _Folder(path, root, cfg)
     outputs = sink.free(outputs)
     rows, problems = [], []

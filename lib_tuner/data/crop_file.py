@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..disk import atomic, json_bytes, take_lock
+from ..disk import absolute, atomic, json_bytes, take_lock
 from .buckets import Size
 from .crop import Box, Frame, Target
 from .item import Item
@@ -71,12 +71,12 @@ Noting = Callable[[Book, Book], AbstractContextManager[None]]  # what holds arou
 
 def key_of(folder: str | Path, path: Path) -> str:
     """What a picture is called in the book."""
-    return path.relative_to(os.path.abspath(Path(folder).expanduser())).as_posix()
+    return path.relative_to(absolute(folder)).as_posix()
 
 
 def crops_file(folder: str | Path, side: str | Path | None = None) -> Path:
     """Where the crops of a folder lie; `side` is another side folder."""
-    return Path(os.path.abspath(Path(side or Path(folder) / SIDE).expanduser())) / NAME
+    return absolute(side or Path(folder) / SIDE) / NAME
 
 
 def unnoted(before: Book, after: Book) -> AbstractContextManager[None]:

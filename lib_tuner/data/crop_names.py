@@ -11,10 +11,12 @@ from pathlib import Path
 from PIL import Image, ImageColor
 
 from ..config import opt
+from ..disk import absolute
 from . import mirrored
 from .crop_plan import Piece
 from .item import Item
-from .items import Problem, caption_endings, caption_files, folder_words
+from .file_names import Names
+from .items import Problem, caption_alike, caption_endings, caption_files, folder_words
 from .sources import read_text
 
 FILTERS = {name: Image.Resampling[name.upper()] for name in ("lanczos", "bicubic", "hamming", "bilinear", "box", "nearest")}
@@ -79,10 +81,10 @@ class Output:
 
 def named(pieces: Sequence[Piece], folder: str | Path, cfg: ExportConfig) -> tuple[list[Output], list[Problem]]:
     """The pieces with names in the target, and which get no mirrored copy. Two that would share one (a.png and a.jpg share a.txt) get numbers."""
-    root, digits, taken = Path(os.path.abspath(Path(folder).expanduser())), len(str(len(pieces))), dict[str, int]()
-    outputs, problems = [], []
+    root, digits, taken = absolute(folder), len(str(len(pieces))), dict[str, int]()
+    outputs, problems, names = [], [], Names()
     for index, piece in enumerate(pieces, 1):
-        item, captions = piece.item, _captions(piece.item, cfg)
+        item, captions = piece.item, _captions(piece.item, cfg, names)
         stem = _free(_stem(piece, root, cfg, f"{index:0{digits}}"), taken)
         outputs.append(Output(piece, stem, captions))
         if cfg.mirror != "off":
@@ -113,11 +115,13 @@ def _free(stem: str, taken: dict[str, int]) -> str:
     return found
 
 
-def _captions(item: Item, cfg: ExportConfig) -> tuple[tuple[str, Path | None], ...]:
+def _captions(item: Item, cfg: ExportConfig, names: Names) -> tuple[tuple[str, Path | None], ...]:
     if item.caption_source == "list":
         return ((".txt", None),)
-    places = zip(caption_endings(cfg.captions), caption_files(item.path, cfg.captions))
-    return tuple((ending, path) for ending, path in places if os.path.isfile(path))  # `Path.is_file` raises for a name that is too long
+    files = caption_files(item.path, cfg.captions)
+    there = tuple((ending, path) for ending, path in zip(caption_endings(cfg.captions), files) if os.path.isfile(path))  # `Path.is_file` raises for a name that is too long
+    meant = None if there else caption_alike(item.path, files, names)
+    return ((meant.suffix.lower(), meant),) if meant else there
 
 
 def _words(item: Item, captions: Sequence[tuple[str, Path | None]]) -> str:

@@ -5,7 +5,6 @@ Axes: B samples, H W pixels of the bucket. A hint is (3, H, W) in [0, 1], in ste
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..disk import absolute
 from . import pictures, sources
 from .conditions import Recipe, make_hint
 from .depth import Depth
@@ -108,7 +108,7 @@ class Hints:
 
 
 def _folder(name: str, setting: str) -> Path:
-    root = Path(os.path.abspath(Path(name).expanduser()))
+    root = absolute(name)
     if not root.is_dir():
         raise ValueError(f"{setting}: {name!r} is no folder; name the one that holds the hint pictures.")
     return root.resolve()

@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..disk import absolute, expanded
 from ..settings import DataConfig
 from . import pictures, sources
 from .file_names import Names
@@ -72,7 +73,7 @@ def scan(cfg: DataConfig, folder: str | Path, is_class: bool = False) -> tuple[l
     if not str(folder):
         raise ValueError(f"{what} is empty; name the folder that holds the pictures.")
     caption_endings(cfg.caption_extension, "data.caption_extension")
-    root = Path(os.path.abspath(Path(folder).expanduser()))  # not resolved: a linked `10_name` keeps its name
+    root = absolute(folder)
     if not root.exists():
         raise ValueError(f"{what}: {str(folder)!r} does not exist; name the folder that holds the pictures.")
     job = _Scan(cfg, root, is_class, held_out=what == "data.validation_folder")
@@ -90,13 +91,13 @@ def scan(cfg: DataConfig, folder: str | Path, is_class: bool = False) -> tuple[l
 
 def item_of(path: Path, cfg: DataConfig) -> tuple[Item | None, list[Problem]]:
     """One picture file below `cfg.folder` as a scan has it, but for captions that lie in a list; None where it cannot be used, and what is wrong."""
-    job = _Scan(cfg, Path(os.path.abspath(Path(cfg.folder).expanduser())), False)
+    job = _Scan(cfg, absolute(cfg.folder), False)
     return next(_items(job, path), None), job.problems
 
 
 def pictures_below(folder: str | Path, needed: bool = True) -> tuple[list[Path], list[Problem]]:
     """Paths of all files below a folder that are pictures by their names, none of which is opened. Raises ValueError for no folder or, `needed`, no picture."""
-    root = Path(os.path.abspath(Path(folder).expanduser()))
+    root = absolute(folder)
     if not root.is_dir():
         raise ValueError(f"{str(folder)!r} is no folder; name the one that holds the pictures.")
     job = _Scan(DataConfig(), root, False)
@@ -157,7 +158,7 @@ def _files(job: _Scan, endings: Collection[str] = ()) -> Iterator[Path]:
 def _other_folders(job: _Scan) -> set[Path]:
     cfg, here = job.cfg, job.root.resolve()
     named = (cfg.folder, cfg.class_folder, cfg.validation_folder, cfg.cache_folder)
-    return {path for path in (Path(n).expanduser().resolve() for n in named if n) if path != here}
+    return {path for path in (expanded(n).resolve() for n in named if n) if path != here}
 
 
 def _items(job: _Scan, path: Path) -> Iterator[Item]:

@@ -27,6 +27,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, NoReturn
 
+from ..disk import absolute
 from ..words import number_of
 from .aside import Aside, free
 from .folder_lock import is_held, locked
@@ -62,12 +63,11 @@ class Journal:
     """
 
     def __init__(self, folder: str | Path, side: str | Path | None = None, limits: Limits = Limits(), system: Any = os):
-        self.folder = Path(os.path.abspath(Path(folder).expanduser()))
-        self.side = Path(os.path.abspath(side)) if side else self.folder / SIDE
+        self.folder = absolute(folder)
+        self.side = absolute(side) if side else self.folder / SIDE
         self.limits, self.interrupted = limits, list[Problem]()
         self.told: Callable[[int, int], None] = lambda done, total: None  # how many files of an edit are written, after each
-        self._system, self._busy, self._lock = system, threading.Lock(), -1
-        self._entries = self.side / "journal"
+        self._system, self._busy, self._lock, self._entries = system, threading.Lock(), -1, self.side / "journal"
         if not self.folder.is_dir():
             raise ValueError(f"{self.folder} is no folder; open the one that holds the pictures.")
         self._lock = self._opened()

@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 
+from ..disk import absolute
 from ..settings import DataConfig
 from . import edits, filters, sources
 from .captions import Caption, CaptionFile, Tags, parse, read
@@ -74,7 +75,7 @@ def open_captions(folder: str | Path, extensions: str = DataConfig.caption_exten
 
 def whole_path(folder: str | Path) -> Path:
     """A folder from the root on, without `..`, links as they are; ~ of somebody unknown stays as it is, and is then no folder."""
-    return Path(os.path.abspath(os.path.expanduser(folder)))
+    return absolute(folder)
 
 
 def _caption_of(picture: Path, extensions: str, names: Names) -> Path:

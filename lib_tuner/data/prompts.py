@@ -12,6 +12,7 @@ from math import floor
 from pathlib import Path
 from random import Random
 
+from ..disk import expanded
 from ..settings import DataConfig
 from .item import Item
 
@@ -112,7 +113,7 @@ def shipped_templates() -> list[str]:
 def template_lines(template: str) -> list[str]:
     """The lines of a template file, or of a shipped template by its name. Raises ValueError where there is none, or no line in it."""
     shipped = TEMPLATES / (Path(template).name.removesuffix(".txt") + ".txt")
-    path = Path(template).expanduser()
+    path = expanded(template)
     if not path.is_file() and Path(template).name == template:
         path = shipped
     if not path.is_file():

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import meant
-from ..disk import atomic
+from ..disk import atomic, expanded
 from .tag_list import read_tags
 from .tag_rules import USUAL_THRESHOLD, Thresholds
 from .tagger import ModelFiles, digest_of
@@ -70,7 +70,7 @@ def find(name: str, folder: Path, told: Told = lambda *_: None, stop: Callable[[
     What is not there is fetched, and `told` of how far that is. Raises ValueError for a name that there is not, a file that is no longer what was
     downloaded, and `Cancelled`; OSError where the hub cannot be reached or the disk not written.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.suffix.lower() == ".onnx" or path.is_dir():
         return _local(path)
     known, _, revision = name.partition("@")

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ..disk import absolute
 from .journal import SIDE
 from .tag_list import TagList
 
@@ -88,7 +89,7 @@ class ScoreStore:
     """
 
     def __init__(self, folder: str | Path, side: str | Path | None = None):
-        self.folder = Path(os.path.abspath(Path(folder).expanduser()))
+        self.folder = absolute(folder)
         self.path = scores_file(self.folder, side)
         self.moved: Path | None = None
         try:

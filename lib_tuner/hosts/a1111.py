@@ -25,7 +25,8 @@ try:
 except ImportError as error:  # Forge and other forks have other modules
     raise ImportError(f"The Tuner trains inside AUTOMATIC1111's WebUI 1.9 or later, and this host is another one ({error}): use the Tuner's own page, python3 -m lib_tuner.") from error
 
-from ..config import expanded, flat_values
+from ..config import flat_values
+from ..disk import expanded
 from ..events import Event, Preparing, Started, Stepped
 from ..host import Captioner, Components, Forecast, GenerateRequest, LoadReport
 from ..methods import METHODS

@@ -15,7 +15,7 @@ from typing import Any
 from .. import runs
 from ..compare import axes
 from ..comparisons import Comparisons
-from ..config import expanded
+from ..disk import expanded
 from ..datasets import Datasets
 from ..demo.tagger import DemoTagger
 from ..host import SAMPLERS, Captioner, Host

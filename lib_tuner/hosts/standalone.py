@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..config import expanded
+from ..disk import expanded
 from ..data.pictures import from_pixels
 from ..data.prompts import literal
 from ..events import Event

@@ -16,7 +16,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from ..config import expanded, opt
+from ..config import opt
+from ..disk import expanded
 from ..host import Components
 from ..optim import text_scale
 from ..sd.inpaint import FIRST, INPUTS

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..config import expanded
+from ..disk import expanded
 from ..sd import controlnet, t2i_adapter
 from ..sd.controlnet import ControlNet, sizes_beside
 from ..sd.files import read_header, read_tensors, write_tensors

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import expanded, opt
+from ..config import opt
+from ..disk import expanded
 from ..data.conditions import Recipe
 from ..data.depth import Depth, OnnxDepth
 from ..data.hints import DEPTH, OWN, Hints

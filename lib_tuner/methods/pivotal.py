@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import expanded, opt, section
+from ..config import opt, section
+from ..disk import expanded
 from ..host import Components
 from ..optim import lr_at, parse_lr
 from ..sd.files import read_header

@@ -15,7 +15,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from ..config import expanded, opt
+from ..config import opt
+from ..disk import expanded
 from ..data.prompts import Triggers, mentions, template_lines
 from ..host import Components
 from ..optim import holds_average

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import expanded, meant
+from ..config import meant
+from ..disk import expanded
 from ..methods.adapters import DTYPES
 from ..methods.low_rank import Keep
 from .recipe import Weighted, read_recipe, weighted, weighted_rows

@@ -6,7 +6,6 @@ The WebUI guesses SD1.5's sizes unless a yaml of the same stem lies beside the c
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys

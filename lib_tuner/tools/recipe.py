@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import expanded, load_toml, meant, toml_value
-from ..disk import atomic
+from ..config import load_toml, meant, toml_value
+from ..disk import atomic, expanded
 
 
 @dataclass(frozen=True)

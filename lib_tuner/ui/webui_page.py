@@ -11,7 +11,8 @@ from typing import Any
 import gradio as gr
 
 from .. import presets
-from ..config import expanded, options
+from ..config import options
+from ..disk import expanded
 from ..data.incoming import save_with_caption
 from ..progress import sentence
 from ..settings import TrainConfig
