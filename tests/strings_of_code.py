@@ -65,8 +65,17 @@ def sources() -> list[Source]:
     return found
 
 
+_BOUND: dict[int, tuple[list[ast.stmt], dict[str, list[ast.expr]]]] = {}  # by the statements' identity, and the statements, so that it stays theirs
+
+
 def bindings(body: list[ast.stmt]) -> dict[str, list[ast.expr]]:
     """name -> what is assigned to it, in the statements and those within, but not in functions of their own."""
+    if id(body) not in _BOUND:
+        _BOUND[id(body)] = body, _bound(body)
+    return _BOUND[id(body)][1]
+
+
+def _bound(body: list[ast.stmt]) -> dict[str, list[ast.expr]]:
     names: dict[str, list[ast.expr]] = {}
     todo: list[ast.AST] = list(body)
     while todo:

@@ -177,6 +177,7 @@ def wanted() -> dict[str, str]:
     return found
 
 
+@lru_cache(maxsize=None)
 def table(name: str) -> dict[str, str]:
     return json.loads(TABLES[name].read_text(encoding="utf-8"))
 

@@ -51,7 +51,8 @@ class Named(Page):
     def __init__(self, browser: Any, server: Any, locale: str, script: str = ""):  # noqa: F811
         def new_context(**more: Any) -> Any:
             context = browser.new_context(locale=locale, **more)
-            context.add_init_script(script)
+            if script:
+                context.add_init_script(script)
             return context
 
         super().__init__(SimpleNamespace(new_context=new_context), server)

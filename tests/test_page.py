@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,8 @@ def absent(what: str) -> Any:
 class Server:
     """The page's program in a process of its own, with an output folder of its own."""
 
-    def __init__(self, command: list[str], home: Path):
-        self.home, self.lines = home, []
+    def __init__(self, command: list[str], home: Path, gradio: str = "current"):
+        self.home, self.gradio, self.lines = home, gradio, []
         few_pictures(home)
         environment_ = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment_, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -89,7 +90,7 @@ def command(gradio: str, home: Path) -> list[str]:
 
 def started(gradio: str, folders: pytest.TempPathFactory) -> Server:
     home = folders.mktemp(gradio) / "out"
-    return Server(command(gradio, home), home)
+    return Server(command(gradio, home), home, gradio)
 
 
 @pytest.fixture(scope="module", params=["current", "webui"])
@@ -112,8 +113,38 @@ def browser() -> Iterator[Any]:
     path = next(filter(None, map(shutil.which, BROWSERS)), None) or absent("There is no Chromium: install it (Debian: `apt-get install chromium`).")
     with playwright.sync_playwright() as p:
         launched = p.chromium.launch(executable_path=path, args=FLAGS)
-        yield launched
+        yield Browser(launched)
         launched.close()
+
+
+class Browser:
+    """Gives contexts out again that nothing was put into: to read gradio's scripts anew takes as long as many a test."""
+
+    def __init__(self, launched: Any):
+        self.launched, self.free = launched, defaultdict(list)
+
+    def new_context(self, **options: Any) -> Any:
+        free = self.free[repr(options)]
+        return Lent(free.pop() if free else self.launched.new_context(**options), free)
+
+
+class Lent:
+    """A context, which another page may have when it is closed."""
+
+    def __init__(self, context: Any, free: list[Any]):
+        self.context, self.free, self.plain = context, free, True
+
+    def __getattr__(self, name: str) -> Any:
+        self.plain &= name not in ("add_init_script", "route", "grant_permissions")
+        return getattr(self.context, name)
+
+    def close(self) -> None:
+        if self.plain:
+            for page in self.context.pages:
+                page.close()
+            self.free.append(self.context)
+        else:
+            self.context.close()
 
 
 class Page:
@@ -122,6 +153,9 @@ class Page:
     def __init__(self, browser: Any, server: Server, width: int = 1280, height: int = 720):
         self.context = browser.new_context(viewport={"width": width, "height": height})
         self.page = self.context.new_page()
+        storage = self.context.new_cdp_session(self.page)
+        storage.send("Storage.clearDataForOrigin", {"origin": server.url.rstrip("/"), "storageTypes": "all"})  # what the context's last page has kept
+        storage.detach()
         self.page.set_default_timeout(LONG)  # where two processes share a slow machine, gradio alone takes half a minute to draw the form
         self.errors: list[str] = []
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
