@@ -129,7 +129,7 @@
         drawChart(run, points) {
             tuner.show(this.chartBox, points.length > 0);
             const last = points.length ? points[points.length - 1][0] : 0;
-            if (!this.changed("chart", [run.id, points.length, last, run.steps, (run.validations || []).length, (run.drifts || []).length])) return;
+            if (!this.changed("chart", [run.id, run.part, points.length, last, run.steps, (run.validations || []).length, (run.drifts || []).length])) return;
             this.drifts = run.drifts || [];
             Object.assign(this.chart, { points, validations: run.validations || [], steps: run.steps });
             this.chart.draw();

@@ -291,7 +291,7 @@ class Jobs:
         self._device = host.forecast().note
         if torch.cuda.is_initialized():
             torch.cuda.reset_peak_memory_stats()
-        if cfg.resume:
+        if cfg.resume and runs.is_run(expanded(cfg.resume)):  # else the run says what it lacks
             live.known(runs.details(expanded(cfg.resume)))
             live.text = "Starting"
         with suppress(Stopped), closing(self._events(cfg, host)) as events:

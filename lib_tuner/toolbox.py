@@ -12,6 +12,7 @@ import traceback
 import uuid
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -180,7 +181,7 @@ class Toolbox:
 
     def close(self, timeout: float = 30.0) -> None:
         """The program ends, and the job with it."""
-        if self.job and self.job.state in GOING:
+        with suppress(ValueError):  # none goes, or it has ended just now
             self.stop()
         if self._thread:
             self._thread.join(timeout)

@@ -180,6 +180,12 @@ def test_a_resumed_run_shows_its_whole_curve(make, small_run, gate):
     until(lambda: [p[0] for p in jobs.status()["now"]["points"]] == [1, 2, 3, 4, 5])
 
 
+def test_a_resume_whose_folder_is_gone_meanwhile_says_so(make, small_run):
+    jobs = make()
+    entry = jobs.add({**small_run, "resume": str(Path(small_run["output"]) / "thing-009")})
+    assert "holds no saved state" in ended(jobs, entry, "failed")["error"]
+
+
 def test_a_run_is_resumed_by_its_folder_as_a_person_writes_it(make, small_run, monkeypatch):
     jobs = make()
     first = jobs.add({**small_run, "steps": 2, "save_every": 0})
