@@ -123,6 +123,9 @@ class Browser:
     def __init__(self, launched: Any):
         self.launched, self.free = launched, defaultdict(list)
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.launched, name)
+
     def new_context(self, **options: Any) -> Any:
         free = self.free[repr(options)]
         return Lent(free.pop() if free else self.launched.new_context(**options), free)
