@@ -94,6 +94,15 @@ def test_saves_of_runs_and_the_hosts_files_are_offered(made, run, tmp_path):
     assert (first["prompt"], first["width"], first["axes"]["x"]["text"]) == ("a cat outside", 64, "None, cat-001 10, cat-001 20, cat-001 end")
 
 
+def test_a_pictures_text_says_the_clip_skip_that_its_run_brings(made, run):
+    values = flat_values(runs.settings_of(run)) | {"clip_skip": 2}
+    (run / "settings.toml").write_text(to_toml(settings(values)))
+    made.start(order(run, axes={}))
+    done(made)
+    with Image.open(made.cell(0)) as picture:
+        assert "Clip skip: 2" in picture.text["parameters"]
+
+
 def test_a_grid_is_drawn_and_lies_on_the_disk_with_its_settings(made, run):
     plan = made.plan(order(run))
     assert (plan["count"], plan["shape"], plan["labels"]["x"], plan["seconds"], plan["much"]) == (6, [3, 2, 1], ["cat-001 10", "cat-001 20", "cat-001 end"], None, False)
