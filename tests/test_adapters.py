@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lib_tuner.methods import METHODS, settings
-from lib_tuner.methods.base import LayerMethod
+from lib_tuner.methods.base import LayerMethod, exactly
 from lib_tuner.methods.blocks import block_rates
 from lib_tuner.methods.lokr import factorization
 from lib_tuner.methods.lora_file import read_lora, write_lora
@@ -52,6 +52,14 @@ def lycoris_of(layer, module: nn.Module) -> torch.Tensor:
         return functional.loha.diff_weight(t["hada_w1_b"], t["hada_w1_a"], t["hada_w2_b"], t["hada_w2_a"], None, None, gamma=alpha / len(t["hada_w1_b"]))
     parts = [t.get(f"lokr_{name}") for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")]
     return functional.lokr.diff_weight(*parts, None, gamma=alpha if parts[1] is not None or parts[4] is not None else 1.0)  # it divides by the rank itself
+
+
+def test_a_device_that_knows_no_autocast_has_none_to_switch_off():
+    """As Apple's to older torch: `meta` is such a one to all."""
+    with exactly(torch.device("meta")):
+        pass
+    with torch.autocast("cpu", torch.bfloat16), exactly(torch.device("cpu")):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])

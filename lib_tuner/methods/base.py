@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -235,7 +235,7 @@ class Layer(nn.Module):
         """All that is added to the module's output."""
         if self.magnitude is None:
             return self(x)
-        with torch.autocast(x.device.type, enabled=False):  # in two bytes lengths are rounded more coarsely than they are learned
+        with exactly(x.device):  # in two bytes lengths are rounded more coarsely than they are learned
             with torch.no_grad():
                 delta = self.delta_weight()
             ratio = self._ratio(module.weight, delta).flatten()  # (C,)
@@ -249,6 +249,14 @@ class Layer(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """The parts of the saved file, by kohya's names."""
         raise NotImplementedError
+
+
+def exactly(device: torch.device) -> AbstractContextManager[Any]:
+    """No autocast meanwhile, which a device may not know at all: older torch then refuses to switch it off."""
+    try:
+        return torch.autocast(device.type, enabled=False)
+    except (RuntimeError, AssertionError):
+        return nullcontext()
 
 
 def _lengths(weight: Tensor) -> Tensor:

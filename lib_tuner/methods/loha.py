@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from ..config import opt
 from .adapters import Adapter, AdapterConfig, Adapters
+from .base import exactly
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class ByWeight(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[3:])
         inputs = [tensor.detach().requires_grad_(need) for tensor, need in zip(ctx.saved_tensors, needed)]
-        with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):
+        with torch.enable_grad(), exactly(grad.device):
             y = ctx.apply_weight(inputs[0].to(ctx.dtype), _made(ctx.make, inputs[1:]).to(ctx.dtype))
         found = iter(torch.autograd.grad(y, [tensor for tensor in inputs if tensor.requires_grad], grad))
         given = [next(found) if tensor.requires_grad else None for tensor in inputs]
@@ -82,7 +83,7 @@ class ByWeight(torch.autograd.Function):
 
 def _made(make: Callable[..., Tensor], factors: Any) -> Tensor:
     """In fp32 under autocast too: products of factors in two bytes lose what is learned."""
-    with torch.autocast(factors[0].device.type, enabled=False):
+    with exactly(factors[0].device):
         return make(*factors)
 
 
