@@ -102,6 +102,7 @@
     function base() {
         const text = (key, name, rows) => { const id = `tuner-c-${key}`; return label(name, h("textarea", { id, rows, oninput: (event) => set(key, event.target.value) }, form[key]), id); };
         const number = (key, step) => { const id = `tuner-c-${key}`, [low, high] = RANGES[key]; return label(LABELS()[key], h("input", { type: "number", id, min: low, max: high, step, value: form[key], oninput: (event) => set(key, typed(event.target)) }), id); };
+        if (!compare.about.samplers.includes(form.sampler)) form.sampler = compare.about.samplers[0]; // it was hidden or renamed since this browser or a grid has kept it
         const sampler = h("select", { id: "tuner-c-sampler", onchange: () => set("sampler", sampler.value) }, compare.about.samplers.map((name) => h("option", { value: name, selected: name === form.sampler }, name)));
         return h("div", { class: "tuner-c-base" }, text("prompt", tuner.t("Prompt"), 2), text("negative", tuner.t("Negative prompt"), 1),
             h("div", { class: "tuner-c-numbers" }, number("width", 8), number("height", 8), number("steps", 1), number("cfg", 0.5), number("seed", 1), label(tuner.t("Sampler"), sampler, "tuner-c-sampler")));

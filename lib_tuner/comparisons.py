@@ -126,7 +126,7 @@ class Comparisons:
         cfg = self._settings(order)
         checkpoint = str(self.tools.find(order.checkpoint)) if order.checkpoint else ""
         base = Cell(_request(order, offer.step, cfg.clip_skip), tuple(use for row in order.files for use in _uses(offer, *row)), checkpoint)
-        if order.sampler not in offer.samplers:
+        if order.sampler not in offer.samplers and not any(axis.kind == "sampler" for axis in order.axes.values()):
             raise ValueError(f"There is no sampler {order.sampler!r}; choose one of the list.")
         unknown = [name for name in order.axes if name not in NAMES]
         if unknown:
@@ -136,7 +136,7 @@ class Comparisons:
     def _settings(self, order: GridOrder) -> TrainConfig:
         """What a host is made with: as the run has it, or as the host would."""
         values = flat_values(runs.settings_of(self.jobs.folder_of(order.run))) if order.run else self.own()
-        ours = ("resume", "webui.sampler", "webui.hires_scale")  # sampler and size are the order's
+        ours = ("resume", "webui.sampler", "webui.scheduler", "webui.hires_scale")  # sampler and size are the order's
         return settings({key: value for key, value in values.items() if key not in (*self.decided, *ours)})
 
     # ---- drawing -----------------------------------------------------------------------------------------------------

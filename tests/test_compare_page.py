@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,16 @@ def test_what_is_wrong_is_said_before_anything_is_drawn(page, trained):
     page.page.select_option("#tuner-c-axis-z", "seed")
     page.page.fill("#tuner-c-axis-z-text", "2")
     page.sees("#tuner-c-plan", "Two axes change the same thing (Seed)")
+
+
+@own_script
+def test_a_sampler_that_is_gone_since_the_browser_kept_it_is_not_asked_for(page, trained):
+    page.page.evaluate("localStorage.setItem('tuner-compare', JSON.stringify({ prompt: 'a robot', sampler: 'gone' }))")
+    page.open()
+    page.click("#tuner-view-compare")
+    page.page.fill("#tuner-c-steps", "2")
+    page.sees("#tuner-c-plan", re.compile(r"^\d+ pictures? \("))
+    expect(page.page.locator("#tuner-c-sampler")).to_have_value("ddim")
 
 
 WRONG = (

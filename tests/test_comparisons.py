@@ -165,6 +165,7 @@ def test_a_sampler_that_the_host_has_not_is_refused_before_anything_is_drawn(mad
     for ask in (made.plan, made.start):
         with pytest.raises(ValueError, match="There is no sampler 'nonsense'; choose one of the list."):
             ask(order(run, sampler="nonsense"))
+    assert made.plan(order(run, sampler="nonsense", axes={"x": Axis("sampler", "ddim")}))["count"] == 1  # which is used in no cell then
     assert made.status()["grid"] is None
 
 

@@ -285,7 +285,7 @@ def test_a_comparison_on_a_runs_model_has_its_clip_skip_and_the_size_that_was_as
     client = client_of(double)
     folder = Path(extension.home_of(double.modules)) / "large-001"
     folder.mkdir(parents=True)
-    (folder / "settings.toml").write_text(to_toml(settings({"name": "large", "clip_skip": 2, "webui.hires_scale": 2.0, "webui.hires_upscaler": "Latent"})))
+    (folder / "settings.toml").write_text(to_toml(settings({"name": "large", "clip_skip": 2, "webui.hires_scale": 2.0, "webui.hires_upscaler": "Latent", "webui.sampler": "DPM++ SDE", "webui.scheduler": "Exponential"})))
     lora(folder / "large.safetensors")
     run = next(row["id"] for row in client.get("/tuner/api/runs").json() if row["folder"] == str(folder))
     ours = cell_of(double, run=run, sampler="dpmpp_2m")
