@@ -26,6 +26,7 @@ from .data.crop_file import Book, Crop, CropsFile, Noting, PictureCrops, mark, u
 from .data.crop_names import ExportConfig, named
 from .data.crop_plan import CropConfig, Piece, pieces, problems_of, propose
 from .data.crop_view import inside, shown
+from .data.file_names import Names
 from .data.focal import Detector, face_detector
 from .data.item import Item
 from .data.items import Problem, item_of
@@ -218,11 +219,10 @@ class FolderCrops:
 
     def _export(self, records: Mapping[Path, PictureCrops], cfg: CropConfig, how: ExportConfig, target: Path, told: Told) -> dict[str, Any]:
         data, total = DataConfig(folder=str(self.folder), masks=how.masks, caption_from="file", caption_extension=how.captions), len(records)
-        made: list[Piece] = []
-        problems: list[Problem] = []
+        made, problems, names = list[Piece](), list[Problem](), Names()
         for done, (path, record) in enumerate(records.items()):
             told(done, 2 * total)
-            item, wrong = item_of(path, data)
+            item, wrong = item_of(path, data, names)
             some, found = pieces(item, record, cfg) if item else ([], [])
             made += some
             problems += [*(problem for problem in wrong if problem.kind not in _NOT_ASKED), *found]
@@ -257,11 +257,19 @@ class FolderCrops:
         if cfg:
             cfg.check()  # by these settings the filter asks from now on
             self.cfg = cfg
+        held = self._held()
+        if self.library.journal and not isinstance(self._acts, KeptActs):  # it can be written now
+            self._acts = KeptActs(self.folder)
+            if held:
+                self._book = self._read = self._file.change(lambda kept: {**kept, **held})
         read = self._file.read()
         if read is not self._read:
-            first, self._book, self._read = not self._book, read, read
+            first, self._book, self._read = not self._book, {**read, **self._held()}, read
             if first and read:
                 self._recall()
+
+    def _held(self) -> Book:  # what was set while nothing could be written here, and is in memory alone
+        return {} if isinstance(self._acts, KeptActs) else {key: record for key, record in self._book.items() if self._read.get(key) != record}
 
     def _keep(self, records: Book, again: bool, noting: Noting) -> None:
         """Writes crops of some pictures; `again`: also over what a person has set."""

@@ -17,7 +17,7 @@ from lib_tuner.config import build
 from lib_tuner.data.crop_file import Crop, change_crops, read_crops
 from lib_tuner.data.crop_names import ExportConfig
 from lib_tuner.data.crop_plan import CropConfig
-from lib_tuner.data.journal import Limits
+from lib_tuner.data.journal import Journal, Limits
 from lib_tuner.data.library import Library
 from lib_tuner.dataset_crops import FolderCrops
 from lib_tuner.datasets import OpenFolder, Scope
@@ -351,6 +351,22 @@ def test_a_folder_that_cannot_be_written_has_crops_as_long_as_it_is_open(folder)
     crops.approve(Scope(), cfg)
     crops.undo(3, cfg)
     assert [opened.library.crop(row) for row in opened.library.pictures] == ["adjusted", "auto", "auto"] and not (folder / ".tuner").exists()
+
+
+def test_crops_that_were_set_while_another_program_had_the_folder_are_kept_when_it_lets_go(folder):
+    cfg = CropConfig(size="200x200", focus="centre")
+    with Journal(folder):
+        library = Library.open(folder)
+        crops = FolderCrops.of(OpenFolder(library))
+        crops.change(0, [Crop(state="adjusted")], cfg)
+        change_crops(folder, lambda kept: {"c.png": dataclasses.replace(crops._book["10_cat/a.png"], crops=())})  # by the other program
+        crops.change(1, [Crop(state="adjusted")], cfg)
+    library.try_again()
+    crops.summary(cfg)
+    assert sorted(read_crops(folder)) == ["10_cat/a.png", "10_cat/b.png", "c.png"]
+    crops.change(2, [Crop(state="adjusted")], cfg)
+    assert [library.crop(row) for row in library.pictures] == ["adjusted"] * 3
+    library.close()
 
 
 def test_a_picture_that_cannot_be_read_is_said_and_the_others_are_found(client, folder):

@@ -10,7 +10,8 @@ import zlib
 import pytest
 from PIL import Image
 
-from lib_tuner.data.items import caption_files, from_rows, items_digest, natural, scan, to_rows
+from lib_tuner.data.file_names import Names
+from lib_tuner.data.items import caption_files, from_rows, item_of, items_digest, natural, scan, to_rows
 from lib_tuner.data.pictures import load
 from lib_tuner.data.sources import Reader, digest
 from lib_tuner.settings import DataConfig
@@ -47,6 +48,16 @@ def encode(image, form="PNG", **more):
 
 
 # ---- captions
+
+
+def test_the_folder_is_listed_once_for_all_pictures_without_a_caption(tmp_path, monkeypatch):
+    for i in range(4):
+        Image.new("RGB", (64, 64)).save(tmp_path / f"{i}.png")
+    listed, names = [], Names()
+    monkeypatch.setattr(os, "listdir", lambda path, listdir=os.listdir: (listed.append(path), listdir(path))[1])
+    for i in range(4):
+        assert item_of(tmp_path / f"{i}.png", DataConfig(folder=str(tmp_path)), names)[0]
+    assert listed == [str(tmp_path)]
 
 
 def test_caption_beside_the_picture_in_order_of_endings(tmp_path):

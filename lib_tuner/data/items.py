@@ -89,9 +89,12 @@ def scan(cfg: DataConfig, folder: str | Path, is_class: bool = False) -> tuple[l
     return items, job.problems
 
 
-def item_of(path: Path, cfg: DataConfig) -> tuple[Item | None, list[Problem]]:
-    """One picture file below `cfg.folder` as a scan has it, but for captions that lie in a list; None where it cannot be used, and what is wrong."""
-    job = _Scan(cfg, absolute(cfg.folder), False)
+def item_of(path: Path, cfg: DataConfig, names: Names | None = None) -> tuple[Item | None, list[Problem]]:
+    """One picture file below `cfg.folder` as a scan has it, but for captions that lie in a list; None where it cannot be used, and what is wrong.
+
+    `names`: what is known of the folders already, where it is asked for many.
+    """
+    job = _Scan(cfg, absolute(cfg.folder), False, names=names or Names())
     return next(_items(job, path), None), job.problems
 
 
