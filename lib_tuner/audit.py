@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,8 @@ from .data.caption_audit import CaptionRules, audit_captions, audit_names
 from .data.captions import CaptionFile
 from .data.duplicates import LIMIT, alike, groups, told_apart
 from .data.finding import Finding, counted
-from .data.file_names import Names
-from .data.items import Problem, caption_beside, pictures_below
-from .data.library import open_captions
+from .data.items import Problem, pictures_below
+from .data.library import listing
 from .data.look import Look
 from .presets import GOALS
 from .tools.command_line import Progress, say
@@ -35,8 +34,10 @@ def main(rest: Sequence[str]) -> int:
         raise ValueError(f"audit: --bits {args.bits} is outside 0 to 15; {LIMIT} is usual.")
     target = Target(args.size)
     pictures, _ = pictures_below(args.folder)
-    files, problems = open_captions(args.folder, args.captions)
-    found = [*_of_pictures(pictures, files, target, args), *_of_captions(pictures, files, args), *audit_names(pictures, args.captions)]
+    there = listing(args.folder, args.captions)
+    files, problems = list(there.files.values()), list(there.problems)
+    of_pictures = {picture: there.files[file] for picture, file in there.captions.items()}
+    found = [*_of_pictures(pictures, of_pictures, target, args), *_of_captions(files, of_pictures, args), *audit_names(pictures, args.captions)]
     advice = advise(files, args.goal, args.trigger) if args.goal else []
     problems = [problem for problem in problems if problem.kind != "encoding"]  # a check says it
     if args.json:
@@ -44,7 +45,7 @@ def main(rest: Sequence[str]) -> int:
     return say([*_told(found, len(pictures), args.all), *map(str, problems), *_advice(advice, args), *_length(pictures)])
 
 
-def _of_pictures(pictures: list[Path], files: list[CaptionFile], target: Target, args: argparse.Namespace) -> list[Finding]:
+def _of_pictures(pictures: list[Path], captions: Mapping[Path, CaptionFile], target: Target, args: argparse.Namespace) -> list[Finding]:
     if args.no_pictures:
         return []
     looks: dict[Path, Look] = {}
@@ -53,21 +54,15 @@ def _of_pictures(pictures: list[Path], files: list[CaptionFile], target: Target,
         looks[path] = one
         progress(len(looks), len(pictures))
     twins = groups(looks, args.bits)
-    return [*audit(looks, target), *alike(twins, looks), *told_apart(twins, _by_picture(pictures, files, args.captions))]
+    return [*audit(looks, target), *alike(twins, looks), *told_apart(twins, captions)]
 
 
-def _of_captions(pictures: list[Path], files: list[CaptionFile], args: argparse.Namespace) -> list[Finding]:
+def _of_captions(files: list[CaptionFile], captions: Mapping[Path, CaptionFile], args: argparse.Namespace) -> list[Finding]:
     from .sd.tokenizer import Tokenizer  # takes its time
 
     tokenizer = Tokenizer()
-    owners = {file.path: picture for picture, file in _by_picture(pictures, files, args.captions).items()}
+    owners = {file.path: picture for picture, file in captions.items()}
     return list(audit_captions(files, CaptionRules(args.trigger, lambda text: len(tokenizer.encode(text)), pictures=owners)))
-
-
-def _by_picture(pictures: list[Path], files: list[CaptionFile], extensions: str) -> dict[Path, CaptionFile]:
-    known, names = {file.path: file for file in files}, Names()
-    found = {picture: known.get(caption_beside(picture, extensions, names)) for picture in pictures}
-    return {picture: file for picture, file in found.items() if file is not None}
 
 
 class _Parser(argparse.ArgumentParser):

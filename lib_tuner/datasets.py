@@ -56,8 +56,8 @@ class Scope:
 class OpenFolder:
     """One open folder. Everything is done one after the other: requests come in many threads."""
 
-    def __init__(self, library: Library):
-        self.id, self.library = secrets.token_hex(ID), library
+    def __init__(self, library: Library, identity: str = ""):
+        self.id, self.library, self.identity = secrets.token_hex(ID), library, identity
         self.version = 0  # goes up with each change, so that a page knows that another one has changed something
         self._plans: OrderedDict[str, Plan] = OrderedDict()
         self.lock = threading.RLock()
@@ -270,11 +270,11 @@ class Datasets:
             gate = self._gates.setdefault(same, threading.Lock())
         with gate:  # to read a large folder takes its time, and the others are not to wait for it
             with self._lock:
-                known = next((opened for opened in self._open.values() if _identity(opened.library.folder) == same), None)
+                known = next((opened for opened in self._open.values() if opened.identity == same), None)
             if known:
                 known.read()
                 return self[known.id]
-            opened = OpenFolder(Library.open(path))
+            opened = OpenFolder(Library.open(path), same)
             for join in self.joining:
                 join(opened)
             with self._lock:

@@ -106,7 +106,7 @@ def test_an_export_that_is_killed_leaves_no_empty_picture(folder, tmp_path, link
             os._exit(1)
     os.waitpid(pid, 0)
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file() and path.suffix != ".part"}
-    assert sizes == ({} if links else {"b.png": 0})
+    assert sizes == ({} if links else {"b.txt": 0})
 
 
 class Dying:

@@ -311,6 +311,54 @@ def test_words_typed_after_an_interrupted_edit_stay_and_an_empty_file_is_filled(
         assert [problem.path.name for problem in journal.interrupted][1:] == ["a.txt"] and "stays as it is" in str(journal.interrupted[1])
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_what_belongs_to_a_picture_does_not_come_back_to_a_stranger_after_a_crash(tmp_path):
+    picture, words = tmp_path / "a.png", tmp_path / "a.txt"
+    picture.write_bytes(b"mine")
+    words.write_bytes(b"my words")
+    with Journal(tmp_path) as journal:
+        journal.delete([picture, words], {words: picture})
+    assert in_child(lambda: act(tmp_path, "undo", Faulty(0, only=("rename",)))) == 9
+    picture.write_bytes(b"a stranger")
+    with Journal(tmp_path) as journal:
+        assert picture.read_bytes() == b"a stranger" and not words.exists() and [problem.path.name for problem in journal.interrupted][1:] == ["a.png"]
+
+
+def test_an_undo_that_fails_has_left_nothing_behind(tmp_path):
+    names = ("a.txt", "b.txt")
+    with Journal(tmp_path) as journal:
+        for name in names:
+            (tmp_path / name).write_bytes(b"x")
+        journal.commit("add", {}, [Change(tmp_path / name, b"x", b"x, y") for name in names])
+    (tmp_path / "a.txt").write_bytes(b"typed")
+    full = Faulty(error=errno.ENOSPC, only=("open",))
+    with Journal(tmp_path, system=full) as journal:
+        full.count, full.at = 0, 2  # the journal has room for its mark, the caption has none
+        with pytest.raises(OSError, match="b.txt cannot be written"):
+            journal.undo()
+        full.at = -1
+        (tmp_path / "a.txt").write_bytes(b"x, y")
+        assert journal.undo().told == "" and (tmp_path / "a.txt").read_bytes() == b"x"
+
+
+def test_a_folder_that_was_renamed_is_not_made_again(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a.txt").write_bytes(b"x")
+    with Journal(tmp_path / "one") as journal:
+        (tmp_path / "one").rename(tmp_path / "two")
+        with pytest.raises(ValueError, match="one is no folder any more; open it again where it is now"):
+            journal.commit("x", {}, [Change(tmp_path / "one" / "a.txt", b"x", b"y")])
+    assert not (tmp_path / "one").exists()
+
+
+def test_a_trash_that_was_emptied_is_named_no_more(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"x")
+    with Journal(tmp_path) as journal:
+        journal.delete([tmp_path / "a.png"])
+        shutil.rmtree(journal.side / "trash")
+        assert "trash" not in journal.undo().told
+
+
 def test_a_second_program_is_told(tmp_path):
     code = f"from lib_tuner.data.journal import Journal\ntry:\n    Journal({str(tmp_path)!r})\nexcept ValueError as error:\n    print(error)"
     with Journal(tmp_path):

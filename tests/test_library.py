@@ -191,9 +191,24 @@ def test_on_a_disk_that_knows_no_capitals_captions_of_one_name_are_one(folder, m
     for name in ("Cat.png", "cat.jpg"):
         (folder / name).touch()
     assert len(set(listing(folder).captions.values())) == 6
-    monkeypatch.setattr(library_, "_knows_no_capitals", lambda file: True)
+    monkeypatch.setattr(library_, "_is_one", lambda caption, other, picture: True)
     found = listing(folder)
     assert len(set(found.captions.values())) == 5 and [problem.kind for problem in found.problems] == ["clash"]
+
+
+def test_captions_that_are_two_files_are_two_however_alike_their_names_are(folder):
+    """To fold capitals makes more names the same than a disk does."""
+    for name in ("straße", "strasse"):
+        (folder / f"{name}.png").touch()
+        (folder / f"{name}.txt").write_text(name)
+    found = listing(folder).captions
+    assert {path.stem: file.name for path, file in found.items() if "str" in path.name} == {"straße": "straße.txt", "strasse": "strasse.txt"}
+
+
+def test_a_picture_whose_name_just_fits_the_disk_hides_no_folder(folder):
+    (folder / f"{'a' * 250}.png").touch()
+    with Library.open(folder) as library:
+        assert len(library.pictures) > 1
 
 
 def test_a_caption_in_other_capitals_is_the_one_that_is_edited(folder):

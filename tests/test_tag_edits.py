@@ -72,6 +72,12 @@ def test_bug_17_no_edit_leaves_empty_or_untrimmed_tags_or_raises():
             assert isinstance(after, tuple) and all(tag and tag == tag.strip() and "\n" not in tag for tag in after), (tags, after)
 
 
+@pytest.mark.parametrize("make", [lambda: edits.replace("abc", ""), lambda: edits.regex("abc", "")])
+def test_the_other_half_of_a_letter_is_no_blank_where_an_edit_brings_it_to_the_edge(make):
+    """GBK's 0x81A0, read as Windows-1252, ends in what looks like a no-break space."""
+    assert make()(("\x81\xa0abc",)) == ("\x81\xa0",) and make()(("abc x",)) == ("x",)
+
+
 def test_bug_22_erasing_one_of_several_common_tags_shifts_none():
     """There, a blank in a list of new names moved the following names to the wrong tags."""
     assert edits.rename({"A": "A", "B": "", "D": "D"})(("A", "B", "C", "D")) == ("A", "C", "D")

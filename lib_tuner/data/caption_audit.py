@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -131,12 +132,13 @@ def _mixed(files: Sequence[CaptionFile]) -> Iterator[Finding]:
 
 def _bytes(files: Sequence[CaptionFile]) -> Iterator[Finding]:
     """Encodings that other programs misread, and line breaks of Windows."""
-    halves = [file.path for file in files if file.caption.has_nul]
+    halves = [file for file in files if file.caption.has_nul]
     unknown = [file.path for file in files if file.caption.unknown and not file.caption.has_nul]
     odd = [file.path for file in files if file.caption.encoding != "utf-8" and not file.caption.unknown]
-    if halves:
-        text = f"Captions with NUL characters, most likely UTF-16 without a byte order mark: {len(halves)}. Save them as UTF-8."
-        yield Finding("not UTF-8", tuple(halves), text, (Edit("utf8", {"encoding": "utf-16-le"}),), float(len(halves)))
+    for order in sorted({file.caption.halves for file in halves}):  # a mend only where it is known which
+        of_it = tuple(file.path for file in halves if file.caption.halves == order)
+        text = f"Captions with NUL characters, most likely UTF-16 without a byte order mark: {len(of_it)}. Save them as UTF-8."
+        yield Finding("not UTF-8", of_it, text, (Edit("utf8", {"encoding": order}),) if order else (), float(len(of_it)))
     marked = [file.path for file in files if file.caption.encoding == "utf-8" and file.caption.bom]
     breaks = [file.path for file in files if any("\r" in end for end in file.caption.ends)]
     if unknown:
@@ -189,10 +191,11 @@ def audit_names(pictures: Iterable[Path], extensions: str = DataConfig.caption_e
         if len(paths) > 1:
             yield Finding("shared caption", tuple(paths), f"{' and '.join(path.name for path in paths)} share one caption file; rename one of them.", amount=float(len(paths)))
     files = [file for path in pictures for file in caption_files(path, extensions)]
-    owned, endings = {plain(str(file)) for file in files}, {file.suffix.lower() for file in files}
+    owned, endings = {str(file) for file in files}, {file.suffix.lower() for file in files}
+    meant = {plain(str(file)) for file in files if not os.path.exists(file)}  # what is called like one that is not there
     for folder in sorted({path.parent for path in pictures}):
         for file in sorted(folder.iterdir()):
-            if file.suffix.lower() in endings and plain(str(file)) not in owned and file.stem.lower() not in _NO_CAPTIONS and not file.name.startswith(".") and file.is_file():
+            if file.suffix.lower() in endings and str(file) not in owned and plain(str(file)) not in meant and file.stem.lower() not in _NO_CAPTIONS and not file.name.startswith(".") and file.is_file():
                 yield Finding("no picture", (file,), f"{file.name} is a caption without a picture; was the picture renamed?")
 
 

@@ -176,6 +176,15 @@ class Caption:
         return self.encoding == "cp1252" or self.has_nul
 
     @property
+    def halves(self) -> str:
+        """`utf-16-le` or `utf-16-be` where NULs lie as in that encoding of Latin letters, and are as many; else empty."""
+        data = self.to_bytes()
+        even, odd, enough = data[::2].count(0), data[1::2].count(0), 0.3 * len(data) / 2
+        if len(data) % 2 or even and odd or max(even, odd) < enough:
+            return ""
+        return "utf-16-le" if odd else "utf-16-be"
+
+    @property
     def has_nul(self) -> bool:
         """Whether it holds NUL characters: most likely it is UTF-16 without a byte order mark."""
         return any("\0" in line.text for line in self.lines)

@@ -102,11 +102,10 @@ def _each(outputs: Iterable[Output], sink: _Folder | _Zip, cfg: ExportConfig) ->
 
 
 def _files(output: Output, picture: Image.Image, mask: Image.Image | None, cfg: ExportConfig) -> list[tuple[str, bytes]]:
-    """The names and bytes of an output, the picture first: all is made before anything is written. Raises Unmade."""
-    captions = [(output.stem + ending, _caption(output, path)) for ending, path in output.captions]
-    made = [(output.stem + SUFFIX[cfg.form], _encoded(crop_picture(picture, output, cfg), cfg))]
+    """The names and bytes of an output, all made before anything is written; the picture last, so that one which is there has its caption. Raises Unmade."""
+    made = [(output.stem + ending, _caption(output, path)) for ending, path in output.captions]
     made += [(f"{output.stem}.mask.png", _encoded(crop_mask(mask, output), ExportConfig()))] if mask else []
-    return made + captions
+    return [*made, (output.stem + SUFFIX[cfg.form], _encoded(crop_picture(picture, output, cfg), cfg))]
 
 
 def _caption(output: Output, path: Path | None) -> bytes:

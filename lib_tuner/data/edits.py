@@ -268,6 +268,8 @@ def utf8(encoding: str = "") -> CaptionEdit:
             return caption if caption.encoding == "utf-8" and not caption.bom else Caption(caption.lines, caption.ends)
         if not encoding:
             raise Unfit("is in an encoding that is not known; name it, such as cp1252 or shift_jis, or convert the file in an editor")
+        if caption.halves not in ("", encoding) and encoding.startswith("utf-16-"):
+            raise Unfit(f"is {caption.halves}, not {encoding}; name that")
         try:
             return parse(caption.to_bytes().decode(encoding).encode("utf-8"), caption.lines[0].kind)
         except UnicodeError:

@@ -14,13 +14,12 @@ runs (a full disk, a file that another program changed) is taken back at once: t
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -32,7 +31,7 @@ from ..words import number_of
 from .aside import Aside, free
 from .folder_lock import is_held, locked
 from .items import Problem
-from .journal_file import Change, Entry, Move, entry_bytes, is_at, leaving, parted, read_changes, read_entry
+from .journal_file import Change, Entry, Move, advice, entry_bytes, is_at, leaving, new_file, parted, read_changes, read_entry
 
 SIDE = ".tuner"
 _HEADING = {"applying": (True, "applied"), "undoing": (False, "undone"), "cancelling": (False, "")}  # forward?, the state in the end ("": the entry goes)
@@ -88,7 +87,7 @@ class Journal:
                 self._sync(self.side.parent)
             return locked(self.folder, self.side)
         except OSError as error:
-            raise OSError(f"{self.side} cannot be written ({error.strerror}), so nothing could be undone; {_advice(error)}.") from error
+            raise OSError(f"{self.side} cannot be written ({error.strerror}), so nothing could be undone; {advice(error)}.") from error
 
     def __enter__(self) -> Journal:
         return self
@@ -122,7 +121,7 @@ class Journal:
             try:
                 self._publish(path, entry_bytes(entry, changes, self.folder))
             except OSError as error:
-                raise OSError(f"The journal in {self.side} cannot be written ({error.strerror}), so nothing was changed; {_advice(error)}.") from error
+                raise OSError(f"The journal in {self.side} cannot be written ({error.strerror}), so nothing was changed; {advice(error)}.") from error
             entry = self._carry_out(entry, changes, "applying")
             self._prune()
             return entry
@@ -162,14 +161,20 @@ class Journal:
         entry = replace(entry, left=tuple(left), files=len(changes))
         if left and changes and not partly:
             raise Partly(entry.asked)
-        state = "overtaken" if not changes else "applying" if forward else "undoing"
+        state, path, before = "overtaken" if not changes else "applying" if forward else "undoing", entry.path, entry.path.read_bytes()
         try:
-            if left:  # before any file changes: what ends an interrupted undo leaves them too
-                self._replace(entry.path, leaving(entry, self.folder, left))
-            entry = self._renamed(entry, state)
-        except OSError as error:
-            raise OSError(f"The journal in {self.side} cannot be written ({error.strerror}), so nothing was changed; {_advice(error)}.") from error
-        return self._carry_out(entry, changes, way) if changes else entry
+            try:
+                if left:  # before any file changes: what ends an interrupted undo leaves them too
+                    self._replace(path, leaving(entry, self.folder, left))
+                entry = self._renamed(entry, state)
+            except OSError as error:
+                raise OSError(f"The journal in {self.side} cannot be written ({error.strerror}), so nothing was changed; {advice(error)}.") from error
+            return self._carry_out(entry, changes, way) if changes else entry
+        except (OSError, Stale):
+            if left and path.exists():  # nothing was changed, so none of them is left behind for good
+                with suppress(OSError):
+                    self._replace(path, before)
+            raise
 
     def _carry_out(self, entry: Entry, changes: Sequence[Change | Move], way: str) -> Entry:
         """All changes of an entry that is heading somewhere, or none of them."""
@@ -190,13 +195,13 @@ class Journal:
 
     def _take_back(self, entry: Entry, changes: Sequence[Change | Move], way: str, reason: OSError | Stale) -> NoReturn:
         name, why = changes[-1].path.name, reason.strerror if isinstance(reason, OSError) else "another program changed it"
-        advice = _advice(reason) if isinstance(reason, OSError) else "read the folder anew, then try again"
+        advised = advice(reason) if isinstance(reason, OSError) else "read the folder anew, then try again"
         try:
             self._settle(self._renamed(entry, _BACK[way]), changes)
         except OSError as error:
             said = f"{name} cannot be written ({why}), and what was written before it cannot be put back yet ({error.strerror})"
-            raise OSError(f"{said}; {_advice(error)}, then open {self.folder} again: that ends it.") from error
-        raise (OSError if isinstance(reason, OSError) else Stale)(f"{name} cannot be written ({why}), so nothing was changed; {advice}.") from reason
+            raise OSError(f"{said}; {advice(error)}, then open {self.folder} again: that ends it.") from error
+        raise (OSError if isinstance(reason, OSError) else Stale)(f"{name} cannot be written ({why}), so nothing was changed; {advised}.") from reason
 
     def _step(self, change: Change | Move, forward: bool, part: str, lenient: bool) -> None:
         """Brings one file from one side to the other. Raises Stale where it is not there, OSError."""
@@ -224,7 +229,7 @@ class Journal:
             mode = None
         temporary = os.path.join(path.parent, part)
         try:
-            _write(call, temporary, data)
+            new_file(call, temporary, data)
             if mode is not None and mode != os.stat(temporary).st_mode:
                 call.chmod(temporary, stat.S_IMODE(mode))
             if mode is not None:
@@ -250,7 +255,7 @@ class Journal:
             except (IsADirectoryError, NotADirectoryError):
                 stale.append(change)
             except OSError as error:
-                raise OSError(f"{change.path.name} cannot be read ({error.strerror}), so nothing was changed; {_advice(error)}.") from error
+                raise OSError(f"{change.path.name} cannot be read ({error.strerror}), so nothing was changed; {advice(error)}.") from error
         return stale
 
     # ---- what was interrupted ----------------------------------------------------------------------------------------
@@ -261,6 +266,8 @@ class Journal:
         with self._busy:
             if self._lock < 0:
                 raise ValueError(f"{self.folder} was closed; open it again.")
+            if not self.folder.is_dir():
+                raise ValueError(f"{self.folder} is no folder any more; open it again where it is now.")
             if not is_held(self._lock, self.side):  # somebody deleted the side folder, and other programs may have made another
                 lock = self._opened()
                 os.close(self._lock)
@@ -280,7 +287,7 @@ class Journal:
                 strays = self._settle(entry, read_changes(entry, self.folder))
             except OSError as error:
                 said = f"An interrupted edit of {self.folder} cannot be completed ({error.strerror})"
-                raise OSError(f"{said}; {_advice(error)}, then open it again.") from error
+                raise OSError(f"{said}; {advice(error)}, then open it again.") from error
             end = "taken back" if entry.state == "cancelling" else "completed"
             self.interrupted += [Problem(entry.path, f"was interrupted and is {end} ({entry.name}, {number_of(entry.files, 'file')})", "interrupted"), *strays]
         self._prune()
@@ -288,10 +295,12 @@ class Journal:
     def _settle(self, entry: Entry, changes: Sequence[Change | Move]) -> list[Problem]:
         """Brings each file to the side where its entry heads to; a file that is on neither side is somebody else's and stays. Raises OSError."""
         forward, end = _HEADING[entry.state]
-        strays = []
+        strays, owners = [], set[Path]()
         for folder in {os.path.dirname(path) for c in changes for path in (c.path, os.path.realpath(c.path))}:
             self._discard(os.path.join(folder, entry.part))
         for change in changes:
+            if isinstance(change, Move) and change.of in owners:  # it would be a stranger's
+                continue
             try:
                 there, here = is_at(change, forward, False), is_at(change, not forward, True)
             except OSError:  # it is a folder now, or nobody may read it
@@ -299,6 +308,7 @@ class Journal:
             if here and not there:
                 self._step(change, forward, entry.part, lenient=True)
             elif not there:
+                owners.add(change.path)
                 strays.append(Problem(change.path, "was changed by another program while an edit was interrupted; it stays as it is", "interrupted"))
         self._renamed(entry, end, sync=False)
         return strays
@@ -316,7 +326,7 @@ class Journal:
     def _replace(self, path: Path, data: bytes) -> None:
         part = path.with_suffix(".part")
         try:
-            _write(self._system, part, data, sync=True)
+            new_file(self._system, part, data, sync=True)
             self._system.replace(part, path)
         except OSError:
             self._discard(part)
@@ -375,26 +385,3 @@ def _number(path: Path) -> int:
 
 def _state(path: Path) -> str:
     return path.name.split(".")[1]
-
-
-def _write(call: Any, path: str | Path, data: bytes, sync: bool = False) -> None:
-    """A new file. Raises OSError where one is there."""
-    descriptor = call.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[call.write(descriptor, view) :]
-        if sync:
-            call.fsync(descriptor)
-    finally:
-        call.close(descriptor)
-
-
-def _advice(error: OSError) -> str:
-    advice = {
-        errno.ENOSPC: "make room on the disk",
-        errno.EDQUOT: "make room on the disk",
-        errno.EXDEV: "choose a side folder on the disk of the pictures",
-        errno.ENAMETOOLONG: "give it a shorter name",
-    }
-    return advice.get(error.errno or 0, "check that the folder and its files are writable")

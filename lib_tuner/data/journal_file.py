@@ -10,6 +10,7 @@ Content that is not UTF-8 is {"base64": ...}, a file that is not there null. Pat
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 from collections.abc import Collection, Sequence
@@ -60,7 +61,7 @@ class Entry:
         """What a person is to know after an undo or redo that left files as they are; empty where it left none."""
         if not self.left:
             return ""
-        trash = next((change.to.parent for change in self.left if isinstance(change, Move) and self.state != "applied"), None)
+        trash = next((change.to.parent for change in self.left if isinstance(change, Move) and self.state != "applied" and os.path.lexists(change.to)), None)
         kept = f"What was deleted lies in {trash}." if trash else ""
         if self.state == "overtaken":
             said = f"All files of this edit were changed since ({self._names}), so they stay as they are; the edit is out of the history, and does not stand before others any more."
@@ -193,3 +194,27 @@ def _bytes(shown: str | dict[str, str] | None) -> bytes | None:
     if shown is None:
         return None
     return shown.encode("utf-8") if isinstance(shown, str) else base64.b64decode(shown["base64"])
+
+
+def new_file(call: Any, path: str | Path, data: bytes, sync: bool = False) -> None:
+    """Writes one by `call`'s calls. Raises OSError where one is there."""
+    descriptor = call.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[call.write(descriptor, view) :]
+        if sync:
+            call.fsync(descriptor)
+    finally:
+        call.close(descriptor)
+
+
+def advice(error: OSError) -> str:
+    """What to do where a file cannot be written."""
+    known = {
+        errno.ENOSPC: "make room on the disk",
+        errno.EDQUOT: "make room on the disk",
+        errno.EXDEV: "choose a side folder on the disk of the pictures",
+        errno.ENAMETOOLONG: "give it a shorter name",
+    }
+    return known.get(error.errno or 0, "check that the folder and its files are writable")

@@ -80,7 +80,7 @@ def whole_path(folder: str | Path) -> Path:
 
 def _caption_of(picture: Path, extensions: str, names: Names) -> Path:
     files = caption_files(picture, extensions) or [picture.with_suffix(".txt")]
-    return next((file for file in files if file.is_file()), None) or caption_alike(picture, files, names) or files[0]
+    return next((file for file in files if os.path.isfile(file)), None) or caption_alike(picture, files, names) or files[0]
 
 
 def _merged(captions: Mapping[Path, Path], links: Mapping[Path, str]) -> dict[Path, Path]:
@@ -96,15 +96,17 @@ def _merged(captions: Mapping[Path, Path], links: Mapping[Path, str]) -> dict[Pa
         real = (links.get(file) if links else None) or f"{folders[folder]}{os.sep}{name}"
         if real not in first:
             other, owner = alike.setdefault(plain(real), (file, picture))
-            first[real] = other if other is not file and _knows_no_capitals(owner) else file
+            first[real] = other if other is not file and _is_one(other, file, owner) else file
         merged[picture] = first[real]
     return merged
 
 
-def _knows_no_capitals(file: Path) -> bool:
-    """Whether a file is found on its disk by its name in other capitals too."""
-    other = file.with_name(file.name.swapcase())
-    return other.exists() and other.samefile(file)
+def _is_one(caption: Path, other: Path, picture: Path) -> bool:
+    """Whether two captions that are called alike are one file: of those that are there the disk says it, else whether it finds a picture in other capitals too."""
+    if os.path.exists(caption) and os.path.exists(other):
+        return os.path.samefile(caption, other)
+    swapped = picture.with_name(picture.name.swapcase())
+    return swapped.exists() and swapped.samefile(picture)
 
 
 def _shared(captions: Mapping[Path, Path]) -> list[Problem]:

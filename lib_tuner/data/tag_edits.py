@@ -313,9 +313,13 @@ def _each(change: Callable[[str], Tags | None]) -> TagEdit:
     return edit
 
 
+_HIGH = frozenset(bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in range(128, 256))  # what bytes above ASCII are read as where nobody knows better
+
+
 def _tags_in(text: str, was: str) -> Tags:
-    """The tags in what one has become; blanks around it that were part of it are none, see `captions.ASCII_BLANKS`."""
-    return tags_of(text) if was == was.strip() else tags_of(text, ASCII_BLANKS)
+    """The tags in what one has become; a blank beside half a letter may be its other half, see `captions.ASCII_BLANKS`."""
+    guessed = not was.isascii() and all(letter.isascii() or letter in _HIGH for letter in was)
+    return tags_of(text, ASCII_BLANKS) if guessed else tags_of(text)
 
 
 def _unique(tags: Iterable[str]) -> Tags:
