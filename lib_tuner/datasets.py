@@ -21,10 +21,11 @@ from .data.filter_hints import hints
 from .data.journal import SIDE, Partly
 from .data.journal_file import Entry
 from .data.kept_scores import KeptScores
-from .data.library import Library, whole_path
+from .data.library import Library
 from .data.tag_edits import key
 from .data.tagger import Tagger
 from .data.thumbnails import thumbnail
+from .disk import absolute
 from .host import Captioner
 from .work import Progress, Told, Work
 
@@ -264,7 +265,7 @@ class Datasets:
         """Opens a folder, or gives the one that is open. Raises ValueError where there is none or no picture in it."""
         if not folder.strip() or "\0" in folder:
             raise ValueError("Name the folder that holds the pictures.")
-        path = whole_path(folder.strip().strip('"'))
+        path = absolute(folder.strip().strip('"'))
         same = _identity(path)
         with self._lock:
             gate = self._gates.setdefault(same, threading.Lock())

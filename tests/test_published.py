@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -48,10 +49,8 @@ def test_what_two_threads_publish_at_once_is_all_in_the_ledger(home, loras, monk
     both, link = threading.Barrier(2), published._link
 
     def slow(source: Path, target: Path) -> None:
-        try:
+        with suppress(threading.BrokenBarrierError):
             both.wait(0.3)  # the other one has read the ledger, too
-        except threading.BrokenBarrierError:
-            pass
         link(source, target)
 
     monkeypatch.setattr(published, "_link", slow)

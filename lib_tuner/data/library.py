@@ -57,7 +57,7 @@ def listing(folder: str | Path, extensions: str = DataConfig.caption_extension, 
             problems.append(Problem(path, "has captions of its own, which are not edited here; move it away to edit files instead", "list"))
     names = Names()
     captions = {path: _caption_of(path, extensions, names) for path in pictures if path not in listed}
-    root = os.path.join(os.path.realpath(whole_path(folder)), "")
+    root = os.path.join(os.path.realpath(absolute(folder)), "")
     links = {file: os.path.realpath(file) for file in captions.values() if os.path.islink(file)}
     outside = {file for file, real in links.items() if not real.startswith(root)}  # whose words are not this data set's
     problems += [Problem(file, "is a link out of the folder and is left alone; put a copy in its place", "list") for file in sorted(outside)]
@@ -71,11 +71,6 @@ def open_captions(folder: str | Path, extensions: str = DataConfig.caption_exten
     """The caption files below a folder, and what is wrong; see `listing`."""
     found = listing(folder, extensions)
     return list(found.files.values()), list(found.problems)
-
-
-def whole_path(folder: str | Path) -> Path:
-    """A folder from the root on, without `..`, links as they are; ~ of somebody unknown stays as it is, and is then no folder."""
-    return absolute(folder)
 
 
 def _caption_of(picture: Path, extensions: str, names: Names) -> Path:
@@ -142,7 +137,7 @@ class Library:
     @classmethod
     def open(cls, folder: str | Path, extensions: str = DataConfig.caption_extension) -> Library:
         """Opens a folder, for editing where that is possible. Raises ValueError where there is no such folder or no picture in it."""
-        folder = whole_path(folder)
+        folder = absolute(folder)
         below = pictures_below(folder)  # before a journal is made in a folder that is none of ours
         journal, reason = _journal(folder)
         try:
