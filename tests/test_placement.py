@@ -6,6 +6,7 @@ No GPU is needed: torch's meta device computes shapes alone, and refuses as a GP
 from __future__ import annotations
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from test_matrix import folders, values_of  # noqa: F401 (fixture)
 from lib_tuner.data.batches import Batches
 from lib_tuner.data.holes import Holes
 from lib_tuner.host import Components
+from lib_tuner.hosts.plan import gpu_free
 from lib_tuner.methods import METHODS, settings
 from lib_tuner.optim import EMA, make_optimizer
 from lib_tuner.sd.sample import SAMPLERS, guided, sample
@@ -68,3 +70,11 @@ def test_a_drawing_mixes_no_devices(sampler):
 def test_the_check_itself_sees_what_lies_elsewhere():
     with pytest.raises(RuntimeError, match="device"):
         torch.zeros(2, device=META) + torch.zeros(2)
+
+
+@pytest.mark.webui_versions
+@pytest.mark.parametrize(("name", "card"), [("cuda", 1), ("cuda:0", 0)])
+def test_the_free_memory_is_that_of_the_card_in_use_where_a_device_has_no_number(name, card, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: SimpleNamespace(cudaMemGetInfo=lambda number: (10 + number, 99)))
+    assert gpu_free(torch.device(name)) == 10 + card  # torch 2.1's own function refuses "cuda", which is the WebUI's device

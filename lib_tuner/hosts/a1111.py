@@ -41,7 +41,7 @@ from .job import interrupted, job, refuse_decided
 from .midas import Midas
 from .kept import attributes, checkpointing, frozen, random_state, without_members
 from .networks import take_out, without_networks
-from .plan import CHECKPOINTED, SIZES, WIDTH, activation_bytes, reads_nine
+from .plan import CHECKPOINTED, SIZES, WIDTH, activation_bytes, gpu_free, reads_nine
 from .published import publish, sweep
 from .readback import read_back
 from .switched import switched
@@ -242,7 +242,7 @@ class WebUI:
             width, sizes = parts["unet"].input_blocks[0][0].weight.shape[0], {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
             shapes = {name: tuple(p.shape) for name, p in parts["unet"].named_parameters()}
         activations, costs = activation_bytes(self.cfg, width, dtype), METHODS[self.cfg.method](self.cfg).costs(sizes, shapes, dtype, device.type)
-        free = float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
+        free = float(gpu_free(device)) if device.type == "cuda" else None
         tight = self._checkpoints(activations + costs.device, free)
         name = model.sd_checkpoint_info.model_name if model is not None else "the model that is loaded first"
         note = f"{name}, {device}, {str(dtype).removeprefix('torch.')}" + ", gradient checkpointing" * tight

@@ -131,10 +131,15 @@ def _dtype(name: str, device: torch.device, small: bool) -> torch.dtype:
     return DTYPES[name]
 
 
+def gpu_free(device: torch.device) -> int:
+    """Free memory of an NVIDIA or AMD card in bytes. torch 2.1 takes no device without a number, and such a one is the WebUI's."""
+    return torch.cuda.mem_get_info(torch.cuda.current_device() if device.index is None else device.index)[0]
+
+
 def _free_bytes(device: torch.device) -> int | None:
     """Free memory of the device, None where it cannot be asked."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        return gpu_free(device)
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
