@@ -50,6 +50,8 @@ def test_the_apis_login_is_asked_for(client):
     assert status(with_login) == 401 and status(with_login, headers=basic("ann:wrong")) == 401
     assert status(with_login, headers=basic("ann:secret")) == 200 and status(with_login, headers=basic("bob:x:y")) == 200
     assert "WWW-Authenticate" in with_login.get("/tuner/api/status").headers
+    for asked in ("empty", "image"):  # of a page that was open before a restart: the browser's own window for a login would come at every look
+        assert "WWW-Authenticate" not in with_login.get("/tuner/api/status", headers={"Sec-Fetch-Dest": asked}).headers
 
 
 def test_the_pages_login_is_asked_for(client):
@@ -86,3 +88,11 @@ def test_an_open_host_lets_nobody_in(client):
 def test_other_sites_are_not_answered(client):
     assert status(client(), headers={"Origin": "http://evil.example"}) == 403
     assert status(client(), headers={"Origin": LOCAL}) == 200
+
+
+def test_a_page_behind_a_proxy_is_known_by_its_key(client):
+    through = {"Origin": "https://art.example", "Host": "127.0.0.1:7860"}  # nginx's own Host, where nobody told it to pass the browser's on
+    assert status(client(), headers=through) == 403 and status(client(), headers=through | {"X-Tuner": "the-key"}) == 200
+    assert status(client(), headers=through, cookies={"tuner-7860": "the-key"}) == 403  # a cookie goes along with what another site posts
+    assert status(client(), headers={"Origin": "http://127.0.0.1", "Host": "127.0.0.1:80"}) == 200  # a browser leaves out the usual port
+    assert status(client(), headers={"Origin": "https://127.0.0.1", "Host": "127.0.0.1:80"}) == 403

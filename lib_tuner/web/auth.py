@@ -16,6 +16,9 @@ from fastapi import HTTPException, Request
 from starlette.responses import PlainTextResponse
 
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
+ASK = {"WWW-Authenticate": 'Basic realm="Tuner", charset="UTF-8"'}  # a browser then asks whoever sits before it
+FOREIGN = "This page does not answer to other sites; a proxy in front of it has to pass the header Host on."
+PORTS = {b"http": b":80", b"https": b":443"}  # a browser leaves them out
 App = Callable[..., Awaitable[None]]
 
 
@@ -35,9 +38,9 @@ class Door:
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         elif not _own_origin(headers):
-            await PlainTextResponse("This page does not answer to other sites.", 403)(scope, receive, send)
+            await PlainTextResponse(FOREIGN, 403)(scope, receive, send)
         elif self.login:
-            answer = PlainTextResponse("This page needs its user and password.", 401, {"WWW-Authenticate": 'Basic realm="Tuner", charset="UTF-8"'})
+            answer = PlainTextResponse("This page needs its user and password.", 401, ASK)
             await answer(scope, receive, send)
         else:
             await PlainTextResponse("This page answers to addresses of its own machine only; start it with --listen --auth user:password.", 403)(scope, receive, send)
@@ -61,18 +64,22 @@ class Guard:
         if self.closed:
             raise HTTPException(403, self.closed)
         headers = dict(request.scope["headers"])
+        if self._is_key(request.headers.get("x-tuner", "")):  # which no other site knows; a proxy may have changed Host
+            return
         if not _own_origin(headers):
-            raise HTTPException(403, "This page does not answer to other sites.")
-        if self._has_key(request) or any(_knows(headers, login) for login in self.logins) or self._is_user(request):
+            raise HTTPException(403, FOREIGN)
+        if self._has_cookie(request) or any(_knows(headers, login) for login in self.logins) or self._is_user(request):
             return
         if self.logins or self.page_login:
-            raise HTTPException(401, "This needs the WebUI's login: user and password of --api-auth, or the page's.", {"WWW-Authenticate": 'Basic realm="Tuner", charset="UTF-8"'})
+            raise HTTPException(401, "This needs the WebUI's login: user and password of --api-auth, or the page's.", ASK if self.logins and not _is_script(headers) else None)
         if not _is_local(headers):
             raise HTTPException(403, "Without a login this answers to addresses of its own machine only.")
 
-    def _has_key(self, request: Request) -> bool:
-        given = [request.headers.get("x-tuner", ""), *(value for name, value in request.cookies.items() if name.startswith("tuner-"))]
-        return any(hmac.compare_digest(value.encode(), self.key.encode()) for value in given)
+    def _has_cookie(self, request: Request) -> bool:
+        return any(self._is_key(value) for name, value in request.cookies.items() if name.startswith("tuner-"))
+
+    def _is_key(self, given: str) -> bool:
+        return hmac.compare_digest(given.encode(), self.key.encode())
 
     def _is_user(self, request: Request) -> bool:
         """Whether the cookie is of somebody who has logged in to the page."""
@@ -97,8 +104,14 @@ def _knows(headers: dict[bytes, bytes], login: tuple[str, ...]) -> bool:
 
 def _own_origin(headers: dict[bytes, bytes]) -> bool:
     """Whether a request that says which site it comes from comes from this one; gradio's own routes take what any site posts."""
-    origin = headers.get(b"origin")
-    return origin is None or origin.partition(b"//")[2] == headers.get(b"host")
+    origin, host = headers.get(b"origin"), headers.get(b"host", b"")
+    scheme, _, name = (origin or b"").partition(b"://")
+    return origin is None or name in (host, host.removesuffix(PORTS.get(scheme, b"")))
+
+
+def _is_script(headers: dict[bytes, bytes]) -> bool:
+    """Whether a page's script or picture asks, for which a browser would open its own window for a login, again and again."""
+    return headers.get(b"sec-fetch-dest") in (b"empty", b"image")
 
 
 def parse_login(text: str) -> tuple[str, str]:
