@@ -5,7 +5,7 @@ window.tuner = window.tuner || {};
 
 (function (tuner) {
     const BUSY = 1000, IDLE = 3000, HIDDEN = 15000, LOST = 5000; // ms between two status calls; lost: a request while the WebUI starts can kill it
-    let timer = null, asking = false, lost = false;
+    let timer = null, asking = false, again_ = false, lost = false; // again_: somebody asked while a request was out
 
     tuner.parts = []; // {mount(root), show(status)}: what other scripts draw into the live root
     tuner.status = null;
@@ -32,6 +32,9 @@ window.tuner = window.tuner || {};
         if (n < 1e6) return tuner.t("{0} kB", (n / 1e3).toFixed(0));
         return n < 1e9 ? tuner.t("{0} MB", (n / 1e6).toFixed(1)) : tuner.t("{0} GB", (n / 1e9).toFixed(2));
     };
+
+    // A key that belongs to an input method, in which Enter and Escape choose letters; some browsers say so by its code alone.
+    tuner.composing = (event) => event.isComposing || event.keyCode === 229;
 
     tuner.number = (x, digits = 4) => (x === null || x === undefined ? "" : Number(x.toPrecision(digits)).toString());
 
@@ -69,7 +72,8 @@ window.tuner = window.tuner || {};
         const answer = await fetch(tuner.url(path), options);
         const body = await answer.json().catch(() => ({}));
         const detail = Array.isArray(body.detail) ? body.detail.map(({ loc, msg }) => `${(loc || []).slice(1).join(".")}: ${msg}`).join("; ") : body.detail; // a field that is out of its range
-        if (!answer.ok) throw new Error(tuner.said(body.error || detail) || tuner.t("The program answered with an error ({0}).", answer.status));
+        if (answer.status === 401) throw new Error(tuner.t("The program asks for a login again: reload this page."));
+        if (!answer.ok) throw Object.assign(new Error(tuner.said(body.error || detail) || tuner.t("The program answered with an error ({0}).", answer.status)), { status: answer.status });
         return body;
     }
 
@@ -97,7 +101,7 @@ window.tuner = window.tuner || {};
             tuner.show(element, Boolean(text));
         };
         const doing = (action) => async (event) => {
-            const target = event && event.currentTarget, button = target && target.setAttribute ? target : null;
+            const target = event && event.currentTarget, button = target && target.tagName === "BUTTON" ? target : null; // in a field the last change counts, not the first
             if (button && button.getAttribute("aria-busy") === "true") return;
             if (button) button.setAttribute("aria-busy", "true"); // not disabled: that would take the focus away
             try {
@@ -122,8 +126,9 @@ window.tuner = window.tuner || {};
     };
 
     async function ask() {
+        if (asking) again_ = true;
         if (asking || !tuner.root.isConnected) return;
-        asking = true;
+        [asking, again_] = [true, false];
         const now = tuner.status && tuner.status.now, root = tuner.root;
         let status = null;
         try {
@@ -136,8 +141,9 @@ window.tuner = window.tuner || {};
             tuner.say(tuner.t("The program does not answer; trying again…"), true);
         }
         asking = false;
+        if (status && root === tuner.root && root.isConnected) take(status); // a root drawn anew meanwhile has asked for nothing yet
+        if (again_) return void ask();
         if (!root.isConnected) return; // the page is being drawn anew
-        if (status && root === tuner.root) take(status); // a root drawn anew meanwhile has asked for nothing yet
         clearTimeout(timer);
         timer = setTimeout(ask, document.hidden ? HIDDEN : lost ? LOST : tuner.isGoing() ? BUSY : IDLE);
     }

@@ -30,7 +30,7 @@
     }
 
     // A first order for a run: its saves beside each other.
-    const take = async (run) => fill(await tuner.send("compare/suggest", { run }));
+    const suggested = (run) => tuner.send("compare/suggest", { run }), take = async (run) => fill(await suggested(run));
 
     function fill({ axes, files, ...values }) {
         const known = Object.fromEntries(Object.entries(values).filter(([key]) => key in FRESH)); // an order may say more than this form does
@@ -63,7 +63,7 @@
         if (!compare.about) return;
         root.replaceChildren(h("p", { class: "tuner-c-message", id: "tuner-c-message", role: "alert", hidden: true }), h("div", { class: "tuner-c-page" },
             h("form", { class: "tuner-c-form", onsubmit: (event) => event.preventDefault() }, runs(), base(), files(), axes(), going()),
-            h("div", { class: "tuner-c-main" }, h("div", { id: "tuner-c-work", class: "tuner-c-work", "aria-live": "polite" }), h("div", { id: "tuner-c-earlier" }), h("div", { id: "tuner-c-grid" }), compare.numbersSection(), compare.runsSection())));
+            h("div", { class: "tuner-c-main" }, h("div", { id: "tuner-c-work", class: "tuner-c-work" }), h("div", { id: "tuner-c-earlier" }), h("div", { id: "tuner-c-grid" }), compare.numbersSection(), compare.runsSection())));
         planSoon(0);
         compare.drawGrid();
     };
@@ -73,8 +73,9 @@
     function runs() {
         if (!compare.about.runs.length) return h("p", { class: "tuner-small" }, tuner.t("No run has saved anything yet. Files of your own can be compared too: add them below."));
         const select = h("select", { id: "tuner-c-run", onchange: compare.doing(async () => {
-            form.run = select.value;
-            if (form.run) await take(form.run);
+            const run = form.run = select.value, order = run ? await suggested(run) : null;
+            if (form.run !== run) return; // another one was chosen meanwhile
+            if (order) fill(order);
             keep();
             compare.mount();
         }) }, h("option", { value: "" }, tuner.t("none: the model that is there")), compare.about.runs.map((run) => h("option", { value: run.id, selected: run.id === form.run }, `${run.name} (${run.method})`)));
@@ -83,7 +84,7 @@
 
     const RANGES = { width: [64, 4096, 8], height: [64, 4096, 8], steps: [1, 150, 1], cfg: [1, 30], seed: [0, 4294967295, 1], weight: [-16, 16] }; // least, most, and what it is a multiple of
     const LABELS = () => ({ width: tuner.t("Width"), height: tuner.t("Height"), steps: tuner.t("Sampling steps"), cfg: tuner.t("CFG scale"), seed: tuner.t("Seed") });
-    const typed = (input) => (input.value === "" ? "" : Number(input.value)); // an emptied field is no number, and not the one that stood there
+    const typed = compare.typed = (input) => (input.value === "" ? "" : Number(input.value)); // an emptied field is no number, and not the one that stood there
 
     // What is wrong with the numbers of the form, a sentence each: what the server says of a body is not meant for people.
     function wrongNumbers() {
@@ -92,12 +93,12 @@
         return [...numbers, ...weights.filter(Boolean)].map((one) => wrongNumber(...one)).filter(Boolean);
     }
 
-    function wrongNumber(name, value, [low, high, unit]) {
+    const wrongNumber = compare.wrongNumber = function (name, value, [low, high, unit]) {
         if (typeof value !== "number") return tuner.t("{0} is empty; write a number.", name);
         if (!(value >= low && value <= high)) return tuner.t("{0}: {1} is not between {2} and {3}.", name, value, low, high);
         if (!unit || value % unit === 0) return "";
         return unit === 1 ? tuner.t("{0}: {1} is not a whole number.", name, value) : tuner.t("{0}: {1} is not a multiple of {2}.", name, value, unit);
-    }
+    };
 
     function base() {
         const text = (key, name, rows) => { const id = `tuner-c-${key}`; return label(name, h("textarea", { id, rows, oninput: (event) => set(key, event.target.value) }, form[key]), id); };

@@ -20,9 +20,12 @@
             else if (!status.grid.states && (!grid || grid.name !== status.grid.name)) { known = -1; return void compare.look(); }
             else if (status.grid.states) {
                 const other = !grid || grid.name !== status.grid.name;
-                grid = status.grid;
-                known = grid.version;
-                if (other) { open = null; compare.drawGrid(); } else fill();
+                if (other && open && open.keep) known = -1; // somebody fills in how a save of this grid is kept: the other grid waits
+                else {
+                    grid = status.grid;
+                    known = grid.version;
+                    if (other) { open = null; compare.drawGrid(); } else fill();
+                }
             }
             drawWork();
             if (worked !== going()) await drawEarlier();
@@ -162,8 +165,8 @@
         if (!open) return box.replaceChildren();
         const { index, about } = open, mine = about.files.filter((file) => file.run);
         const copy = h("button", { type: "button", class: "tuner-button", onclick: compare.doing(async () => { await tuner.copied(about.prompt); compare.say(tuner.t("The prompt is copied.")); }) }, tuner.t("Copy the prompt"));
-        const keeps = mine.map((file) => h("button", { type: "button", class: "tuner-button tuner-strong", onclick: () => { open.keep = file; drawLarge(); byId("tuner-c-k-name").focus(); } }, tuner.t("Keep this one ({0})", file.name)));
-        box.replaceChildren(h("section", { class: "tuner-c-large", onkeydown: (event) => { if (event.key === "Escape") close(); } }, h("img", { src: url(index), alt: about.prompt }), h("div", {},
+        const keeps = mine.map((file) => h("button", { type: "button", class: "tuner-button tuner-strong", onclick: () => { Object.assign(open, { keep: file, typed: null }); drawLarge(); byId("tuner-c-k-name").focus(); } }, tuner.t("Keep this one ({0})", file.name)));
+        box.replaceChildren(h("section", { class: "tuner-c-large", onkeydown: (event) => { if (event.key === "Escape" && !tuner.composing(event)) close(); } }, h("img", { src: url(index), alt: about.prompt }), h("div", {},
             h("pre", {}, about.text), h("div", { class: "tuner-buttons" }, copy, h("a", { class: "tuner-button", href: url(index), download: `cell-${index}.png` }, tuner.t("Download")), keeps,
                 h("button", { type: "button", id: "tuner-c-close", class: "tuner-button", onclick: close }, tuner.t("Close"))), open.keep ? keeping(open.keep, index) : null)));
     }
@@ -171,11 +174,15 @@
     function keeping(file, index) {
         const run = compare.about.runs.find((one) => one.id === file.run), stem = file.name.replace(/\.[^.]+$/, "");
         const field = (id, label, control) => h("div", { class: "tuner-c-field" }, h("label", { for: id }, label), control);
-        const name = h("input", { type: "text", id: "tuner-c-k-name", value: stem.replace(/-\d{6,}$/, "") }), words = h("input", { type: "text", id: "tuner-c-k-words", value: run ? run.words : "" });
-        const weight = h("input", { type: "number", id: "tuner-c-k-weight", min: 0, max: 16, step: 0.05, value: file.weight }), notes = h("textarea", { id: "tuner-c-k-notes", rows: 2 });
-        const others = h("input", { type: "checkbox", id: "tuner-c-k-others" });
+        const as = open.typed = open.typed || { name: stem.replace(/-\d{6,}$/, ""), words: run ? run.words : "", weight: file.weight, notes: "", others: false }; // over a drawing anew of the page
+        const input = (key, more) => h("input", { id: `tuner-c-k-${key}`, value: as[key], oninput: (event) => { as[key] = event.target.value; }, ...more });
+        const name = input("name", { type: "text" }), words = input("words", { type: "text" });
+        const weight = input("weight", { type: "number", min: 0, max: 16, step: 0.05, oninput: (event) => { as.weight = compare.typed(event.target); } }), notes = h("textarea", { id: "tuner-c-k-notes", rows: 2, oninput: (event) => { as.notes = event.target.value; } }, as.notes);
+        const others = h("input", { type: "checkbox", id: "tuner-c-k-others", checked: as.others, onchange: (event) => { as.others = event.target.checked; } });
         const go = h("button", { type: "button", id: "tuner-c-k-go", class: "tuner-button tuner-strong", onclick: compare.doing(async () => {
-            const kept = await tuner.send("compare/keep", { run: file.run, file: file.name, name: name.value.trim(), words: words.value.trim(), weight: Number(weight.value), notes: notes.value, grid: grid.name, cell: index, others: others.checked ? "trash" : "leave" });
+            const wrong = compare.wrongNumber(tuner.t("Weight on its card"), as.weight, [0, 16]);
+            if (wrong) throw new Error(wrong);
+            const kept = await tuner.send("compare/keep", { run: file.run, file: file.name, name: as.name.trim(), words: as.words.trim(), weight: as.weight, notes: as.notes, grid: grid.name, cell: index, others: as.others ? "trash" : "leave" });
             close();
             compare.about = await tuner.get("compare");
             compare.say(kept.trashed ? tuner.t("Kept as {0}; the other saves are in the folder trash of the run.", kept.file) : tuner.t("Kept as {0}.", kept.file));

@@ -41,10 +41,23 @@
     }
 
     async function take(opened) {
+        const lost = await leave(); // also what was typed while the folder was being read
         try { localStorage.setItem(KEPT, opened.folder); } catch (error) { /* a browser that keeps nothing */ }
         Object.assign(data, { folder: opened, rows: [], filter: "", like: "", current: null, details: new Map(), selected: new Set(), stamp: data.stamp + 1 });
         data.draw(true);
         await data.look();
+        if (lost) await data.view.again(lost);
+    }
+
+    // Saves what was typed. Words for a folder that the program does not know any more, since it was started anew, are no reason to stay in it: they go along.
+    async function leave() {
+        try {
+            if (data.view) await data.view.flush();
+        } catch (error) {
+            if (error.status !== 404) throw error;
+            return data.view.typed();
+        }
+        return null;
     }
 
     data.open = (folder) => open(folder);
@@ -102,8 +115,9 @@
 
     // What somebody has typed and could not save is in its field again, beside what the file says now.
     async function read() {
-        const typed = data.view && data.view.typed();
-        data.folder = await data.send("read");
+        const { id } = data.folder, found = await data.send("read"), typed = data.view && data.view.typed(); // also what was typed while it was read
+        if (data.folder.id !== id) return; // another folder was opened meanwhile
+        data.folder = found;
         data.stamp++;
         data.details.clear();
         data.draw(true);
@@ -132,7 +146,7 @@
     function opener() {
         const input = h("input", { type: "text", id: "tuner-d-folder", value: data.folder ? data.folder.folder : remembered(), placeholder: tuner.t("Folder with pictures, such as D:\\pictures\\my-cat"), spellcheck: "false", "aria-label": tuner.t("Folder") });
         const go = data.doing(async () => {
-            if (data.view) await data.view.flush();
+            await leave();
             await open(input.value);
         });
         return h("form", { class: "tuner-d-opener", onsubmit: (event) => { event.preventDefault(); go({ currentTarget: byId("tuner-d-open") }); } },
@@ -221,7 +235,8 @@
             h("button", { type: "button", class: "tuner-d-tag", title: tuner.t("Show the pictures that have it"), onclick: data.doing(() => data.setFilter(quoted(tag))) }, h("span", {}, tag), h("small", {}, String(count))),
             h("button", { type: "button", class: "tuner-d-drop", title: tuner.t("Remove it everywhere"), "aria-label": tuner.t("Remove {0} everywhere", tag), onclick: data.doing(() => data.preview("remove", { tags: [tag] }, "all")) }, "×"));
         const rest = data.distinct - data.tags.length;
-        byId("tuner-d-tags").replaceChildren(...data.tags.map(row), ...(rest > 0 ? [h("li", { class: "tuner-small" }, tuner.t("and {0} more: type a part of the name", rest))] : []));
+        const list = byId("tuner-d-tags");
+        tuner.keepFocus(list, () => list.replaceChildren(...data.tags.map(row), ...(rest > 0 ? [h("li", { class: "tuner-small" }, tuner.t("and {0} more: type a part of the name", rest))] : [])));
     }
 
     // ---- after a change ----
@@ -251,5 +266,9 @@
         return `${data.editName(entry.edit)}${short ? ` ${short}` : ""} (${entry.files})`;
     };
 
-    data.mount = () => (byId("tuner-data-root").querySelector("form") ? data.draw(true) : data.draw());
+    data.mount = function () {
+        const typed = data.folder && data.view && data.view.typed();
+        data.draw(Boolean(byId("tuner-data-root").querySelector("form")));
+        if (typed && !data.view.typed()) data.doing(() => data.view.again(typed))();
+    };
 })(window.tuner);

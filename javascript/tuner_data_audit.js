@@ -40,7 +40,7 @@
     function draw() {
         const open = box.open, goal = h("select", { id: "tuner-d-a-goal", onchange: () => { form.goal = goal.value; } }, GOALS().map(([name, label]) => h("option", { value: name, selected: name === form.goal }, label)));
         const text = (key, label, help) => {
-            const id = `tuner-d-a-${key}`, input = h("input", { type: "text", id, value: form[key], spellcheck: "false", autocomplete: "off", inputmode: key === "size" ? "numeric" : null, oninput: () => { form[key] = input.value; }, onkeydown: (event) => { if (event.key === "Enter" && !event.isComposing) { event.preventDefault(); data.doing(check)({}); } } });
+            const id = `tuner-d-a-${key}`, input = h("input", { type: "text", id, value: form[key], spellcheck: "false", autocomplete: "off", inputmode: key === "size" ? "numeric" : null, oninput: () => { form[key] = input.value; }, onkeydown: (event) => { if (event.key === "Enter" && !tuner.composing(event)) { event.preventDefault(); data.doing(check)({}); } } });
             return h("div", { class: "tuner-d-field" }, h("label", { for: id }, label), key === "trigger" ? data.suggesting(input) : input, help ? h("small", {}, help) : null);
         };
         data.keepField(box, () => box.replaceChildren(h("summary", {}, tuner.t("Check and advise")), h("div", { class: "tuner-d-body" }, h("div", { class: "tuner-d-field" }, h("label", { for: "tuner-d-a-goal" }, tuner.t("What is learned")), goal, h("small", {}, tuner.t("for advice on tags"))),

@@ -2,7 +2,7 @@
 "use strict";
 
 (function (tuner) {
-    const COUNT = 1200, KEPT = "tuner-crop"; // ms before pictures are counted anew
+    const COUNT = 1200, MOST = 500, KEPT = "tuner-crop"; // ms before pictures are counted anew; rows that the server answers at once
     const data = tuner.data = tuner.data || {};
     (data.parts = data.parts || []).push({ mount, drawn: () => {}, asked: (rows) => crops.any && load(rows) });
     // known: by row, as the server has them and what is not saved yet; fields: the settings, as the server describes them; values: of the fields; any: whether the folder has crops; undoable: what the server would take back
@@ -48,9 +48,9 @@
     // The crops of these rows where they are not known yet; then they are drawn.
     const load = crops.load = async function (rows) {
         const missing = rows.filter((row) => !crops.known.has(row) && !asked.has(row)), waits = new Set(rows.map((row) => asked.get(row)).filter(Boolean));
-        if (missing.length) {
-            const answer = read(missing);
-            for (const row of missing) asked.set(row, answer);
+        for (let at = 0; at < missing.length; at += MOST) {
+            const some = missing.slice(at, at + MOST), answer = read(some);
+            for (const row of some) asked.set(row, answer);
             waits.add(answer);
         }
         await Promise.all(waits);

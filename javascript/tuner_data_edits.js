@@ -68,7 +68,7 @@
         const id = `tuner-d-f-${field.key}`;
         if (field.kind === "flag") return h("label", { class: "tuner-tick" }, h("input", { type: "checkbox", id, checked: value(field.key) === true, onchange: (event) => set(field.key, event.target.checked) }), field.label);
         const control = field.kind === "choice" ? h("select", { id, onchange: (event) => set(field.key, event.target.value) }, field.choices.map(([name, label]) => h("option", { value: name, selected: name === value(field.key) }, label)))
-            : h("input", { type: "text", id, value: String(value(field.key)), spellcheck: "false", autocomplete: "off", inputmode: field.kind === "number" ? "decimal" : null, oninput: (event) => set(field.key, event.target.value), onkeydown: (event) => { if (event.key === "Enter" && !event.isComposing) { event.preventDefault(); accept(); } } });
+            : h("input", { type: "text", id, value: String(value(field.key)), spellcheck: "false", autocomplete: "off", inputmode: field.kind === "number" ? "decimal" : null, oninput: (event) => set(field.key, event.target.value), onkeydown: (event) => { if (event.key === "Enter" && !tuner.composing(event)) { event.preventDefault(); accept(); } } });
         const suggested = ONE.includes(field.key) || SEVERAL.includes(field.key);
         return h("div", { class: "tuner-d-field" }, h("label", { for: id }, field.label), suggested ? data.suggesting(control, SEVERAL.includes(field.key)) : control, field.help ? h("small", {}, field.help) : null);
     }

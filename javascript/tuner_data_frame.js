@@ -260,7 +260,20 @@
         if (rows.length === 1 && large && data.view.row !== null && row !== large.row && data.rows.includes(row)) await data.view.open(row);
     }
 
+    let approving = false;
+
+    // One at a time: a second Enter is not for the picture that comes into sight between the two.
     async function approve() {
+        if (approving) return;
+        approving = true;
+        try {
+            await approveShown();
+        } finally {
+            approving = false;
+        }
+    }
+
+    async function approveShown() {
         const row = large.row, entry = crops.known.get(row);
         await crops.flush();
         if (entry.state === "stale") throw new Error(tuner.t("This picture has changed since it was cropped; move the frame, or find crops again."));
@@ -277,12 +290,13 @@
     };
 
     function keys(event, row, index) {
-        if (event.altKey || !large || large.row !== row) return;
+        if (event.altKey || tuner.composing(event) || !large || large.row !== row) return;
         active = index;
         const controlled = event.ctrlKey || event.metaKey, action = controlled ? { z: undo }[event.key.toLowerCase()] : event.key.toLowerCase() === "u" ? undo : KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
         if (!action) return; // Escape, Tab, J, K and T are the view's
         event.preventDefault();
         event.stopPropagation();
+        if (event.repeat && action === approve) return; // a key that is held is no second look
         data.doing(async () => { await crops.settled(); await action(event.shiftKey); })({ currentTarget: null });
     }
 })(window.tuner);

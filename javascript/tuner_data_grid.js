@@ -183,6 +183,7 @@
     const WITH_CONTROL = { a: () => { data.selected = new Set(data.rows); chosen(); }, z: () => data.undo(), y: () => data.redo() };
 
     function keys(event) {
+        if (tuner.composing(event)) return;
         const controlled = event.ctrlKey || event.metaKey, action = event.altKey ? null : (controlled ? WITH_CONTROL : KEYS)[event.key.length === 1 ? event.key.toLowerCase() : event.key];
         if (!action) return;
         event.preventDefault();

@@ -65,7 +65,7 @@
 
         // Before what the field itself does with Enter, and what is around it with Escape.
         function keys(event) {
-            if (list.hidden || event.isComposing) return;
+            if (list.hidden || tuner.composing(event)) return;
             const act = { ArrowDown: () => mark(1), ArrowUp: () => mark(-1), Escape: close, ...(at < 0 ? {} : { Enter: () => pick(options()[at].dataset.tag), Tab: () => pick(options()[at].dataset.tag) }) }[event.key];
             if (act) {
                 event.preventDefault();

@@ -48,9 +48,16 @@
     const usual = (choice) => known(choice) || { general: 0.35, character: 0.35 };
     const thresholds = (choice) => form.thresholds[choice] || { general: usual(choice).general, character: usual(choice).character };
 
+    // How many tags a picture may get; 0: all. Digits of a Chinese keyboard are digits too.
+    function most() {
+        const text = form.most.normalize("NFKC").trim();
+        if (!/^\d*$/.test(text)) throw new Error(tuner.t("{0}: {1} is not a whole number.", tuner.t("At most so many tags"), form.most));
+        return Number(text);
+    }
+
     const order = (chosen) => ({
         taggers: chosen.map((choice) => ({ name: nameOf(choice), ...thresholds(choice) })), mode: form.mode, agreement: form.agreement, exclude: form.exclude, always: form.always,
-        most: Math.max(0, Math.round(Number(form.most)) || 0), rating: form.rating ? "tag" : "none", underscores: form.underscores, escape: form.escape,
+        most: most(), rating: form.rating ? "tag" : "none", underscores: form.underscores, escape: form.escape,
     });
 
     const MODES = () => [["skip", tuner.t("stay as they are")], ["merge", tuner.t("get the tags that they lack at the end")], ["prepend", tuner.t("get the found tags at the front, likeliest first")],

@@ -7,18 +7,20 @@
     const data = tuner.data = tuner.data || {};
     (data.parts = data.parts || []).push({ mount, drawn: () => {} });
     const view = data.view = { row: null };
-    let panel = null, timer = null, typed = null, chain = Promise.resolve(), base = ""; // typed: {folder, row, text, was} that is not saved yet; base: what the file says
+    let panel = null, timer = null, typed = null, chain = Promise.resolve(), base = ""; // typed: {folder, path, row, place, text, was} that is not saved yet; base: what the file says
+    let shown = null, adding = chain, composing = false; // shown: what the panel shows; adding: tags go in one after the other; composing: an input method is at work in their field
 
     function mount(main) {
         panel = h("section", { id: "tuner-d-view", class: "tuner-d-view", hidden: true, "aria-label": tuner.t("Picture and caption"), onkeydown: keys });
         main.append(panel);
-        view.row = null;
+        view.row = shown = null;
+        composing = false;
         clearTimeout(timer);
         typed = null; // whoever draws the page anew keeps it: `view.typed`, `view.again`
     }
 
     view.open = async function (row, add = false) {
-        await view.flush();
+        await saved();
         view.row = row;
         if (data.rows.includes(row)) data.go(row);
         else data.current = row;
@@ -29,7 +31,7 @@
     };
 
     view.close = async function () {
-        await view.flush();
+        await saved();
         const row = view.row;
         view.row = null;
         panel.hidden = true;
@@ -49,10 +51,11 @@
 
     async function draw() {
         const row = view.row, item = await known(row);
-        if (view.row !== row || typed) return; // somebody has gone on, or types already
+        if (view.row !== row || typed || composing) return; // somebody has gone on, or types already
         if (!item) { await view.close(); return; }
         const at = data.rows.indexOf(row), button = (id, text, action, more = {}) => h("button", { type: "button", id, class: "tuner-button", onclick: data.doing(action), ...more }, text);
-        const name = document.activeElement && panel.contains(document.activeElement) ? document.activeElement.id : "";
+        const name = document.activeElement && panel.contains(document.activeElement) ? document.activeElement.id : "", begun = shown && shown.row === row ? adder() : null;
+        shown = item;
         panel.replaceChildren(
             h("div", { class: "tuner-d-bar" }, h("strong", {}, item.place), h("small", { class: "tuner-small" }, at < 0 ? tuner.t("does not fit the filter any more") : tuner.t("picture {0} of {1}", at + 1, data.rows.length)), h("span", { class: "tuner-d-space" }),
                 button("tuner-d-prev", "←", () => to(-1), { "aria-label": tuner.t("Previous picture") }), button("tuner-d-next", "→", () => to(1), { "aria-label": tuner.t("Next picture") }), button("tuner-d-back", tuner.t("Back to the grid"), view.close)),
@@ -60,22 +63,27 @@
         for (const part of data.parts) if (part.viewed) part.viewed(panel, item);
         const again = name && document.getElementById(name);
         if (again) again.focus();
+        if (!begun || !begun.value) return;
+        adder().value = begun.value; // a tag that is being typed
+        adder().setSelectionRange(begun.selectionStart, begun.selectionEnd);
     }
 
+    const adder = () => panel.querySelector("#tuner-d-add");
+
     function image(row, name) {
-        const shown = h("img", { src: data.pictureUrl(row, 1024), alt: name, onerror: () => shown.replaceWith(h("p", { class: "tuner-d-broken" }, tuner.t("This picture cannot be shown."))) });
-        return shown;
+        const picture = h("img", { src: data.pictureUrl(row, 1024), alt: name, onerror: () => picture.replaceWith(h("p", { class: "tuner-d-broken" }, tuner.t("This picture cannot be shown."))) });
+        return picture;
     }
 
     function caption(item) {
-        const box = h("textarea", { id: "tuner-d-text", rows: 5, spellcheck: "false", "aria-label": tuner.t("Caption"), oninput: () => note(item.row, box.value), onblur: data.doing(view.flush) });
+        const box = h("textarea", { id: "tuner-d-text", rows: 5, spellcheck: "false", "aria-label": tuner.t("Caption"), oninput: () => note(item, box.value), onblur: data.doing(view.flush) });
         box.value = base = item.text;
         box.readOnly = !data.folder.editable;
         const add = h("input", { type: "text", id: "tuner-d-add", placeholder: tuner.t("Add a tag"), "aria-label": tuner.t("Add a tag"), spellcheck: "false", onkeydown: (event) => {
-            if (event.key !== "Enter" || event.isComposing) return;
+            if (event.key !== "Enter" || tuner.composing(event)) return;
             event.preventDefault();
-            data.doing(() => addTag(item.row, add))({ currentTarget: add });
-        } });
+            data.doing(() => addTag(item.row, add))({});
+        }, oncompositionstart: () => { composing = true; }, oncompositionend: () => { composing = false; setTimeout(view.refresh); } });
         const chips = item.is_text ? h("p", { class: "tuner-small" }, tuner.t("This caption is sentences; tags are added behind them.")) : h("ul", { class: "tuner-d-chips", "aria-label": tuner.t("Tags") }, item.tags.map((tag) => chip(item.row, tag)));
         return h("div", { class: "tuner-d-caption" }, chips, h("div", { class: "tuner-d-adding" }, data.suggesting(add)),
             h("label", { for: "tuner-d-text" }, tuner.t("Caption as text")), box, h("p", { id: "tuner-d-state", class: "tuner-small", role: "status" }, counted(item), " · ", data.folder.editable ? tuner.t("saved") : tuner.t("cannot be written here")));
@@ -88,19 +96,27 @@
         return h("li", { class: "tuner-d-chip" }, h("span", {}, tag), h("button", { type: "button", "aria-label": tuner.t("Remove {0}", tag), onclick: drop }, "×"));
     }
 
+    // The field is free for the next tag at once; one that cannot be added comes back into it.
     async function addTag(row, input) {
         const text = input.value.trim();
         if (!text) return;
-        await view.flush();
         input.value = "";
-        await data.edit("add", { tags: text, where: "last" }, [row]);
-        document.getElementById("tuner-d-add").focus();
+        adding = adding.catch(() => {}).then(async () => {
+            await view.flush();
+            await data.edit("add", { tags: text, where: "last" }, [row]);
+        });
+        try {
+            await adding;
+        } catch (error) {
+            if (error.message && view.row === row && adder()) adder().value = [text, adder().value].filter(Boolean).join(", ");
+            throw error;
+        }
     }
 
     // ---- what is typed ----
 
-    function note(row, text) {
-        typed = { folder: data.folder.id, row, text, was: base };
+    function note({ row, place }, text) {
+        typed = { folder: data.folder.id, path: data.folder.folder, row, place, text, was: base };
         state(tuner.t("not saved yet"));
         clearTimeout(timer);
         timer = setTimeout(data.doing(view.flush), PAUSE);
@@ -117,19 +133,25 @@
     // Words that are not saved, for whoever draws the page anew; and puts them back into their field, to be seen beside what the file says now.
     view.typed = () => typed;
     view.again = async function (words) {
-        if (words.folder !== data.folder.id) return;
+        if (words.path !== data.folder.folder) throw new Error(tuner.t("Words that could not be saved, for {0}: {1}", words.place, words.text));
         await view.open(words.row);
         const box = document.getElementById("tuner-d-text");
-        if (!box || box.value === words.text) return;
+        if (!box || shown.place !== words.place) throw new Error(tuner.t("Words that could not be saved, for {0}: {1}", words.place, words.text));
+        if (box.value === words.text) return;
         data.say(tuner.t("The file says: {0} - your words are in the field again; they take its place when you go on.", base || tuner.t("nothing")));
         box.value = words.text;
-        note(words.row, words.text);
+        note(shown, words.text);
         clearTimeout(timer);
         box.focus();
     };
 
     // Saves what was typed, one after the other. Raises with the sentence of a refusal; then the words stay in their field until they are saved or given up.
     view.flush = () => (chain = chain.catch(() => {}).then(save));
+
+    // The same, with what is typed while it is saved: for whoever goes on to another picture.
+    async function saved() {
+        do await view.flush(); while (typed);
+    }
 
     async function save() {
         clearTimeout(timer);
@@ -177,7 +199,7 @@
     // ---- keys ----
 
     async function to(by) {
-        await view.flush();
+        await saved();
         const before = view.row, next = data.step(by);
         if (next !== null && next !== before) {
             view.row = next;
@@ -188,6 +210,7 @@
     view.to = to;
 
     function keys(event) {
+        if (tuner.composing(event)) return;
         const typing = ["TEXTAREA", "INPUT"].includes(event.target.tagName), controlled = event.ctrlKey || event.metaKey;
         const run = (action) => { event.preventDefault(); event.stopPropagation(); data.doing(async () => action())({ currentTarget: null }); };
         if (event.key === "Escape") run(view.close);

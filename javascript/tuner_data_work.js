@@ -11,7 +11,7 @@
     data.work = null;
 
     function mount(main) {
-        box = h("div", { id: "tuner-d-work", class: "tuner-d-work", role: "status", hidden: true });
+        box = h("div", { id: "tuner-d-work", class: "tuner-d-work", hidden: true });
         main.prepend(box);
         look(); // what was begun before the page was drawn
     }
@@ -27,9 +27,11 @@
 
     // An order that writes files: it is answered when all are written, and where that takes long a bar says how far it is.
     data.write = async function (path, body) {
-        const long = setTimeout(() => next(0), LONG);
+        const long = setTimeout(() => next(0), LONG), { id } = data.folder;
         try {
-            return await data.send(path, body);
+            const answer = await data.send(path, body);
+            if (data.folder.id !== id) throw new Error(""); // it is of a folder that is not shown any more
+            return answer;
         } finally {
             clearTimeout(long);
             if (data.work && data.work.name === "write") next(0);

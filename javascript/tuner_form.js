@@ -3,8 +3,8 @@
 
 (function (tuner) {
     const { h } = tuner;
-    const WAIT = 700; // ms after the last key before the form is checked
-    let timer = null, view = "essentials", marked = {}, told = null; // the last two: what the handlers have answered, as it is shown
+    const WAIT = 700, PATIENCE = 20000; // ms after the last key before the form is checked; after which an answer is not waited for any more
+    let timer = null, view = "essentials", marked = {}, told = null, checking = 0; // marked, told: what the handlers have answered, as it is shown; checking: when a check was asked for that is not answered yet
     const form = tuner.form = {};
     const byId = (id) => document.getElementById(id);
     const fields = () => byId("tuner-form").querySelectorAll(".tuner-field");
@@ -34,6 +34,9 @@
             if (event.target.closest("#tuner-plan-button")) wait(tuner.t("Looking at the pictures…"));
             if (event.target.closest("#tuner-train-button")) wait(tuner.t("Looking at the settings…"));
         });
+        root.addEventListener("click", (event) => { // of a double click the second one would be a second run
+            if (event.detail > 1 && event.target.closest("#tuner-train-button")) { event.stopPropagation(); event.preventDefault(); }
+        }, true);
         root.addEventListener("input", (event) => { if (event.target.closest(".tuner-field")) check(); });
         root.addEventListener("focusout", (event) => { if (event.target.closest(".tuner-field")) check(); });
         show("essentials");
@@ -81,7 +84,11 @@
 
     function check() {
         clearTimeout(timer);
-        timer = setTimeout(() => byId("tuner-check-button").click(), WAIT);
+        timer = setTimeout(() => {
+            if (Date.now() - checking < PATIENCE) return check(); // the WebUI's gradio drops an event that comes while the same one is answered
+            checking = Date.now();
+            byId("tuner-check-button").click();
+        }, WAIT);
     }
 
     // Asks a handler for something that is not a button of gradio's: {set: {key: value}} or {run: id}.
@@ -94,6 +101,7 @@
     };
 
     tuner.reply = function (text) {
+        checking = 0;
         const reply = JSON.parse(text || "{}");
         draw(reply);
         if (reply.added) {

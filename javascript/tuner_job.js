@@ -57,7 +57,7 @@
 
     function parts(job) {
         const form = tools.forms.find((one) => one.name === job.tool);
-        const head = h("div", { class: "tuner-run-head" }, h("h4", {}, form ? tuner.t(form.label) : job.tool), h("span", { class: "tuner-state", "data-state": job.state }, state(job.state)));
+        const head = h("div", { class: "tuner-run-head" }, h("h4", {}, form ? tuner.t(form.label) : job.tool), h("span", { class: "tuner-state", role: "status", "data-state": job.state }, state(job.state)));
         if (going(job)) {
             const stop = tools.doing(async () => { await tuner.send("tools/job/stop"); await tools.look(); });
             return [head, h("div", { class: "tuner-bar", role: "progressbar", "aria-valuemin": 0, "aria-label": tuner.t("Progress of the tool") }, h("div")), h("p", { class: "tuner-numbers" }),

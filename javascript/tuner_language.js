@@ -64,7 +64,7 @@
     // ---- what gradio draws ----
 
     const ATTRIBUTES = ["placeholder", "title", "aria-label"];
-    const SKIPPED = "#tuner-live, #tuner-plan, #tuner-switch, #tuner-tools-root, .tuner-error, .tuner-language, #tuner-past ul, #tuner-own ul, script, style"; // in the language already, or named by a person
+    const SKIPPED = "#tuner-live, #tuner-plan, #tuner-switch, #tuner-tools-root, #tuner-data-root, #tuner-compare-root, .tuner-error, .tuner-language, #tuner-past ul, #tuner-own ul, script, style"; // in the language already, or named by a person
     const CHOICES = "#tuner-form input[autocomplete=off]", TYPED = "#tuner-past, #tuner-own";
     // gradio's own words, which follow the browser's language
     const GRADIO = { "将文件拖放到此处": "Drop File Here", "拖放文件至此处": "Drop File Here", "点击上传": "Click to Upload", "- 或 -": "- or -", "或": "or" };

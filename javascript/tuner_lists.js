@@ -93,8 +93,11 @@
         await tuner.post(`runs/${run.id}/note`, { text: run.notes });
     }
 
+    let asked = 0;
+
     async function open(id) {
-        const run = await tuner.get(`runs/${id}`);
+        const mine = ++asked, run = await tuner.get(`runs/${id}`);
+        if (mine !== asked) return; // another one was chosen meanwhile
         history.chosen = id;
         const box = h("div");
         const remove = tuner.doing(async () => {
@@ -111,6 +114,7 @@
     }
 
     function close() {
+        asked++;
         history.chosen = null;
         history.detail.hidden = true;
         history.detail.replaceChildren();

@@ -59,7 +59,7 @@
         const more = fields.filter((field) => field.more);
         tools.message = h("div", { class: "tuner-tool-message", role: "alert", hidden: true });
         tools.button = h("button", { type: "button", class: "tuner-button tuner-strong", id: "tuner-tool-start", onclick: tools.doing(start) }, tuner.t(form.label));
-        tools.jobBox = h("section", { class: "tuner-job", "aria-live": "polite", hidden: true });
+        tools.jobBox = h("section", { class: "tuner-job", hidden: true });
         byId("tuner-tools-root").replaceChildren(h("div", { class: "tuner-tools-page" }, list, h("div", { class: "tuner-tool" },
             h("h3", {}, tuner.t(form.label)), h("p", {}, tuner.t(form.text)),
             fields.filter((field) => !field.more).map(drawField),
@@ -160,6 +160,7 @@
             taken(input.value.trim());
         });
         input.addEventListener("keydown", (event) => {
+            if (tuner.composing(event)) return;
             const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
             if (step) { event.preventDefault(); move(step); }
             else if (event.key === "Enter" && !list.hidden && at >= 0) { event.preventDefault(); take(list.found[at]); }

@@ -250,6 +250,10 @@ class OpenFolder:
         return {"entry": entry and _entry(entry), "told": entry.told if entry else "", "version": self.version, "pictures": len(self.library.pictures), **self._history()}
 
 
+class NotOpen(ValueError):
+    """Of a folder that was closed, or opened before the program was started anew."""
+
+
 class Datasets:
     """The open folders of one program. `taggers` are those that need no file, `captioners` the host's, by the names that a page shows."""
 
@@ -285,10 +289,10 @@ class Datasets:
             return opened
 
     def __getitem__(self, name: str) -> OpenFolder:
-        """An open folder by its id. Raises ValueError."""
+        """An open folder by its id. Raises NotOpen."""
         with self._lock:
             if name not in self._open:
-                raise ValueError("That folder is not open any more; open it again.")
+                raise NotOpen("That folder is not open any more; open it again.")
             self._open.move_to_end(name)
             return self._open[name]
 

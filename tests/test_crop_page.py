@@ -352,3 +352,16 @@ def test_the_zip_is_downloaded(panel, folder):
     panel.click("#tuner-d-crop-save")
     panel.sees("#tuner-d-crop-written", "Pictures saved: 3")
     expect(panel.page.locator("#tuner-d-crop-download")).to_have_count(0)
+
+
+@own_script
+def test_crops_of_more_pictures_than_one_answer_holds_are_asked_for_in_parts(panel):
+    """Else those that were scrolled to last lose their frames when all are asked for anew."""
+    asked = panel.page.evaluate("""async () => {
+        const { crops, send } = tuner.data, parts = [];
+        tuner.data.send = async (path, { rows }) => { parts.push(rows.length); return { crops: rows.map((row) => ({ row, mark: "", crops: [], told: [], troubles: [] })) }; };
+        await crops.load([...Array(900).keys()].map((row) => row + 1000));
+        tuner.data.send = send;
+        return [parts, crops.known.has(1899)];
+    }""")
+    assert asked == [[500, 400], True]

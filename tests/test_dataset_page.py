@@ -337,3 +337,89 @@ def test_one_is_not_several(panel, folder, tmp_path):
     panel.page.fill("#tuner-d-folder", str(folder))
     panel.click("#tuner-d-open")
     expect(panel.page.locator("#tuner-d-count")).to_have_text("4 pictures")
+
+
+def held(page, path):
+    """The first request to this path, which waits until somebody lets it go on."""
+    routes = []
+    page.route(path, lambda route: routes.append(route), times=1)  # playwright takes no method of a list
+    return routes
+
+
+@own_script
+def test_words_that_are_typed_while_the_folder_is_read_stay_in_their_field(panel, folder):
+    panel.page.locator("[data-row='2']").dblclick()
+    panel.sees("#tuner-d-state", "saved")
+    reads = held(panel.page, "**/read")
+    with panel.page.expect_request("**/read"):
+        panel.click("#tuner-d-read")
+    panel.page.fill("#tuner-d-text", "typed meanwhile")
+    reads.pop().continue_()
+    panel.sees("#tuner-d-message", "your words are in the field again")
+    assert panel.page.input_value("#tuner-d-text") == "typed meanwhile"
+    panel.keys("Alt+ArrowLeft")
+    panel.sees("#tuner-d-view strong", "b.png")
+    assert (folder / "c.txt").read_text() == "typed meanwhile"
+
+
+@own_script
+def test_tags_that_are_typed_quickly_are_all_added(panel, folder):
+    panel.page.locator("[data-row='0']").dblclick()
+    panel.sees("#tuner-d-state", "saved")
+    edits = held(panel.page, "**/edit")
+    with panel.page.expect_request("**/edit"):
+        panel.page.locator("#tuner-d-add").press_sequentially("dog\n")
+    panel.page.locator("#tuner-d-add").press_sequentially("hat\nbir")
+    edits.pop().continue_()
+    expect(panel.page.locator("#tuner-d-view .tuner-d-chips[aria-label=Tags] li")).to_have_text([re.compile(tag) for tag in ("cat", "lips", "dog", "hat")])
+    assert (folder / "a.txt").read_text() == "cat, lips, dog, hat"
+    assert panel.page.input_value("#tuner-d-add") == "bir" and panel.page.evaluate("document.activeElement.id") == "tuner-d-add"
+    (folder / "a.txt").unlink()
+    (folder / "a.txt").mkdir()  # cannot be written
+    panel.page.locator("#tuner-d-add").press_sequentially("d\n")
+    expect(panel.page.locator("#tuner-d-message")).to_be_visible()
+    assert panel.page.input_value("#tuner-d-add") == "bird"
+
+
+@own_script
+def test_an_answer_for_a_folder_that_is_not_shown_any_more_is_left_out(panel, folder, tmp_path):
+    (tmp_path / "other").mkdir()
+    Image.new("RGB", (80, 80)).save(tmp_path / "other" / "z.png")
+    panel.drop("lips")
+    applies = held(panel.page, "**/apply")
+    with panel.page.expect_request("**/apply"):
+        panel.click("#tuner-d-apply")
+    panel.page.fill("#tuner-d-folder", str(tmp_path / "other"))
+    panel.click("#tuner-d-open")
+    panel.sees("#tuner-d-count", "1 picture")
+    panel.shown("z.png")
+    with panel.page.expect_response("**/apply"):
+        applies.pop().continue_()
+    panel.page.wait_for_function("tuner.data.get('history').then(() => true)")
+    assert (folder / "a.txt").read_text() == "cat"
+    expect(panel.page.locator("#tuner-d-undo")).to_be_disabled()
+    expect(panel.page.locator("#tuner-d-count")).to_have_text("1 picture")
+
+
+@own_script
+def test_words_for_a_folder_that_the_program_has_forgotten_go_along_when_it_is_opened_again(panel, folder):
+    panel.page.locator("[data-row='2']").dblclick()
+    panel.sees("#tuner-d-state", "saved")
+    panel.page.evaluate("tuner.data.send('close')")  # as a program that was started anew knows no folder
+    panel.page.fill("#tuner-d-text", "typed before")
+    panel.click("#tuner-d-open")
+    panel.sees("#tuner-d-message", "your words are in the field again")
+    assert panel.page.input_value("#tuner-d-text") == "typed before"
+    panel.keys("Alt+ArrowLeft")
+    panel.sees("#tuner-d-view strong", "b.png")
+    assert (folder / "c.txt").read_text() == "typed before"
+
+
+@own_script
+def test_tags_are_no_words_of_the_page_in_any_language(panel, folder):
+    (folder / "a.txt").write_text("running, safe")
+    panel.click("#tuner-d-read")
+    panel.page.locator("[data-tag=running]").wait_for()
+    panel.click("[data-language=zh_CN]")
+    panel.sees("#tuner-d-count", "4 张图片")
+    assert panel.page.locator("[data-tag=running] .tuner-d-tag span, [data-tag=safe] .tuner-d-tag span").all_inner_texts() == ["running", "safe"]

@@ -25,7 +25,7 @@ def quiet() -> dict[str, Any]:
 
 
 def latest() -> dict[str, Any]:
-    """An event that comes while the same one is answered is answered afterwards; the old gradio does so by itself."""
+    """An event that comes while the same one is answered is answered afterwards; the old gradio drops it, so our script waits with it (tuner_form.js)."""
     return {} if OLD else {"trigger_mode": "always_last"}
 
 

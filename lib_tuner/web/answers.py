@@ -11,6 +11,8 @@ from typing import Any
 from fastapi import HTTPException
 from fastapi.responses import FileResponse, JSONResponse, Response
 
+from ..datasets import NotOpen
+
 
 class Answer(JSONResponse):
     """JSON in ASCII: names and captions of unknown encodings hold letters that UTF-8 has no bytes for."""
@@ -21,11 +23,11 @@ class Answer(JSONResponse):
 
 
 def answer(make: Callable[[], Any]) -> Response:
-    """What `make` returns, or its one sentence with status 400."""
+    """What `make` returns, or its one sentence with status 400; 404 where the folder it is about is not open any more."""
     try:
         return Answer(make())
     except (ValueError, OSError) as error:
-        return Answer({"error": str(error)}, 400)
+        return Answer({"error": str(error)}, 404 if isinstance(error, NotOpen) else 400)
 
 
 def found(make: Callable[[], Any]) -> Any:
