@@ -395,7 +395,7 @@ def test_an_answer_for_a_folder_that_is_not_shown_any_more_is_left_out(panel, fo
     panel.shown("z.png")
     with panel.page.expect_response("**/apply"):
         applies.pop().continue_()
-    panel.page.wait_for_function("tuner.data.get('history').then(() => true)")
+    panel.page.evaluate("tuner.data.look()")
     assert (folder / "a.txt").read_text() == "cat"
     expect(panel.page.locator("#tuner-d-undo")).to_be_disabled()
     expect(panel.page.locator("#tuner-d-count")).to_have_text("1 picture")
