@@ -30,14 +30,13 @@ from .methods import METHODS, settings
 from .methods.lora_file import ranks_of_blocks
 from .progress import sentence
 from .recorders import read_rows
-from .settings import TrainConfig
+from .settings import SAVE, TrainConfig
 
 RECORD, SETTINGS, LOSSES = "record.tuner", "settings.toml", "losses.csv"  # JSON, but no .json: `run.json` is the card of a LoRA named run
 FILES = (".safetensors", ".pt", ".png", ".ckpt")  # endings of what a person keeps
 MEASURED = 20  # steps from which on their mean says something
 PREVIEW = ".preview.png"  # the picture of a LoRA's card
 _SAMPLE = re.compile(r"(\d+)-(\d+)\.png")
-SAVE = re.compile(r"(.+)-(\d{6,})")  # the stem of a save in between: name and step
 
 
 @dataclass(frozen=True)
@@ -317,8 +316,10 @@ def rename_file(folder: Path, name: str, new: str) -> Path:
 
 
 def renamed(path: Path, new: str) -> Path:
-    """A saved file under another name. Raises ValueError where that is none: the rule for a run's name is the rule for a file's."""
-    return path.with_name(build(TrainConfig, {"name": new}).name + path.suffix)
+    """A saved file under another name. Raises ValueError where that is none: the rule for a run's name is the rule for a file's, but a save may be called as one."""
+    save = SAVE.fullmatch(new) if step_of(path) is not None else None
+    build(TrainConfig, {"name": save[1] if save else new})
+    return path.with_name(new + path.suffix)
 
 
 def delete_file(folder: Path, name: str) -> None:

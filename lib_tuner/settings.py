@@ -5,10 +5,13 @@ A method's own settings (rank, vectors, ...) live beside the method, in `METHODS
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from .config import opt, section
+
+SAVE = re.compile(r"(.+)-(\d{6,})")  # the stem of a save in between: name and step
 
 
 @dataclass(frozen=True)
@@ -228,6 +231,8 @@ class TrainConfig:
         bad = [c for c in self.name if c in '/\\:*?"<>|' or ord(c) < 32]
         if bad or not self.name.strip(". ") or len(self.name.encode()) > 200:
             raise ValueError(f"name: {self.name[:60]!r} cannot be a file's name: write at least one letter, at most 200, and none of / \\ : * ? \" < > |")
+        if SAVE.fullmatch(self.name):
+            raise ValueError(f"name: {self.name!r} ends as the saves of a run do, with - and a step of six or more digits; write _ in place of the last -")
         if self.prior.pictures and not self.data.class_folder.strip():
             raise ValueError(f"prior.pictures is {self.prior.pictures}, but data.class_folder is empty: name the folder that the class pictures are kept in")
         if self.validate_every and not self.data.validation_folder:

@@ -112,6 +112,9 @@ def test_a_renamed_file_takes_its_card_along_and_none_is_overwritten(small_run):
     for new, words in (("thing", "exists already"), ("../away", "cannot be a file's name"), ("", "cannot be a file's name")):
         with pytest.raises(ValueError, match=words):
             runs.rename_file(folder, "the best.safetensors", new)
+    with pytest.raises(ValueError, match="ends as the saves of a run do"):
+        runs.rename_file(folder, "thing.safetensors", "thing-20231101")  # a final file that is taken for a save may be swept away
+    assert runs.renamed(folder / "thing-000003.pt", "best-000500").name == "best-000500.pt"  # a save is one
     runs.delete_file(folder, "the best.safetensors")
     assert [f["name"] for f in runs.saved_files(folder)] == ["thing.safetensors"] and not (folder / "the best.json").exists()
 

@@ -379,6 +379,7 @@ def test_another_model_is_refused_on_resume(values, tmp_path):
         ({"name": "../away"}, "name: '../away' cannot be a file's name"),
         ({"loss.debiased": True, "loss.zero_terminal_snr": True}, "loss.debiased: with zero terminal SNR"),
         ({"name": " "}, "name: ' ' cannot be a file's name"),
+        ({"name": "cat-20231101"}, "ends as the saves of a run do"),
         ({"lora.attention": False, "lora.feed_forward": False, "lora.projections": False}, "hold no layer"),
     ],
 )

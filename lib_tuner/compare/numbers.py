@@ -31,7 +31,7 @@ from ..methods.textual_inversion import wanted_words
 from ..metrics import Questions, drift_prompts, moved
 from ..sd.files import is_safetensors, read_header
 from ..sd.inpaint import is_inpainting
-from ..settings import TrainConfig
+from ..settings import SAVE, TrainConfig
 from ..step import schedule_for
 from .applied import Use, applied, kind_of_file, replaced
 from .clip import Looks
@@ -43,7 +43,6 @@ LOOKED_AT = 64  # training pictures that samples are compared with
 PROMPTS = 4  # for the drift, at most one per picture
 ENDINGS = (".safetensors", ".pt", ".png")  # the same word may lie in all of them
 WHOLE = "checkpoint"
-_SAVE = re.compile(r"(.+)-\d{6,}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -204,7 +203,7 @@ class Asked:
 
     def word_of(self, file: Path) -> str:
         """An embedding's word: its file's name without the step, or the run's one word where a person has renamed the file."""
-        stem = match[1] if (match := _SAVE.fullmatch(file.stem)) else file.stem
+        stem = match[1] if (match := SAVE.fullmatch(file.stem)) else file.stem
         return stem if stem in self._words or len(self._words) != 1 else next(iter(self._words))
 
     @property

@@ -15,7 +15,8 @@ import threading
 from pathlib import Path
 
 from ..disk import atomic
-from ..runs import SAVE, step_of
+from ..runs import step_of
+from ..settings import SAVE
 
 LEDGER = "published.tuner"  # JSON in the output folder: {published file: the run's file}
 CARD = (".json", ".preview.png")  # what the host shows of a LoRA
