@@ -96,14 +96,50 @@ def test_the_shipped_model_draws_what_the_prompt_says():
     assert 0.9 < report["colourfulness"] < 1.15
 
 
-def test_the_demo_leaves_what_else_is_in_its_folder(tmp_path, monkeypatch):
-    for name in ("mine.txt", "data/old.png", "other/deep.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
+@pytest.fixture
+def demo(monkeypatch):
+    """The demo as far as its folders: `demo(out)` ends where it would draw."""
     monkeypatch.setattr(run, "write_data", lambda folder: (_ for _ in ()).throw(InterruptedError))
-    with pytest.raises(InterruptedError):
+
+    def began(out: object) -> None:
+        with pytest.raises(InterruptedError):
+            run.main(SimpleNamespace(out=str(out), json=True), None)
+
+    return began
+
+
+def put(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_demo_leaves_what_else_is_in_its_folder_and_takes_its_own_away(tmp_path, demo):
+    mine = ["data/cat.png", "other/deep.txt", "runs/my-cat/state.pt", "words.txt"]
+    put(tmp_path, *mine)
+    demo(tmp_path)
+    assert set(files(tmp_path)) == {*mine, "demo-files/made-by-the-demo.txt"}
+    put(tmp_path / "demo-files", "data/moon/000.png", "runs/lora-1/x", "notes.txt")
+    demo(tmp_path)
+    assert set(files(tmp_path)) == {*mine, "demo-files/made-by-the-demo.txt", "demo-files/notes.txt"}
+
+
+def test_the_demo_deletes_nothing_in_a_folder_that_it_has_not_made(tmp_path, demo, capsys):
+    put(tmp_path, "demo-files/data/cat.png")
+    with pytest.raises(ValueError, match=r"demo-files is there and not of the demo, .*another folder with --out\.$"):
         run.main(SimpleNamespace(out=str(tmp_path), json=True), None)
-    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["deep.txt", "mine.txt"]
+    assert files(tmp_path) == ["demo-files/data/cat.png"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="another variable names the home there")
+def test_the_demos_folder_may_be_named_from_home(tmp_path, demo, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    demo("~/shown")
+    assert (tmp_path / "shown" / "demo-files").is_dir()
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..config import build
 from ..data.pictures import from_pixels, to_pixels
+from ..disk import expanded
 from ..events import Event, Finished, Stepped
 from ..host import GenerateRequest, Host
 from ..methods import METHODS
@@ -41,6 +42,9 @@ JUDGED, STEPS = 48, 12  # pictures per score, and the sampler's steps: DDIM with
 ASKED = ("shape", "colour", "background", "fill")  # what the judge compares with the prompt, where the prompt names it
 ORDINARY = (0, 5, 2, 4, 7, 10, 11, 8)  # phrases of ordinary pictures, which name much or little: what is kept has to be kept in all of them
 PHRASES = ("a {name} on a {background} background", "{name}, {background} background", "a picture of a {name} on a {background} background")
+
+OWN, MARK = "demo-files", "made-by-the-demo.txt"  # the folder of the demo's pictures and runs, and the file in it by which it is known to be the demo's
+_MARKED = "The Tuner's demo made this folder; the next demo makes data and runs in it anew.\n"
 
 HostClass = Callable[[TrainConfig], Host]
 Judged = TypeVar("Judged")
@@ -78,25 +82,37 @@ def main(args: Namespace, host_class: HostClass) -> int:
     """Runs the demo, writes embedding.safetensors, lora.safetensors, grid.png and report.json into `args.out`, and prints the report."""
     began = time.monotonic()
     torch.set_num_threads(1)  # this model's tensors are too small to share: two threads take as long as one, and twice as long where cores are shared
-    out = Path(args.out)
-    for name in ("data", "runs"):  # of an earlier demo; whatever else is in the folder stays
-        shutil.rmtree(out / name, ignore_errors=True)
-    (out / "runs").mkdir(parents=True)
-    write_data(out / "data")
+    out = expanded(args.out)
+    own = own_folder(out)
+    write_data(own / "data")
     judge, bar = Judge.load(), Bar(sys.stderr)
-    subjects = {"embedding": embedding_settings(out), "lora": lora_settings(out)}
-    report, rows = {}, [training_row(out / "data")]
+    subjects = {"embedding": embedding_settings(own), "lora": lora_settings(own)}
+    report, rows = {}, [training_row(own / "data")]
     for kind, values in subjects.items():
         cfg = build(TrainConfig, values, METHODS[values["method"]].Config)
         report[kind], pictures = one(kind, cfg, host_class(cfg), judge, bar)
         rows += pictures
-        shutil.copyfile(next((out / "runs").glob(f"{kind}-*")) / f"{kind}.safetensors", out / f"{kind}.safetensors")
+        shutil.copyfile(next((own / "runs").glob(f"{kind}-*")) / f"{kind}.safetensors", out / f"{kind}.safetensors")
     grid(rows).save(out / "grid.png")
     report["seconds"] = round(time.monotonic() - began, 1)
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     bar.done()
     sys.stdout.write(json.dumps(report) + "\n" if args.json else summary(report, out))
     return 0
+
+
+def own_folder(out: Path) -> Path:
+    """The folder below `out` that holds the demo's pictures and runs, without those of an earlier demo. Raises ValueError where somebody else made it."""
+    own = out / OWN
+    if own.is_file() or own.is_dir() and not (own / MARK).is_file() and any(own.iterdir()):
+        raise ValueError(f"{own} is there and not of the demo, which would delete what is in it: move it away, or choose another folder with --out.")
+    own.mkdir(parents=True, exist_ok=True)
+    (own / MARK).write_text(_MARKED, encoding="utf-8")
+    for name in ("data", "runs"):
+        if (own / name).exists():
+            shutil.rmtree(own / name)
+    (own / "runs").mkdir()
+    return own
 
 
 def one(kind: str, cfg: TrainConfig, host: Host, judge: Judge, bar: Bar) -> tuple[dict[str, float], list[list[Image.Image]]]:
