@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -318,6 +319,16 @@ def test_a_wrong_recipe_is_one_sentence(tmp_path, capsys, text, words):
     capsys.readouterr()
     assert run("join-loras", "--recipe", tmp_path / "r.toml", "-o", tmp_path / "x.safetensors") == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="another variable names the home there")
+def test_files_may_be_named_from_home(tmp_path, monkeypatch):
+    """`--out=~/x` is not opened up by the shell."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    lora(tmp_path / "a.safetensors")
+    assert run("join-loras", "~/a.safetensors:0.5", "--out=~/b.safetensors") == 0
+    assert run("scale", "~/b.safetensors", "--alpha", "2", "--out=~/c.safetensors") == 0
+    close(plain(read_lora(tmp_path / "c.safetensors").modules[TEXT], SHAPES[TEXT]), plain(read_lora(tmp_path / "a.safetensors").modules[TEXT], SHAPES[TEXT]), 1e-2)
 
 
 def test_a_colon_in_a_name_is_no_weight(tmp_path):

@@ -91,7 +91,7 @@ class Argument:
         """Adds it to a command line: files by their place, all else by name."""
         names = [f"--{self.key.replace('_', '-')}"]
         if self.kind in ("file", "loras"):
-            more = {"nargs": "*", "type": weighted, "metavar": "LORA[:WEIGHT]"} if self.kind == "loras" else {"nargs": None if self.required else "?", "type": Path}
+            more = {"nargs": "*", "type": weighted, "metavar": "LORA[:WEIGHT]"} if self.kind == "loras" else {"nargs": None if self.required else "?", "type": expanded}
             parser.add_argument(self.key, help=self._told(), **more)
         elif self.kind == "flag":
             parser.add_argument(*names, action="store_true", help=self._told())
@@ -101,7 +101,7 @@ class Argument:
             parser.add_argument(*names, type=self.limits, default=self.default, required=self.required, help=self._told())
         else:
             short, metavar = (["-o"], "FILE") if self.kind == "out" else ([], {"recipe": "TOML", "picture": "PNG"}[self.kind])
-            parser.add_argument(*short, *names, type=Path, required=self.kind == "out", metavar=metavar, help=self._told())
+            parser.add_argument(*short, *names, type=expanded, required=self.kind == "out", metavar=metavar, help=self._told())
 
     def _told(self) -> str:
         """The help of the command line, with what holds where nothing is given."""

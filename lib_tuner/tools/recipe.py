@@ -30,15 +30,15 @@ class Weighted:
 def weighted(text: str) -> Weighted:
     """`FILE` or `FILE:WEIGHT`; a file of that very name wins."""
     name, colon, tail = text.rpartition(":")
-    if colon and name and not Path(text).exists():
+    if colon and name and not expanded(text).exists():
         try:
             strength = float(tail)
         except ValueError:
-            return Weighted(Path(text))
+            return Weighted(expanded(text))
         if not abs(strength) < float("inf"):
             raise argparse.ArgumentTypeError(f"{text!r}: the weight is not a number")
-        return Weighted(Path(name), strength, strength)
-    return Weighted(Path(text))
+        return Weighted(expanded(name), strength, strength)
+    return Weighted(expanded(text))
 
 
 def read_recipe(path: Path) -> list[Weighted]:
