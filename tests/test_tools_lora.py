@@ -331,6 +331,23 @@ def test_files_may_be_named_from_home(tmp_path, monkeypatch):
     close(plain(read_lora(tmp_path / "c.safetensors").modules[TEXT], SHAPES[TEXT]), plain(read_lora(tmp_path / "a.safetensors").modules[TEXT], SHAPES[TEXT]), 1e-2)
 
 
+def test_files_may_stand_on_both_sides_of_an_option(tmp_path, slim):
+    a, b, made = lora(tmp_path / "a.safetensors", seed=1), lora(tmp_path / "b.safetensors", seed=2), [tmp_path / f"{i}.safetensors" for i in range(6)]
+    assert run("join-loras", a, b, "-o", made[0]) == run("join-loras", a, "-o", made[1], f"{b}:1.0") == 0
+    assert run("merge-lora", slim, a, b, "-o", made[2]) == run("merge-lora", slim, "-o", made[3], a, "--dtype", "fp32", b) == 0
+    assert run("scale", slim, made[2], "--alpha", "-0.5", "-o", made[4]) == run("scale", slim, "--alpha", "-0.5", made[2], "-o", made[5]) == 0
+    for one, other in zip(made[::2], made[1::2]):
+        one, other = load_file(one), load_file(other)
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("argv, words", [(("a", "--rnak", "2", "-o", "b"), "unrecognized arguments: --rnak"), (("a",), "required: -o/--out"), (("a", "--rank", "-1", "-o", "b"), "argument --rank")])
+def test_a_wrong_option_of_a_tool_is_one_sentence(capsys, argv, words):
+    assert run("join-loras", *argv) == 2
+    told = capsys.readouterr().err
+    assert words in told and told.count("\n") == 1
+
+
 def test_a_colon_in_a_name_is_no_weight(tmp_path):
     from lib_tuner.tools.recipe import weighted
 

@@ -69,7 +69,7 @@ class Tool:
         parser = Parser(self.name, self.text, self.example)
         for argument in self.arguments:
             argument.add(parser)
-        return parser.parse_args(argv)
+        return parser.parse_intermixed_args(argv)  # files may stand on both sides of an option, as in `a -o out b`
 
     def read(self, values: Mapping[str, Any], find: Find = Path) -> tuple[Namespace, dict[str, str], list[str]]:
         """The arguments out of a form's or a script's values; the sentence of each that is wrong, by its key; the keys of those that are still missing."""
