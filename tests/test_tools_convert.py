@@ -115,6 +115,17 @@ def test_a_dora_of_peft_keeps_its_lengths_per_channel_out(tmp_path, unet, slim):
     assert torch.equal(load_file(tmp_path / "d.safetensors")[f"unet.{name}.lora_magnitude_vector"], load_file(tmp_path / "p" / "adapter_model.safetensors")[f"base_model.model.{name}.lora_magnitude_vector"])
 
 
+def test_a_part_that_the_lora_lacks_does_not_stay_from_the_one_replaced(tmp_path):
+    """One could be told from the other by nobody who reads the folder."""
+    both = lora(tmp_path / "both.safetensors", seed=1)
+    alone = write_lora(tmp_path / "unet.safetensors", {module: parts for module, parts in modules_of(seed=2).items() if module[0] == "unet"}, {}, torch.float32)
+    assert run("convert", both, "--names", "peft", "-o", tmp_path / "p") == 0 and read_any(tmp_path / "p").modules.keys() == SHAPES.keys()
+    (tmp_path / "p" / "text_encoder" / "README.md").write_text("mine")
+    assert run("convert", alone, "--names", "peft", "-o", tmp_path / "p", "--force") == 0
+    same_change(read_any(tmp_path / "p").modules, read_lora(alone).modules)
+    assert [path.name for path in (tmp_path / "p" / "text_encoder").iterdir()] == ["README.md"]
+
+
 def test_attention_processors_names_and_the_metadata_of_diffusers_are_read(tmp_path):
     parts = parts_of("lora", SHAPES[LINEAR], rank=4)
     old = diffusers_path(LINEAR[1]).removesuffix(".to_q")

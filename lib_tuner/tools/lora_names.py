@@ -164,7 +164,10 @@ def write_any(path: Path, file: LoraFile, form: str, metadata: Mapping[str, str]
     if form == "diffusers":
         tensors = {f"{_diffusers_name(module, part)}": tensor for module, parts in modules.items() for part, tensor in parts.items()}
         return [write_tensors(path, {key: _finite(path, key, t.to(dtype)) for key, t in tensors.items()}, metadata)]
-    return [each for part in ("unet", "text") for each in _write_peft(path, part, modules, metadata, dtype)]
+    written = [each for part in ("unet", "text") for each in _write_peft(path, part, modules, metadata, dtype)]
+    for other in set(peft_files(path)).difference(written):  # of a LoRA that was there before: its text encoder would be read as this one's
+        other.unlink(missing_ok=True)
+    return written
 
 
 def flat_names(file: LoraFile, form: str = "kohya") -> dict[str, Tensor]:
