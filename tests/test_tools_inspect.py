@@ -152,6 +152,19 @@ def test_the_picture_has_a_bar_for_each_block_as_tall_as_its_norm(tmp_path):
             assert abs(tall - HEIGHT * i / 25) <= 2
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_lora_with_numbers_that_are_none_is_not_said_to_have_no_strength(tmp_path, capsys, broken):
+    tensors = load_file(lora(tmp_path / "a.safetensors"))
+    key = next(key for key in tensors if "attn1" in key and key.endswith("lora_up.weight"))
+    save_file({**tensors, key: torch.full_like(tensors[key], broken)}, tmp_path / "a.safetensors")
+    assert run("inspect", tmp_path / "a.safetensors", "--picture", tmp_path / "p.png") == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row for row in rows if row[:1] == ["IN01"]] in ([["IN01", "nan"]], [["IN01", "inf"]])
+    with Image.open(tmp_path / "p.png") as image:
+        bars = [image.getpixel((LEFT + COLUMN * i + (COLUMN - BAR) // 2 + 1, TOP + 2)) for i in range(len(BLOCKS26))]
+    assert [i for i, colour in enumerate(bars) if colour == (192, 32, 42)] == [BLOCKS26.index("IN01")]
+
+
 def test_a_picture_is_written_beside_what_is_said_and_never_over_an_input(tmp_path, capsys):
     file = lora(tmp_path / "a.safetensors")
     assert run("inspect", file, "--picture", tmp_path / "new" / "p.png") == 0 and (tmp_path / "new" / "p.png").stat().st_size > 500

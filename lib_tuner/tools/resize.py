@@ -43,9 +43,9 @@ def resize(file: LoraFile, path: Path, keep: Keep, dtype: torch.dtype = torch.fl
 
 
 def square_sum(up: torch.Tensor, down: torch.Tensor) -> float:
-    """‖up @ down‖², of small matrices alone: the sum of the entries of (upᵀ up) * (down downᵀ)."""
+    """‖up @ down‖², of small matrices alone: the sum of the entries of (upᵀ up) * (down downᵀ). NaN where a factor holds it."""
     up, down = up.double(), down.double()
-    return max(0.0, float(((up.t() @ up) * (down @ down.t())).sum()))
+    return float(((up.t() @ up) * (down @ down.t())).sum().clamp(min=0))  # not max(), for which NaN is less than 0
 
 
 TOOL = Tool(
