@@ -296,6 +296,7 @@ def test_what_does_not_fit_is_one_sentence(tmp_path, slim, capsys):
         (("resize", small, "--ratio", "0.5", *out), "'0.5' is not a number from 1 up"),
         (("scale", small, small, small, "--alpha", 1, *out), "unrecognized arguments"),
         (("extract", slim, slim, *out), "there is nothing to extract"),
+        (("extract", slim, slim, "--min-change", "-1", *out), "'-1' is not a number from 0 up"),
         (("extract", slim, small, *out), "not a Stable Diffusion 1.5 checkpoint"),
     ):  # fmt: skip
         assert words in refused(capsys, *argv), argv

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..methods.lora_file import Module, write_lora
 from ..methods.low_rank import Keep
 from ..sd.names import text_paths, unet_paths
-from .arguments import DTYPE, FORCE, KEEP, OUT, PART, RANKS, Argument, dtype_of, keep_of
+from .arguments import DTYPE, FORCE, KEEP, OUT, PART, RANKS, Argument, Limits, dtype_of, keep_of
 from .command import Made, Tool
 from .join_loras import as_lora_of_change
 from .merge_lora import model_of
@@ -120,7 +120,7 @@ TOOL = Tool(
         Argument("conv_rank", "number", "Rank of convolutions", "Largest rank of convolutions, time projections and outer layers.", 0, limits=RANKS, empty="none"),
         Argument("no_text", "flag", "Leave the text encoder out", "Takes the UNet's change alone."), *KEEP[1:],
         Argument("clamp", "number", "Clamp", "Clamps factors at this quantile of their numbers, as kohya's 0.99; 1: not at all.", 1.0, limits=PART, more=True),
-        Argument("min_change", "number", "Smallest change", "Leaves layers out whose largest change is not above this.", 0.0, more=True),
+        Argument("min_change", "number", "Smallest change", "Leaves layers out whose largest change is not above this.", 0.0, limits=Limits(float, 0), more=True),
         OUT, FORCE, replace(DTYPE, default="fp16"),
     ),
     run, lambda args: f"{args.tuned.stem}-lora", makes="lora", step="tensor",
