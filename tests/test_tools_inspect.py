@@ -165,6 +165,14 @@ def test_a_lora_with_numbers_that_are_none_is_not_said_to_have_no_strength(tmp_p
     assert [i for i, colour in enumerate(bars) if colour == (192, 32, 42)] == [BLOCKS26.index("IN01")]
 
 
+def test_the_folder_that_one_is_in_has_its_name(tmp_path, monkeypatch, capsys):
+    (tmp_path / "cat").mkdir()
+    monkeypatch.chdir(tmp_path / "cat")
+    assert run("inspect", ".") == 2 and capsys.readouterr().err.startswith("cat is a folder without")
+    assert run("convert", lora(tmp_path / "a.safetensors"), "--names", "peft", "-o", tmp_path / "cat") == 0 and capsys.readouterr()
+    assert run("inspect", ".") == 0 and capsys.readouterr().out.startswith("cat: a LoRA for Stable Diffusion 1.5")
+
+
 def test_a_picture_is_written_beside_what_is_said_and_never_over_an_input(tmp_path, capsys):
     file = lora(tmp_path / "a.safetensors")
     assert run("inspect", file, "--picture", tmp_path / "new" / "p.png") == 0 and (tmp_path / "new" / "p.png").stat().st_size > 500

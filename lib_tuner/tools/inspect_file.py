@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..config import METADATA_KEY
+from ..disk import absolute
 from ..methods.embedding_file import PICTURES, read_embedding
 from ..methods.factors import family
 from ..methods.lora_file import LoraFile
@@ -63,7 +64,7 @@ def run(args: Namespace, told: Told) -> Made:
 
 def inspect(path: Path, told: Told | None = None) -> dict[str, Any]:
     """What a file is: `kind` by `sd.kinds`, `is` in words, and what is known of its kind. Raises ValueError or OSError for what is no weights file."""
-    report: dict[str, Any] = {"file": path.name, "kind": "", "is": "", "blocks": {}, "norms": ""}
+    report: dict[str, Any] = {"file": absolute(path).name, "kind": "", "is": "", "blocks": {}, "norms": ""}
     if path.is_dir():
         return {**report, "kind": "lora", **_lora(path, None, told)}
     report["bytes"] = path.stat().st_size if path.is_file() else 0

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..disk import atomic
+from ..disk import absolute, atomic
 from ..methods.factors import family
 from ..methods.lora_file import LoraFile, Module, check_factors, read_lora, write_factors
 from ..sd.files import read_tensors, write_tensors
@@ -43,7 +43,7 @@ def read_any(path: str | Path) -> LoraFile:
     """A LoRA in any spelling; a peft folder by its path, or by that of its file. Raises ValueError or OSError, each one sentence."""
     path = Path(path)
     if path.is_dir():
-        return _read_folder(path)
+        return _read_folder(absolute(path))  # `.` has no name to speak of
     tensors, metadata = read_tensors(path)
     if not any(_ENDS.match(_modern(key)) for key in tensors) or any(key.startswith(("lora_unet_", "lora_te")) for key in tensors):
         file = read_lora(path)
