@@ -89,21 +89,41 @@ def comparisons(quick: bool, bf16: bool, cuda: bool) -> list[Comparison]:
 
 
 def main(args: Namespace, host: HostClass) -> int:
-    """Measures and writes the rows to stdout, the progress to stderr; 1 where the two sides did not do the same work."""
+    """Measures and writes the rows to stdout, the progress to stderr; 1 where something failed or the two sides did not do the same work."""
     _check_peers()
     began, effort, status = time.monotonic(), QUICK if args.quick else FULL, Status(sys.stderr)
     cuda = torch.cuda.is_available() and has_bf16(torch.device("cuda"))
     weights = random_weights(WEIGHTS, status)
-    todo, rows = comparisons(args.quick, has_bf16(torch.device("cpu")), cuda), []
+    todo, rows, report = comparisons(args.quick, has_bf16(torch.device("cpu")), cuda), [], ""
     for left, comparison in zip(range(len(todo), 0, -1), todo):
         now = time.monotonic()
         ends = now + max(0.0, began + effort.seconds - now) / left
-        rows += measure(comparison, weights, host, effort, ends, status)
-    if cuda:
-        status.line(f"Written: {write_report(REPORTS, rows)}")
+        rows += rows_of(comparison, weights, host, effort, ends, status)
+        if cuda:
+            report = reported(rows, args.quick)
     status.clear()
     sys.stdout.write((json.dumps(rows, indent=1) if args.json else table(rows)) + "\n")
-    return 0 if all(row.get("same_work", True) for row in rows) else 1
+    if report:
+        status.line(report)
+    return 1 if "not written" in report or any("error" in row or not row.get("same_work", True) for row in rows) else 0
+
+
+def rows_of(what: Comparison, weights: Path, host: HostClass, effort: Effort, ends: float, status: Status) -> list[dict[str, Any]]:
+    """The rows of a comparison; where one of its processes dies, what would have been measured and why it was not: the other comparisons go on."""
+    try:
+        return measure(what, weights, host, effort, ends, status)
+    except ChildProcessError as error:
+        status.line(str(error))
+        about = {"task": what.task, "size": what.size, "peer": PEER, "batch": what.batch, "device": device_name(what.device), "error": str(error)}
+        return [{**about, "precision": pair.precision} for pair in what.pairs]
+
+
+def reported(rows: list[dict[str, Any]], quick: bool) -> str:
+    """Writes the report of what is measured so far, and says where it is, or why it is not written."""
+    try:
+        return f"Written: {write_report(REPORTS, rows, device_name('cuda'), quick)}"
+    except OSError as error:
+        return f"The report was not written ({error.filename or REPORTS}: {error.strerror or error})."
 
 
 def _check_peers() -> None:
@@ -128,10 +148,9 @@ def random_weights(path: Path, status: Status) -> Path:
     return write_random(path, *parts)
 
 
-def write_report(folder: Path, rows: list[dict[str, Any]]) -> Path:
-    """Writes `DATE-DEVICE.json` with the rows and the versions they were measured with."""
-    device = next((row["device"] for row in rows if row["device"] != "cpu"), "cpu")
-    name = "".join(c if c.isalnum() else "-" for c in device.lower())
+def write_report(folder: Path, rows: list[dict[str, Any]], device: str, quick: bool = False) -> Path:
+    """Writes `DATE-DEVICE.json` (of a quick run `DATE-DEVICE-quick.json`) with the rows and the versions they were measured with, in the place of an earlier one."""
+    name = "".join(c if c.isalnum() else "-" for c in device.lower()) + "-quick" * quick
     packages = {package: version(package) for package in ("torch", "diffusers", "transformers", "peft")}
     path = folder / f"{time.strftime('%Y-%m-%d')}-{name}.json"
     folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +163,7 @@ def write_report(folder: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def measure(what: Comparison, weights: Path, host: HostClass, effort: Effort, ends: float, status: Status) -> list[dict[str, Any]]:
-    """The rows of a comparison; repeats end at `ends` (of time.monotonic) where the least is done. Raises OSError where a process dies."""
+    """The rows of a comparison; repeats end at `ends` (of time.monotonic) where the least is done. Raises ChildProcessError where a process dies."""
     count = 10 if what.device == "cuda" else 1  # updates per turn: a GPU runs ahead, and waiting for each would be the time measured
     with ExitStack() as stack:
         folder = stack.enter_context(scratch())
@@ -279,7 +298,7 @@ class Child:
     def turn(self, count: int, warm_up: bool = False) -> None:
         """`count` updates; kept, unless to warm up."""
         seconds, passes, losses = self.ask("run", self.number, count)
-        self.number += count
+        self.number += len(losses)
         self.losses += losses
         if not warm_up:
             self.seconds.append(seconds)
@@ -333,10 +352,11 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [[heading for heading, _, _ in COLUMNS], *(list(_cells(row)) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines)]
     text = "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)
+    text += "".join(f"\n\n{error}" for error in dict.fromkeys(row["error"] for row in rows if "error" in row))
     return f"{text}\n\nSeconds per update and peak memory; peer: {PEER}; ratio = ours / peer; loop: part of ours that is not forward and backward pass."
 
 
 def _cells(row: dict[str, Any]) -> Iterator[str]:
     for _, key, form in COLUMNS:
-        value = row.get(key)
-        yield "" if value is None else {True: "yes", False: "NO"}[value] if isinstance(value, bool) else form.format(value)
+        value = "failed" if key == "ratio" and "error" in row else row.get(key)
+        yield "" if value is None else {True: "yes", False: "NO"}[value] if isinstance(value, bool) else value if isinstance(value, str) else form.format(value)

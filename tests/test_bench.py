@@ -15,7 +15,7 @@ import torch
 from lib_tuner import bench
 from lib_tuner.bench import Child, Comparison, Pair, comparisons
 from lib_tuner.bench_memory import process_peak
-from lib_tuner.bench_worker import RANK, VECTORS, WORD, Drawn, Ours, Side, config_for
+from lib_tuner.bench_worker import RANK, VECTORS, WORD, Drawn, Ours, Side, Worker, config_for
 from lib_tuner.hosts.standalone import Standalone
 
 SIZE = 64
@@ -301,6 +301,78 @@ def test_other_work_is_an_error_of_the_command(measured, capsys):
     assert "NO" in capsys.readouterr().out
 
 
+@pytest.fixture
+def gpu(measured, monkeypatch):
+    """The same on a machine with a GPU, whose second comparison loses a process; what comes before and after is measured."""
+    done, gone = [], "The process that measures peer lora at 256 px in fp32 was killed."
+
+    def measure(what, *given):
+        done.append(what)
+        if len(done) == 2:
+            raise ChildProcessError(gone)
+        return [dict(measured)]
+
+    monkeypatch.setattr(bench, "measure", measure)
+    monkeypatch.setattr(bench, "has_bf16", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA X 1")
+    monkeypatch.setattr(bench, "version", lambda package: "1.0")
+    return SimpleNamespace(done=done, gone=gone)
+
+
+def test_a_process_that_dies_costs_its_own_rows_alone(gpu, measured, capsys, tmp_path):
+    assert bench.main(SimpleNamespace(quick=True, json=True), Standalone) == 1
+    rows = json.loads(capsys.readouterr().out)
+    lost = [row for row in rows if "error" in row]
+    assert len(gpu.done) == 6 and rows.count(measured) == 5
+    assert [(row["task"], row["size"], row["precision"], row["peer"], row["error"]) for row in lost] == [
+        (gpu.done[1].task, 256, pair.precision, bench.PEER, gpu.gone) for pair in gpu.done[1].pairs
+    ]
+    (report,) = tmp_path.iterdir()
+    assert report.name == f"{time.strftime('%Y-%m-%d')}-nvidia-x-1-quick.json" and json.loads(report.read_text(encoding="utf-8"))["rows"] == rows
+
+
+def test_the_table_says_what_failed_and_why(gpu, capsys):
+    bench.main(SimpleNamespace(quick=True, json=False), Standalone)
+    told = capsys.readouterr().out
+    assert [line.split() for line in told.splitlines() if "failed" in line] == [f"{gpu.done[1].task} 256 1 cpu {pair.precision} failed".split() for pair in gpu.done[1].pairs]
+    assert told.count(gpu.gone) == 1
+
+
+def test_what_is_measured_is_in_the_report_before_the_next_comparison_begins(gpu, monkeypatch, tmp_path):
+    monkeypatch.setattr(bench, "measure", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt) if list(tmp_path.iterdir()) else [{"device": "cpu"}])
+    with pytest.raises(KeyboardInterrupt):
+        bench.main(SimpleNamespace(quick=False, json=True), Standalone)
+    (report,) = tmp_path.iterdir()
+    assert report.name == f"{time.strftime('%Y-%m-%d')}-nvidia-x-1.json" and len(json.loads(report.read_text(encoding="utf-8"))["rows"]) == 1
+
+
+def test_rows_are_printed_where_their_report_cannot_be_written(gpu, monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(bench, "REPORTS", tmp_path / "file" / "reports")
+    assert bench.main(SimpleNamespace(quick=True, json=True), Standalone) == 1
+    told = capsys.readouterr()
+    assert len(json.loads(told.out)) == 5 + len(gpu.done[1].pairs) and told.err.count("The report was not written (") == 1
+
+
+def test_on_a_gpu_a_turn_gives_back_what_it_leaves_unused_and_takes_it_outside_the_clock(monkeypatch):
+    told, clock = [], SimpleNamespace(now=0.0)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: told.append("empty"))
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+    worker = Worker()
+    worker.device, worker.drawn, worker.passes = torch.device("cuda"), SimpleNamespace(at=lambda number: number), SimpleNamespace(seconds=lambda: 1.0)
+
+    def update(number, given):
+        told.append((number, given))
+        clock.now += 100.0 if len(told) == 1 else 2.0
+        return torch.tensor(float(number))
+
+    worker.update = update
+    assert worker.run(7, 3) == (2.0, 1 / 3, [7.0, 8.0, 9.0, 10.0])
+    assert told == [(7, 7), (8, 8), (9, 9), (10, 10), "empty"]
+
+
 def test_quick_gives_each_comparison_its_share_of_the_time_left(measured, clock, monkeypatch):
     shares = []
 
@@ -317,7 +389,7 @@ def test_quick_gives_each_comparison_its_share_of_the_time_left(measured, clock,
 def test_a_gpu_report_is_dated_and_names_the_versions(tmp_path):
     for package in ("diffusers", "transformers", "peft"):
         pytest.importorskip(package)
-    path = bench.write_report(tmp_path / "new", [{"device": "cpu"}, {"device": "NVIDIA X 1"}])
+    path = bench.write_report(tmp_path / "new", [{"device": "cpu"}, {"device": "NVIDIA X 1"}], "NVIDIA X 1")
     content = json.loads(path.read_text(encoding="utf-8"))
     assert path.name == f"{time.strftime('%Y-%m-%d')}-nvidia-x-1.json" and content["packages"]["torch"] == torch.__version__
     assert len(content["rows"]) == 2 and [p.name for p in path.parent.iterdir()] == [path.name]
