@@ -133,6 +133,8 @@ def ensure(venv: Path, layers: tuple[Layer, ...], python: Callable[[], str]) -> 
     status.line(f"Setting up {venv} (once; torch is large, this may take some minutes)")
     if not has_pip:
         _create(venv, made_by)
+        if not _has_pip(venv):  # half unpacked, it counts as installed and is not mended
+            raise broken(venv, "its pip cannot be started")
     for layer in layers:
         if not is_ready(venv, (layer,)):
             for install in layer.installs:
@@ -147,7 +149,7 @@ def _check_place(venv: Path, python: str) -> bool:
         raise ValueError(f"{venv} is not a virtual environment: move it away, or set TUNER_VENV to another folder.")
     if python_of(venv).is_symlink() and not python_of(venv).exists():
         raise broken(venv, "its Python is gone")
-    if _output([str(python_of(venv)), "-c", "import pip; print(pip.__version__)"]):
+    if _has_pip(venv):
         return True
     place = next(parent for parent in (venv, *venv.parents) if parent.exists())
     if not os.access(place, os.W_OK):
@@ -155,6 +157,11 @@ def _check_place(venv: Path, python: str) -> bool:
     if not _output([python, "-c", "import venv, ensurepip; print(1)"]):
         raise ValueError("This Python lacks venv or ensurepip: install them (Debian, Ubuntu: `sudo apt install python3-venv`) or use another Python.")
     return False
+
+
+def _has_pip(venv: Path) -> bool:
+    """Whether the environment has a pip that can be started: one that is half unpacked can be imported all the same."""
+    return bool(_output([str(python_of(venv)), "-m", "pip", "--version"]))
 
 
 def _create(venv: Path, python: str) -> None:

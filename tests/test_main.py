@@ -179,6 +179,31 @@ def fake_python(venv: Path, script: str) -> None:
 
 
 @posix
+@pytest.mark.parametrize("mended", [True, False])
+def test_a_pip_that_is_half_unpacked_is_made_anew_or_told(tmp_path, monkeypatch, mended):
+    """Python's venv takes it for installed where its list of files is there already."""
+    venv, calls = tmp_path / ".venv", []
+    (venv / "site" / "pip").mkdir(parents=True)
+    (venv / "site" / "pip" / "__init__.py").write_text("__version__ = '1'")
+    (venv / "pyvenv.cfg").touch()
+    fake_python(venv, f'PYTHONPATH={venv}/site exec {sys.executable} -S "$@"')
+
+    def create(venv: Path, python: str) -> None:
+        calls.append("create")
+        (venv / "site" / "pip" / "__main__.py").write_text("print('pip 1')" if mended else "")
+
+    monkeypatch.setattr(environment, "_create", create)
+    monkeypatch.setattr(environment, "_install", lambda venv, install, status: calls.append(install[-1]))
+    if mended:
+        environment.ensure(venv, (TEST,), this_python)
+        assert calls == ["create", "requirements-test.txt"]
+    else:
+        with error("is broken", "its pip cannot be started", "delete that folder"):
+            environment.ensure(venv, (TEST,), this_python)
+        assert calls == ["create"]
+
+
+@posix
 @pytest.mark.parametrize(
     "output, words",
     [
