@@ -137,6 +137,8 @@ def ensure(venv: Path, layers: tuple[Layer, ...], python: Callable[[], str]) -> 
             raise broken(venv, "its pip cannot be started")
     for layer in layers:
         if not is_ready(venv, (layer,)):
+            if layer.name in _stamp(venv):  # packages change from here on: where that is broken off and the list taken back, what is there is not what the list says
+                _write_stamp(venv, {name: made for name, made in _stamp(venv).items() if name != layer.name})
             for install in layer.installs:
                 _install(venv, install, status)
             _write_stamp(venv, {**_stamp(venv), layer.name: fingerprint(layer)})

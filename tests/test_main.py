@@ -127,6 +127,20 @@ def test_another_list_of_packages_is_installed_at_the_next_start(setup, monkeypa
     assert setup.calls == ["create", "list.txt", "list.txt"]
 
 
+def test_an_interrupted_upgrade_that_is_taken_back_is_installed_again(setup, monkeypatch, tmp_path):
+    monkeypatch.setattr(environment, "PACKAGE", tmp_path)
+    layers = Layer("run", (("-r", "list.txt"),)), Layer("ui", (("-r", "other.txt"),))
+    (tmp_path / "list.txt").write_text("a==1\n")
+    (tmp_path / "other.txt").write_text("b==1\n")
+    environment.ensure(setup.venv, layers, this_python)
+    (tmp_path / "list.txt").write_text("a==2\n")
+    setup.fail = "list.txt"
+    with pytest.raises(KeyboardInterrupt):
+        environment.ensure(setup.venv, layers, this_python)
+    (tmp_path / "list.txt").write_text("a==1\n")
+    assert not environment.is_ready(setup.venv, layers[:1]) and environment.is_ready(setup.venv, layers[1:])
+
+
 @pytest.mark.parametrize("stamp", ["", "[]", "{", '{"run": 3}'])
 def test_a_damaged_stamp_counts_as_none(setup, stamp):
     environment.ensure(setup.venv, (RUN,), this_python)
