@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from .disk import take_lock
 from .progress import Status
 
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent
-STAMP, LOG = "tuner.json", "tuner-install.log"
+STAMP, LOG, LOCK = "tuner.json", "tuner-install.log", "tuner.lock"
 _ENTERED = "TUNER_ENTERED"  # set for the process that is started inside, so that an environment which is none ends in a sentence, not in a circle
 
 
@@ -129,6 +132,48 @@ def ensure(venv: Path, layers: tuple[Layer, ...], python: Callable[[], str]) -> 
             raise broken(venv, "its Python is gone")
         return
     made_by, status = python(), Status(sys.stderr)
+    with _alone(venv, status):
+        if not is_ready(venv, layers):  # or another start has made it meanwhile
+            _make(venv, layers, made_by, status)
+
+
+@contextmanager
+def _alone(venv: Path, status: Status) -> Iterator[None]:
+    """One start at a time makes the environment: two pips in one folder leave packages that are of neither. The others wait."""
+    import errno
+
+    told = False
+    with _lock_file(venv).open("ab") as file:
+        while True:
+            try:
+                take_lock(file.fileno())
+                break
+            except OSError as error:
+                if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                    break  # some network disks have no locks; there it has to do without
+                if not told:
+                    status.line(f"Another start of the Tuner is setting up {venv}; waiting until it is done")
+                told = True
+            time.sleep(0.2)
+        yield
+
+
+def _lock_file(venv: Path) -> Path:
+    """Beside the environment, which need not be there yet; in it where the folder around it may not be written to. Raises ValueError."""
+    if os.access(next(parent for parent in venv.parents if parent.exists()), os.W_OK):
+        venv.parent.mkdir(parents=True, exist_ok=True)
+        return venv.with_name(f"{venv.name}.lock")
+    _check_writable(venv)
+    return venv / LOCK
+
+
+def _check_writable(venv: Path) -> None:
+    place = next(parent for parent in (venv, *venv.parents) if parent.exists())
+    if not os.access(place, os.W_OK):
+        raise ValueError(f"{place} cannot be written to: set TUNER_VENV to a folder for the Tuner's environment.")
+
+
+def _make(venv: Path, layers: tuple[Layer, ...], made_by: str, status: Status) -> None:
     has_pip = _check_place(venv, made_by)
     status.line(f"Setting up {venv} (once; torch is large, this may take some minutes)")
     if not has_pip:
@@ -147,15 +192,13 @@ def ensure(venv: Path, layers: tuple[Layer, ...], python: Callable[[], str]) -> 
 
 def _check_place(venv: Path, python: str) -> bool:
     """Whether there is an environment with pip already, as an interrupted start leaves it. Raises ValueError where none can be made."""
-    if not (venv / "pyvenv.cfg").exists() and (venv.is_file() or any(path.is_file() for path in venv.rglob("*"))):
+    if not (venv / "pyvenv.cfg").exists() and (venv.is_file() or any(path.is_file() and path.name != LOCK for path in venv.rglob("*"))):
         raise ValueError(f"{venv} is not a virtual environment: move it away, or set TUNER_VENV to another folder.")
     if python_of(venv).is_symlink() and not python_of(venv).exists():
         raise broken(venv, "its Python is gone")
     if _has_pip(venv):
         return True
-    place = next(parent for parent in (venv, *venv.parents) if parent.exists())
-    if not os.access(place, os.W_OK):
-        raise ValueError(f"{place} cannot be written to: set TUNER_VENV to a folder for the Tuner's environment.")
+    _check_writable(venv)
     if not _output([python, "-c", "import venv, ensurepip; print(1)"]):
         raise ValueError("This Python lacks venv or ensurepip: install them (Debian, Ubuntu: `sudo apt install python3-venv`) or use another Python.")
     return False

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import errno
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,6 +127,37 @@ def test_another_list_of_packages_is_installed_at_the_next_start(setup, monkeypa
     (tmp_path / "list.txt").write_text("a==2\n")
     environment.ensure(setup.venv, (layer,), this_python)
     assert setup.calls == ["create", "list.txt", "list.txt"]
+
+
+@posix
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_second_start_waits_for_the_first_and_installs_nothing_again(setup, monkeypatch, capsys, beside):
+    """Also where only the environment's own folder may be written to."""
+    setup.venv.mkdir(parents=True)
+    can = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: can(path, mode) and (beside or path != setup.venv.parent))
+    install, second = environment._install, threading.Thread(target=environment.ensure, args=(setup.venv, (RUN,), this_python))
+
+    def slow(*given) -> None:
+        if second.ident is None:
+            second.start()
+            second.join(0.5)
+            assert second.is_alive()
+        install(*given)
+
+    monkeypatch.setattr(environment, "_install", slow)
+    environment.ensure(setup.venv, (RUN,), this_python)
+    second.join(10)
+    assert not second.is_alive() and setup.calls == ["create", "requirements.txt", "requirements-alone.txt"]
+    assert capsys.readouterr().err.count("Another start of the Tuner is setting up") == 1
+    assert setup.venv.with_name(".venv.lock").exists() is beside and (setup.venv / environment.LOCK).exists() is not beside
+
+
+@posix
+def test_a_disk_without_locks_does_without(setup, monkeypatch):
+    monkeypatch.setattr(environment, "take_lock", lambda descriptor: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")))
+    environment.ensure(setup.venv, (RUN,), this_python)
+    assert environment.is_ready(setup.venv, (RUN,))
 
 
 def test_an_interrupted_upgrade_that_is_taken_back_is_installed_again(setup, monkeypatch, tmp_path):
