@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if "--debug" in argv or (isinstance(error, ModuleNotFoundError) and str(error.name).startswith(__package__)):
             raise
-        return _complain(_sentence(error), 2)
+        return _complain(_sentence(error, "--no-venv" in argv), 2)
 
 
 def _dispatch(argv: list[str], enter: Enter) -> int | None:
@@ -320,9 +320,11 @@ def _complain(sentence: str, code: int) -> int:
     return code
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: Exception, stayed: bool) -> str:
+    """What is said of an error; `stayed`: --no-venv was given."""
     if isinstance(error, ModuleNotFoundError):
-        return f"The package {error.name} is missing in {sys.prefix}: delete that environment if it is the Tuner's own, or leave --no-venv out."
+        advice = "install it there, or leave --no-venv out" if stayed else "delete that environment if it is the Tuner's own, and run the same command again"
+        return f"The package {error.name} is missing in {sys.prefix}: {advice}."
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     return str(error)

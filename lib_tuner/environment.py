@@ -53,12 +53,16 @@ def old_gradio_folder() -> Path:
 
 
 def enter(argv: list[str], venv: Path, layers: tuple[Layer, ...], python: Callable[[], str]) -> None:
-    """Makes sure that `venv` holds the layers and starts the program anew inside it; returns only where it already runs there, or under torchrun.
+    """Makes sure that `venv` holds the layers and starts the program anew inside it; returns only where it already runs there with all of them, or under torchrun.
 
-    torchrun's workers are started by the Python of its own environment, all at once: making another under them would be a race.
+    A person may have activated the environment, which may lack what this command needs or what has changed since: what is installed there needs a new start,
+    since half of the packages may be imported. torchrun's workers are started by the Python of its own environment, all at once: making another under them would be a race.
     """
     entered = os.environ.pop(_ENTERED, None)
-    if is_inside(venv) or "LOCAL_RANK" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+    if "LOCAL_RANK" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        return
+    inside = is_inside(venv)
+    if inside and (entered == str(venv) or is_ready(venv, layers)):
         return
     if entered == str(venv):
         raise broken(venv, "its Python does not use it")

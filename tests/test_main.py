@@ -319,12 +319,24 @@ def test_the_same_command_is_started_anew_inside(outside, tmp_path, monkeypatch)
 
 
 def test_inside_the_environment_or_under_torchrun_nothing_is_made(outside, tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "is_ready", lambda venv, layers: venv == Path(sys.prefix) and layers == (RUN,))
     environment.enter([], Path(sys.prefix), (RUN,), this_python)
     for name in ("LOCAL_RANK", "TORCHELASTIC_RUN_ID"):
         monkeypatch.setenv(name, "0")
         environment.enter([], tmp_path, (RUN,), this_python)
         monkeypatch.delenv(name)
     assert outside == []
+
+
+@posix
+def test_in_an_activated_environment_what_is_missing_is_installed_once(outside, monkeypatch):
+    monkeypatch.setattr(environment, "is_ready", lambda venv, layers: False)
+    environment.enter(["test"], Path(sys.prefix), (RUN, TEST), this_python)
+    ensured, (_, command, env) = outside
+    assert ensured == "ensure" and command[1:] == ["-m", "lib_tuner", "test"]
+    monkeypatch.setenv(environment._ENTERED, env[environment._ENTERED])
+    environment.enter(["test"], Path(sys.prefix), (RUN, TEST), this_python)
+    assert len(outside) == 2
 
 
 def test_an_environment_that_does_not_take_effect_ends_in_a_sentence_and_not_in_a_circle(outside, tmp_path, monkeypatch):
@@ -441,6 +453,12 @@ def test_errors_are_a_sentence_and_with_debug_a_traceback(monkeypatch, capsys, w
     if code == 2:
         with pytest.raises(type(what)):
             run("demo", "--debug")
+
+
+def test_leaving_no_venv_out_is_advised_to_those_alone_who_gave_it(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "COMMANDS", failing(ModuleNotFoundError("No module named 'torch'", name="torch")))
+    assert run("demo") == 2 and "leave --no-venv out" in capsys.readouterr().err
+    assert cli.main(["demo"]) == 2 and "--no-venv" not in (told := capsys.readouterr().err) and "delete that environment" in told
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
