@@ -16,6 +16,7 @@ from .cli_train import run, settings_of, split_flags, train_help
 from .config import meant
 from .disk import expanded
 from .environment import OLD_GRADIO, RUN, TEST, UI, WEBUI, Layer
+from .words import first_line
 
 PROGRAM = "python3 -m lib_tuner"
 Enter = Callable[..., None]  # enter(layer, ...): from here on the command runs in an environment that holds the layers
@@ -41,8 +42,8 @@ def main(argv: list[str]) -> int:
         return _dispatch(own, _enter(argv)) or 0
     except KeyboardInterrupt:
         return _complain("Interrupted; the same command starts again, and goes on with an installation where it stopped.", 130)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        if "--debug" in argv or (isinstance(error, ModuleNotFoundError) and str(error.name).startswith(__package__)):
+    except (ValueError, OSError, ImportError) as error:
+        if "--debug" in argv or (isinstance(error, ImportError) and str(error.name).startswith(__package__)):
             raise
         return _complain(_sentence(error, "--no-venv" in argv), 2)
 
@@ -320,11 +321,18 @@ def _complain(sentence: str, code: int) -> int:
     return code
 
 
+_ANEW = "delete that environment if it is the Tuner's own, and run the same command again"
+
+
 def _sentence(error: Exception, stayed: bool) -> str:
     """What is said of an error; `stayed`: --no-venv was given."""
     if isinstance(error, ModuleNotFoundError):
-        advice = "install it there, or leave --no-venv out" if stayed else "delete that environment if it is the Tuner's own, and run the same command again"
+        advice = "install it there, or leave --no-venv out" if stayed else _ANEW
         return f"The package {error.name} is missing in {sys.prefix}: {advice}."
+    if isinstance(error, ImportError):
+        advice = "install it anew, or leave --no-venv out" if stayed else _ANEW
+        why = first_line(error.__cause__ or error)  # numpy's own first line is a heading of many more
+        return f"A package in {sys.prefix} cannot be loaded ({why}): {advice}."
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     return str(error)

@@ -442,6 +442,7 @@ def failing(what: BaseException):
         (ValueError("steps: 0 is outside [1, 2]"), 2, "steps: 0 is outside [1, 2]"),
         (OSError(28, "No space left on device", "out.bin"), 2, "out.bin: No space left on device"),
         (ModuleNotFoundError("No module named 'torch'", name="torch"), 2, "The package torch is missing"),
+        (ImportError("libtorch.so: file too short\nand more", name="torch"), 2, f"A package in {sys.prefix} cannot be loaded (libtorch.so: file too short): "),
         (KeyboardInterrupt(), 130, "Interrupted"),
     ],
 )
@@ -462,7 +463,7 @@ def test_leaving_no_venv_out_is_advised_to_those_alone_who_gave_it(monkeypatch, 
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
-    for what in (RuntimeError("bug"), ModuleNotFoundError("gone", name="lib_tuner.gone")):
+    for what in (RuntimeError("bug"), ModuleNotFoundError("gone", name="lib_tuner.gone"), ImportError("cannot import name", name="lib_tuner.cli")):
         monkeypatch.setattr(cli, "COMMANDS", failing(what))
         with pytest.raises(type(what)):
             run("demo")
