@@ -261,27 +261,31 @@ def tool(rest: list[str], enter: Enter) -> int | None:
         return _say(parser.format_help())
     if name not in TOOLS:
         raise ValueError(f"There is no tool {name!r}{meant(name, TOOLS)} (`{PROGRAM} tool --help` lists all)")
-    enter(RUN)
-    module, _, function = TOOLS[name][0].partition(":")
-    return getattr(import_module(module), function)(rest)
+    return _called(TOOLS[name][0], rest, enter, _parser(f"tool {name}", f"{TOOLS[name][1]}{_LATER}", "[...]"))
 
 
 def of_folder(name: str, text: str, file: str = "") -> Callable[[list[str], Enter], int]:
     """A command on a data folder or on runs, whose module has its name or is `file`."""
 
-    def command(rest: list[str], enter: Enter) -> int:
-        helps = bool({"-h", "--help"} & set(rest))
-        if not helps or environment.is_ready(environment.folder(), (RUN,)):  # asking for help alone installs nothing
-            enter(RUN)
-        try:
-            module = import_module(f".{file or name}", __package__)
-        except ModuleNotFoundError:
-            if not helps:  # what was to be done was not done
-                raise
-            return _say(_parser(name, f"{text}; all options are listed once the Tuner's environment is set up.", "FOLDER [...]").format_help())
-        return module.main(rest)
+    return lambda rest, enter: _called(f"{__package__}.{file or name}:main", rest, enter, _parser(name, f"{text}{_LATER}", "FOLDER [...]"))
 
-    return command
+
+_LATER = "; all options are listed once the Tuner's environment is set up."
+
+
+def _called(target: str, rest: list[str], enter: Enter, short: argparse.ArgumentParser) -> int:
+    """Calls module:function with the arguments; where help alone is asked for and the packages are not there, that is `short`, and nothing is installed."""
+    helps = bool({"-h", "--help"} & set(rest))
+    if not helps or environment.is_ready(environment.folder(), (RUN,)):
+        enter(RUN)
+    module, _, function = target.partition(":")
+    try:
+        called = getattr(import_module(module), function)
+    except ModuleNotFoundError:
+        if not helps:  # what was to be done was not done
+            raise
+        return _say(short.format_help())
+    return called(rest)
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str], Enter], int | None], str]] = {

@@ -399,6 +399,17 @@ def test_every_command_explains_itself_without_an_environment(command, monkeypat
     assert f"usage: python3 -m lib_tuner {command}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", [("tool", "resize"), ("tool", "export-tiny"), ("edit",), ("compare",)])
+def test_help_of_a_tool_or_a_folders_command_installs_nothing(command, monkeypatch, capsys, tmp_path):
+    """Not on a fresh machine either, which has no torch yet."""
+    monkeypatch.setenv("TUNER_VENV", str(tmp_path / "none"))
+    monkeypatch.setattr(environment, "ensure", lambda *args: pytest.fail("asking for help installed something"))
+    monkeypatch.setattr(cli, "import_module", lambda name, package=None: (_ for _ in ()).throw(ModuleNotFoundError("No module named 'torch'", name="torch")))
+    assert cli.main([*command, "--help"]) == 0
+    told = capsys.readouterr().out
+    assert f"usage: python3 -m lib_tuner {' '.join(command)} " in told and "once the Tuner's environment is set up" in told
+
+
 def test_train_help_lists_every_setting_and_the_chosen_methods_own(capsys):
     from lib_tuner.config import options
     from lib_tuner.methods import METHODS
