@@ -1,5 +1,8 @@
 """Checkpoints: what is read, what is refused by which name, what is written."""
 
+import argparse
+import collections
+import datetime
 import os
 import pickle
 import sys
@@ -11,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib_tuner.sd import files
+from lib_tuner.sd import files, pickles
 from lib_tuner.sd.clip import CLIPSizes, CLIPText
 from lib_tuner.sd.files import TEXT, UNET, VAE, read_checkpoint, read_tensors, save_checkpoint, write_tensors
 from lib_tuner.sd.kinds import KINDS, describe, kind_of
-from lib_tuner.sd.pickles import UnsafePickle, read_pickle
+from lib_tuner.sd.pickles import Inert, UnsafePickle, read_pickle
 from lib_tuner.sd.unet import UNet, UNetSizes
 from lib_tuner.sd.vae import VAE as VAEModule
 from lib_tuner.sd.vae import VAESizes
@@ -178,6 +181,29 @@ def test_records_of_the_training_program_are_read_as_nothing_and_not_imported(tm
         monkeypatch.delitem(sys.modules, name)
     assert same(read_checkpoint(tmp_path / "m.ckpt").unet, parts[0])
     assert not any(name.startswith("pytorch_lightning") for name in sys.modules)
+
+
+def test_records_of_pythons_own_are_read_as_nothing(tmp_path):
+    record = {"args": argparse.Namespace(lr=1e-4), "seen": collections.Counter("aab"), "at": datetime.datetime(2026, 1, 2, tzinfo=datetime.timezone.utc)}
+    torch.save({"x": torch.ones(2), **record}, tmp_path / "m.ckpt")
+    got = read_pickle(tmp_path / "m.ckpt")
+    assert torch.equal(got["x"], torch.ones(2)) and all(isinstance(got[key], Inert) for key in record)
+
+
+def test_fp8_in_a_pickle_is_called_by_its_name(tmp_path):
+    torch.save({"x": torch.ones(2).to(torch.float8_e4m3fn)}, tmp_path / "m.ckpt")
+    with pytest.raises(ValueError, match=r"^m\.ckpt holds numbers in fp8 or another precision") as told:
+        read_pickle(tmp_path / "m.ckpt")
+    assert not isinstance(told.value, UnsafePickle)
+
+
+@pytest.mark.parametrize("name", ["_rebuild_tensor_v2", "_rebuild_parameter"])
+def test_what_a_file_puts_on_a_function_does_not_stay_for_the_next_one(tmp_path, name):
+    code = f"ctorch._utils\n{name}\n".encode() + b"(S'note'\nS'mine'\ndb."  # BUILD with a dict as state
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", code)
+    assert read_pickle(tmp_path / "x.pt").note == "mine"
+    assert not any(hasattr(each, "note") for each in vars(pickles._Reader).values())
 
 
 def test_the_vectors_of_an_old_embedding_are_reached_through_its_parameter_dict(tmp_path):

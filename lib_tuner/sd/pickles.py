@@ -34,12 +34,16 @@ _STORAGES = {
 }
 _DTYPES = {str(dtype).partition(".")[2]: dtype for dtype in _STORAGES.values()}
 # Records of the training program, found in real checkpoints. Only their names are known here: nothing of these packages is imported.
-_INERT = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "numpy.", "_codecs.", "pathlib.", "typing.")
+_INERT = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "numpy.", "_codecs.", "pathlib.", "typing.", "argparse.", "datetime.", "collections.Counter.")
 _DAMAGE = (pickle.UnpicklingError, EOFError, LookupError, AttributeError, TypeError, ValueError, OverflowError, ImportError, struct.error, RuntimeError)
 
 
 class UnsafePickle(ValueError):
     """The file would run code when loaded in the ordinary way; nothing of it was run."""
+
+
+class _Unread(ValueError):
+    """The file holds numbers of a kind that is not read."""
 
 
 class Inert:
@@ -95,10 +99,12 @@ class _Reader(pickle.Unpickler):
             return _STORAGES[name]
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
-        exact = {
-            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
-            ("torch._utils", "_rebuild_tensor"): self._tensor,
-            ("torch._utils", "_rebuild_parameter"): self._parameter,
+        if module == "torch._utils" and name == "_rebuild_tensor_v3":  # of numbers that have no storage class of their own
+            raise _Unread
+        exact = {  # lambdas, since a pickle may put attributes on what it is given: on a method they would stay with the function, which all files share
+            ("torch._utils", "_rebuild_tensor_v2"): lambda *args: self._tensor(*args),
+            ("torch._utils", "_rebuild_tensor"): lambda *args: self._tensor(*args),
+            ("torch._utils", "_rebuild_parameter"): lambda *args: self._parameter(*args),
             ("torch", "Size"): tuple,
             ("torch", "device"): lambda *args: ":".join(map(str, args)),
             ("collections", "OrderedDict"): collections.OrderedDict,
@@ -109,7 +115,7 @@ class _Reader(pickle.Unpickler):
             return exact[module, name]
         if module in ("builtins", "__builtin__") and name in ("set", "frozenset", "dict", "list", "tuple", "int", "float", "bool", "str", "complex"):
             return {"set": set, "frozenset": frozenset, "dict": dict, "list": list, "tuple": tuple}.get(name, type(name, (Inert,), {}))
-        if f"{module}.".startswith(_INERT):
+        if f"{module}.".startswith(_INERT) or f"{module}.{name}." in _INERT:
             return type(name, (Inert,), {})
         raise UnsafePickle(f"{module.replace('__builtin__', 'builtins')}.{name}")
 
@@ -140,6 +146,8 @@ def read_pickle(path: str | Path) -> Any:
         return _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
     except UnsafePickle as refusal:
         raise UnsafePickle(f"{path.name} holds code besides weights (loading it would call {refusal}); nothing was run. Use a .safetensors file.") from None
+    except _Unread:
+        raise ValueError(f"{path.name} holds numbers in fp8 or another precision that is read from no such file; save it in fp16, or as .safetensors.") from None
     except (zipfile.BadZipFile, *_DAMAGE) as error:
         raise ValueError(f"{path.name} is damaged or no torch file ({str(error)[:120] or type(error).__name__}); download it again.") from error
 
