@@ -470,6 +470,19 @@ def test_export_tiny_writes_checkpoint_yaml_and_clip_folder(tmp_path, parts, mon
     assert (config.hidden_size, config.num_attention_heads, config.num_hidden_layers, config.hidden_act) == (48, 2, 2, "quick_gelu")
 
 
+@pytest.mark.parametrize("name", ["small.safetensors", "small.yaml"])
+def test_export_tiny_replaces_what_is_there_only_when_told_to(tmp_path, parts, name):
+    from lib_tuner.tools.export_tiny import main
+
+    model, out = save_checkpoint(tmp_path / "small.safetensors", *parts, {"tuner_unet_heads": "4", "tuner_text_heads": "2"}), tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    with pytest.raises(FileExistsError, match=f"{name} exists already; .*--force"):
+        main([str(out), "--model", str(model)])
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [(name, "mine")]
+    assert main([str(out), "--model", str(model), "--force"]) == 0 and (out / name).read_bytes() != b"mine"
+
+
 def test_written_files_can_be_read_by_whom_the_umask_lets(tmp_path):
     plain = tmp_path / "plain"
     plain.touch()

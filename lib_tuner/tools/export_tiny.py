@@ -12,20 +12,26 @@ import sys
 from pathlib import Path
 from typing import Callable, Sequence
 
+from ..disk import expanded
 from ..sd.clip import CLIPSizes
 from ..sd.files import Checkpoint, read_checkpoint
 from ..sd.tokenizer import BOS, EOS, write_clip_folder
 from ..sd.yaml import yaml_of
+from .command_line import exists
 
 TINY = Path(__file__).resolve().parent.parent / "demo" / "tiny-sd15.safetensors"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the three things into the folder named on the command line; returns the exit code."""
+    """Writes the three things into the folder named on the command line; returns the exit code. Raises FileExistsError, ValueError or OSError, each one sentence."""
     parser = argparse.ArgumentParser(prog="export-tiny", description="Write the embedded small model as files that the WebUI loads.")
-    parser.add_argument("folder", type=Path, help="where to write, such as the WebUI's models/Stable-diffusion")
-    parser.add_argument("--model", type=Path, default=TINY, help="another small model (default: the embedded one)")
+    parser.add_argument("folder", type=expanded, help="where to write, such as the WebUI's models/Stable-diffusion")
+    parser.add_argument("--model", type=expanded, default=TINY, help="another small model (default: the embedded one)")
+    parser.add_argument("--force", action="store_true", help="replaces files that exist")
     args = parser.parse_args(argv)
+    there = next((path for path in places(args.model, args.folder)[:2] if path.exists() and not (args.model.exists() and path.samefile(args.model))), None)
+    if there and not args.force:
+        raise FileExistsError(exists(there))
     for path in export(args.model, args.folder):
         sys.stdout.write(f"{path}\n")
     return 0
@@ -38,7 +44,7 @@ def export(model: Path, folder: Path) -> tuple[Path, Path, Path]:
     """
     checkpoint = read_checkpoint(model)
     folder = folder.resolve()
-    target, yaml, clip = folder / model.name, folder / f"{model.stem}.yaml", folder / f"{model.stem}-clip"
+    target, yaml, clip = places(model, folder)
     text = yaml_of(checkpoint, str(clip))
     folder.mkdir(parents=True, exist_ok=True)
     write_clip_folder(clip, _clip_config(checkpoint))
@@ -46,6 +52,11 @@ def export(model: Path, folder: Path) -> tuple[Path, Path, Path]:
     if model.resolve() != target:
         _replace(target, lambda path: shutil.copyfile(model, path))
     return target, yaml, clip
+
+
+def places(model: Path, folder: Path) -> tuple[Path, Path, Path]:
+    """Where the model, its yaml and its CLIP folder are written."""
+    return folder / model.name, folder / f"{model.stem}.yaml", folder / f"{model.stem}-clip"
 
 
 def _clip_config(checkpoint: Checkpoint) -> dict:
