@@ -80,6 +80,15 @@ def test_ddim_starts_a_zero_terminal_snr_model_at_pure_noise():
     close(states("ddim", Schedule.sd15("v").zero_terminal_snr(), 7), theirs(scheduler, linear_model(), start(), 7))
 
 
+@pytest.mark.parametrize("steps", [500, 1000])
+def test_an_eps_model_with_zero_terminal_snr_is_sampled_where_ddim_meets_pure_noise(steps):
+    """t = 999, where ā is 0 and x0 would be a division by it."""
+    schedule, x0 = Schedule.sd15("eps").zero_terminal_snr(), start(9)
+    ac = schedule.alphas_cumprod.double().clamp(min=2**-24)
+    result = sample(lambda xt, t: ((xt - ac[t[0]].sqrt() * x0) / (1 - ac[t[0]]).sqrt()).float(), start(), schedule, steps, "ddim", generators(1, 2))
+    assert (result - x0).abs().max() < 0.15
+
+
 @pytest.mark.parametrize("steps", [1, 7, 20])
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_euler_a_is_diffusers_step_for_step_for_the_same_noise(prediction, steps):

@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from .schedule import Schedule
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
+_LEAST = 2**-24  # ā that stands for 0
 
 
 class Stopped(Exception):
@@ -67,6 +68,8 @@ def ddim(denoise: Denoise, x: Tensor, schedule: Schedule, steps: int, noise: Cal
     ts = [min(i * stride + 1, T - 1) for i in reversed(range(steps))]  # "leading", offset 1: LDM's DDIM
     if ac[-1] == 0 and schedule.prediction == "v":
         ts = [round(T - i * T / steps) - 1 for i in range(steps)]  # "trailing": zero terminal SNR has to start at pure noise (2305.08891, 3.3)
+    elif schedule.prediction == "eps":
+        ac = [max(a, _LEAST) for a in ac]  # x0 is what is left over when the noise is taken away, divided by √ā
     for t in ts:
         at, ap = ac[t], ac[max(t - stride, 0)]
         pred = denoise(x, _full(t, x)).float()
@@ -128,7 +131,7 @@ def _alpha_sigma(sigma: float) -> tuple[float, float]:
 
 def _sigmas(schedule: Schedule) -> list[float]:
     """σ of every trained timestep; where ā is 0 it is as good as infinite, 2^12, as in diffusers."""
-    ac = schedule.alphas_cumprod.cpu().double().clamp(min=2**-24)
+    ac = schedule.alphas_cumprod.cpu().double().clamp(min=_LEAST)
     return ((1 - ac) / ac).sqrt().tolist()
 
 
