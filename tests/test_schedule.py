@@ -71,6 +71,24 @@ def test_zero_terminal_snr_ends_in_pure_noise_and_keeps_its_start():
     assert torch.isfinite(after.x0(torch.ones(1, 4, 2, 2), torch.ones(1, 4, 2, 2), torch.tensor([999]))).all()
 
 
+def test_zero_terminal_snr_is_computed_where_a_device_has_no_fp64(monkeypatch):
+    """Apple's; the meta device stands for it here: its tensors have a device, and no numbers that may be asked for there."""
+    schedule = Schedule.sd15("v")
+    double, cpu, expected = torch.Tensor.double, torch.Tensor.cpu, schedule.zero_terminal_snr().alphas_cumprod
+
+    def refuse(tensor):
+        if tensor.device.type != "cpu":
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+        return double(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "double", refuse)
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: schedule.alphas_cumprod if tensor.device.type == "meta" else cpu(tensor))
+    moved = schedule.to("meta").zero_terminal_snr()
+    assert moved.betas.device.type == moved.alphas_cumprod.device.type == "meta"
+    monkeypatch.undo()
+    assert torch.equal(schedule.zero_terminal_snr().alphas_cumprod, expected)
+
+
 def test_half_precision_latents_are_mixed_in_fp32():
     assert Schedule.sd15().add_noise(torch.ones(1, 4, 2, 2, dtype=torch.bfloat16), torch.ones(1, 4, 2, 2), torch.tensor([3])).dtype == torch.float32
 

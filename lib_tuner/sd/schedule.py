@@ -60,11 +60,12 @@ class Schedule:
 
     def zero_terminal_snr(self) -> Schedule:
         """A new schedule whose last timestep is pure noise: sqrt(ā) shifted to end at 0, scaled to keep its start (Lin et al. 2305.08891, Alg. 1)."""
-        a = self.alphas_cumprod.double().sqrt()
+        device = self.alphas_cumprod.device
+        a = self.alphas_cumprod.cpu().double().sqrt()  # Apple's GPUs have no fp64
         a = (a - a[-1]) * (a[0] / (a[0] - a[-1]))
         ac = a**2
         alphas = torch.cat([ac[:1], ac[1:] / ac[:-1]])
-        return replace(self, betas=(1 - alphas).float(), alphas_cumprod=ac.float())
+        return replace(self, betas=(1 - alphas).float().to(device), alphas_cumprod=ac.float().to(device))
 
     def _alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         ac = self.alphas_cumprod[t].reshape(-1, *[1] * (like.ndim - 1))  # (B, 1, ..., 1)
