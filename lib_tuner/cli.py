@@ -15,7 +15,7 @@ from . import __version__, environment
 from .cli_train import run, settings_of, split_flags, train_help
 from .config import meant
 from .disk import expanded
-from .environment import OLD_GRADIO, RUN, TEST, UI, WEBUI, Layer
+from .environment import RUN, TEST, UI, WEBUI, Layer
 from .words import first_line
 
 PROGRAM = "python3 -m lib_tuner"
@@ -220,7 +220,10 @@ def test(rest: list[str], enter: Enter) -> int:
 
         return webui_suite.main(Path(args.webui), args.webui_python, rest, lambda arguments: _pytest(arguments, []))
     if enter is not stay:  # the page is tested on the WebUI's gradio too, in a process of another environment
-        environment.ensure(environment.old_gradio_folder(), (OLD_GRADIO,), lambda: sys.executable)
+        try:
+            environment.ensure_old_gradio()
+        except environment.NoPython as lack:
+            _complain(str(lack), 0)
     return _pytest(rest or ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"], [])  # all of them: half of the time on two cores, and a third process makes it longer
 
 

@@ -99,21 +99,45 @@ def python_of(venv: Path) -> Path:
 
 
 def python310() -> str:
-    """A Python 3.10, as the WebUI runs on. Raises ValueError where there is none."""
-    for command in _pythons310():
+    """A Python 3.10, as the WebUI runs on. Raises NoPython where there is none."""
+    found = _found("3.10")
+    if not found:
+        raise NoPython("There is no Python 3.10 here, which the WebUI's versions need: install it (for example `pyenv install 3.10`) and run this again.")
+    return found
+
+
+def old_gradio_python() -> str:
+    """A Python that the WebUI's gradio runs on, this one where it does: of numpy 1.26 and pydantic 1 there is nothing for those after 3.11. Raises NoPython."""
+    if sys.version_info < (3, 12):
+        return sys.executable
+    for version in ("3.11", "3.10"):
+        found = _found(version)
+        if found and _output([found, "-c", "import venv, ensurepip; print(1)"]):
+            return found
+    raise NoPython("The page is not tested on the WebUI's gradio, which needs Python 3.11 or 3.10 and there is none here (for example `pyenv install 3.11`).")
+
+
+class NoPython(ValueError):
+    """There is no Python of a version that is needed."""
+
+
+def _found(version: str) -> str:
+    """A Python of that version, such as 3.10; empty where there is none."""
+    start = version.replace(".", " ") + " "
+    for command in _pythons(version):
         answer = _output([*command, "-c", "import sys; print(*sys.version_info[:2], sys.executable)"])
-        if answer.startswith("3 10 "):
-            return answer[len("3 10 ") :].strip()
-    raise ValueError("There is no Python 3.10 here, which the WebUI's versions need: install it (for example `pyenv install 3.10`) and run this again.")
+        if answer.startswith(start):
+            return answer[len(start) :].strip()
+    return ""
 
 
-def _pythons310() -> Iterator[list[str]]:
+def _pythons(version: str) -> Iterator[list[str]]:
     yield [sys.executable]
-    yield ["python3.10"]  # may be pyenv's stand-in, which fails where 3.10 is not the version chosen
+    yield [f"python{version}"]  # may be pyenv's stand-in, which fails where that is not the version chosen
     versions = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
-    yield from ([str(path / "bin" / "python")] for path in sorted(versions.glob("3.10*"), reverse=True))
+    yield from ([str(path / "bin" / "python")] for path in sorted(versions.glob(f"{version}*"), reverse=True))
     if os.name == "nt":
-        yield ["py", "-3.10"]
+        yield ["py", f"-{version}"]
 
 
 def _output(command: list[str]) -> str:
@@ -124,6 +148,16 @@ def _output(command: list[str]) -> str:
         return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+def ensure_old_gradio() -> None:
+    """The environment with the WebUI's gradio. Raises NoPython where nothing can make it, ValueError."""
+    venv = old_gradio_folder()
+    python = "" if is_ready(venv, (OLD_GRADIO,)) else old_gradio_python()
+    version = _output([str(python_of(venv)), "-c", "import sys; print(*sys.version_info[:2])"]).split() if python else []
+    if version and tuple(map(int, version)) >= (3, 12):  # left behind by a Tuner that did not look for another Python
+        raise broken(venv, f"it was made with Python {'.'.join(version)}, on which the WebUI's gradio cannot be installed")
+    ensure(venv, (OLD_GRADIO,), lambda: python)
 
 
 # ---- making it

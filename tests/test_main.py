@@ -355,6 +355,44 @@ def test_a_python_310_is_recognised_by_what_it_says(monkeypatch):
         environment.python310()
 
 
+def test_the_webuis_gradio_gets_a_python_that_it_runs_on(setup, monkeypatch):
+    answers = {"python3.11": "3 11 /opt/python3.11\n", "/opt/python3.11": "1\n"}
+    monkeypatch.setattr(environment, "_output", lambda command: answers.get(command[0], ""))
+    monkeypatch.setattr(sys, "version_info", (3, 11, 7))
+    assert environment.old_gradio_python() == sys.executable
+    monkeypatch.setattr(sys, "version_info", (3, 13, 0))
+    assert environment.old_gradio_python() == "/opt/python3.11"
+    answers["/opt/python3.11"] = ""  # without ensurepip
+    with error("not tested on the WebUI's gradio", "3.11 or 3.10"):
+        environment.old_gradio_python()
+
+
+def test_an_old_gradio_environment_of_a_python_that_is_too_new_is_told(setup, monkeypatch):
+    monkeypatch.setattr(environment, "old_gradio_folder", lambda: setup.venv)
+    monkeypatch.setattr(environment, "old_gradio_python", this_python)
+    version = ["3 13\n"]
+    monkeypatch.setattr(environment, "_output", lambda command: version[0] if Path(command[0]).exists() else "")
+    environment._create(setup.venv, sys.executable)
+    with error("is broken", "Python 3.13", "delete that folder"):
+        environment.ensure_old_gradio()
+    version[0] = "3 11\n"
+    environment.ensure_old_gradio()
+    assert setup.calls == ["create", "requirements-old-gradio.txt", "requirements-webui-alone.txt"]
+
+
+def test_without_such_a_python_the_other_tests_are_run_all_the_same(monkeypatch, capsys):
+    def lack() -> None:
+        raise environment.NoPython("There is none.")
+
+    given = []
+    monkeypatch.setattr(environment, "enter", lambda *args: None)
+    monkeypatch.setattr(environment, "ensure_old_gradio", lack)
+    monkeypatch.setattr(pytest, "main", lambda arguments, plugins: given.append(arguments) or 0)
+    monkeypatch.setattr(os, "chdir", lambda path: None)
+    assert cli.main(["test", "tests/test_config.py"]) == 0 and given == [["tests/test_config.py"]]
+    assert capsys.readouterr().err == "There is none.\n"
+
+
 # ---- the commands
 
 
