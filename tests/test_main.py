@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ import lib_tuner
 from lib_tuner import __main__ as program
 from lib_tuner import cli, cli_train, environment
 from lib_tuner.config import toml_text
-from lib_tuner.environment import RUN, TEST, WEBUI, Layer
+from lib_tuner.environment import OLD_GRADIO, RUN, TEST, UI, WEBUI, Layer
 from lib_tuner.events import Finished, Started, Warned
 from lib_tuner.host import Forecast
 from lib_tuner.hosts.standalone import Standalone
@@ -282,11 +283,24 @@ def test_an_environment_that_cannot_be_made_gives_the_last_line_of_the_reason(tm
         environment._create(tmp_path / "venv", str(environment.python_of(tmp_path / "bad")))
 
 
+def pins(install: tuple[str, ...]) -> list[str]:
+    """The lines of a list of packages that name one."""
+    lines = (environment.PACKAGE / install[-1]).read_text(encoding="utf-8").splitlines()
+    return [line.partition("#")[0].strip() for line in lines if line.partition("#")[0].strip()]
+
+
 def test_every_layer_pins_every_package_exactly():
-    for install in (*RUN.installs, *TEST.installs, *WEBUI.installs):
-        lines = (environment.PACKAGE / install[-1]).read_text(encoding="utf-8").splitlines()
-        packages = [line.partition("#")[0].strip() for line in lines if line.partition("#")[0].strip()]
+    for install in (*RUN.installs, *UI.installs, *TEST.installs, *WEBUI.installs):
+        packages = pins(install)
         assert packages and all(re.match(r"[A-Za-z0-9_-]+==[0-9.]+(; python_version [<>]=? \"3\.11\")?$", p) for p in packages), install
+
+
+def test_every_package_without_a_marker_runs_on_python_310_too():
+    """As what is installed here says of itself; another version than the list's says nothing of the list's."""
+    specifiers = pytest.importorskip("packaging.specifiers")
+    plain = [pin.partition("==") for layer in (RUN, UI, TEST, OLD_GRADIO, WEBUI) for install in layer.installs for pin in pins(install) if ";" not in pin]
+    asks = {name: metadata.metadata(name)["Requires-Python"] for name, _, version in plain if version in [d.version for d in metadata.distributions(name=name)]}
+    assert not [f"{name} asks for Python {asked}" for name, asked in asks.items() if asked and "3.10.0" not in specifiers.SpecifierSet(asked)]
 
 
 def test_the_environment_lies_beside_the_package_or_where_tuner_venv_says(monkeypatch, tmp_path):
