@@ -11,9 +11,9 @@ from lib_tuner.config import build
 from lib_tuner.events import Finished
 from lib_tuner.hosts.standalone import Standalone
 from lib_tuner.methods import METHODS, settings
-from lib_tuner.methods.embedding_file import Embedding, read_embedding, write_embedding
+from lib_tuner.methods.embedding_file import Embedding, read_embedding, write_embedding, write_embedding_png
 from lib_tuner.methods.metadata import Made
-from lib_tuner.methods.textual_inversion import TextualInversion, TextualInversionConfig, wanted_words
+from lib_tuner.methods.textual_inversion import TextualInversion, TextualInversionConfig, card, wanted_words
 from lib_tuner.optim import EMA
 from lib_tuner.settings import TrainConfig
 from lib_tuner.train import train
@@ -177,3 +177,11 @@ def test_the_optimizers_state_is_the_one_that_the_webui_goes_on_with(small_run):
 
 def test_triggers_are_the_words():
     assert method().triggers() == "zorb" and (several := method(embeddings="a;b c").triggers()) == "a b c" and several.each == ("a", "b c")
+
+
+@pytest.mark.webui_versions
+@pytest.mark.parametrize(("word", "model"), [("猫", "small"), ("кот", "small"), ("zorb", "我的模型")])
+def test_a_picture_is_saved_of_a_word_or_a_model_in_any_letters(tmp_path, word, model):
+    file = write_embedding_png(tmp_path / "a.png", (saved := Embedding(word, torch.randn(2, 48), 5, "ab" * 32, model)), card(saved))
+    read = read_embedding(file)
+    assert (read.name, read.model_name) == (word, model) and torch.equal(read.vectors, saved.vectors)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..data.pictures import writable
 from .cells import Plan
 
 GAP = 4
@@ -94,7 +95,7 @@ def _margin(labels: Sequence[str], letters: int, most: int) -> int:
     """The width of the labels at the left, of which the longest are broken into lines."""
     if not any(labels):
         return 0
-    return min(most, max(int(font.getlength(_writable(label, font))) for label in labels for font in [_font(label, letters)])) + 2 * GAP
+    return min(most, max(int(font.getlength(writable(label, font))) for label in labels for font in [_font(label, letters)])) + 2 * GAP
 
 
 def _title(labels: Sequence[str], widths: Sequence[int], letters: int) -> int:
@@ -122,7 +123,7 @@ def _line(letters: int) -> int:
 def _broken(text: str, width: int, letters: int) -> list[str]:
     """Lines that fit: at blanks, and where a word alone is too long (Chinese has no blanks), inside it."""
     font = _font(text, letters)
-    text = _writable(text, font)
+    text = writable(text, font)
     lines, line = [], ""
     for word in [word + " " for word in text.split(" ")]:
         if line and font.getlength((line + word).rstrip()) > width - GAP:
@@ -134,11 +135,6 @@ def _broken(text: str, width: int, letters: int) -> list[str]:
                 line = ""
             line += letter
     return [*lines, line.rstrip()] if line.strip() else lines or [""]
-
-
-def _writable(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    """Pillow's own bitmap letters, where there are no others, end with Latin-1."""
-    return text if isinstance(font, ImageFont.FreeTypeFont) else text.encode("latin-1", "replace").decode("latin-1")
 
 
 def _font(text: str, letters: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:

@@ -13,7 +13,7 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFont
 
 from .item import Item
 
@@ -291,3 +291,8 @@ def _from_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
 def _first_line(error: BaseException) -> str:
     text = " ".join(str(error).split("<")[0].split()) or type(error).__name__  # Pillow names its BytesIO, which tells the user nothing
     return text[:120]
+
+
+def writable(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    """A text that can be written on a picture: Pillow's own bitmap letters, where there are no others, end with Latin-1."""
+    return text if isinstance(font, ImageFont.FreeTypeFont) else text.encode("latin-1", "replace").decode("latin-1")

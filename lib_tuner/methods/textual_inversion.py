@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..config import opt
 from ..disk import expanded
+from ..data.pictures import writable
 from ..data.prompts import Triggers, mentions, template_lines
 from ..host import Components
 from ..optim import holds_average
@@ -227,5 +228,6 @@ def card(embedding: Embedding) -> Image.Image:
     """A plain picture with the word on it, for a file that is looked at as a picture."""
     picture = Image.new("RGB", (512, 512), (48, 52, 70))
     text = f"{embedding.name}\n{len(embedding.vectors)} vectors, step {embedding.step}\n{embedding.model_name}"
-    ImageDraw.Draw(picture).text((24, 24), text, fill=(230, 230, 240))
+    pen = ImageDraw.Draw(picture)
+    pen.text((24, 24), writable(text, pen.getfont()), fill=(230, 230, 240))  # before Pillow 10.1 its own letters raise for a Chinese or a Russian word
     return picture
