@@ -222,7 +222,7 @@ def test_a_quote_that_is_never_closed_is_a_problem_and_the_lines_before_count(tm
     (tmp_path / "metadata.csv").write_text('file_name,text\na.png,one\nb.png,"' + "x" * 200_000)
     found, problems = find(tmp_path)
     assert found["a.png"].caption == "one" and "b.png" in found
-    assert any("cannot be read to its end" in str(problem) for problem in problems)
+    assert any("quote that is never closed" in str(problem) for problem in problems)
 
 
 def test_parquet_of_an_image_text_data_set(tmp_path):

@@ -8,10 +8,10 @@ from __future__ import annotations
 import codecs
 import csv
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +95,37 @@ def _caption(value: Any, lines: bool) -> tuple[str, bool]:
 
 
 def _csv_rows(path: Path, text: str, complain: Complain) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        yield from enumerate(csv.DictReader(io.StringIO(text)), start=2)
-    except csv.Error as error:  # a field of over 128 KiB: most likely a quote that is never closed
-        complain(path, f"cannot be read to its end ({error}); the lines before are used", "list")
+    """Rows by the names in the first one. A row with more columns has most likely a caption with commas and no quotes around it, which is whole again where it comes last."""
+    rows, told = _csv_cells(path, text, complain), False
+    _, names = next(rows, (0, []))
+    caption = next((c for c in _CAPTION_COLUMNS if c in names), "")
+    for line, cells in rows:
+        while len(cells) > len(names) and not cells[-1]:  # a comma at the end
+            cells.pop()
+        if len(cells) > len(names) and names[-1] != caption:
+            complain(path, f"line {line} has more columns than the first line; it was left out: put quotes around a caption with commas", "list")
+            continue
+        if len(cells) > len(names) and not told:  # most likely it is so in every row
+            told = True
+            complain(path, f"line {line} has more columns than the first line, which were taken for the rest of its caption: put quotes around a caption with commas", "list")
+        yield line, dict(zip(names, [*cells[: len(names) - 1], ", ".join(cells[len(names) - 1 :])] if len(cells) > len(names) else cells))
+
+
+def _csv_cells(path: Path, text: str, complain: Complain) -> Iterator[tuple[int, list[str]]]:
+    """The line at which each row begins, and its cells; a row whose quotes do not fit costs its first line alone, not those that its open quote would swallow."""
+    lines, at = [f"{line}\n" for line in text.split("\n")], 0
+    while at < len(lines):
+        reader = csv.reader(islice(lines, at, None), strict=True, skipinitialspace=True)  # as people write them: a.png, "a cat, sitting"
+        begin = at
+        try:
+            for cells in reader:
+                if cells:
+                    yield begin + 1, cells
+                begin = at + reader.line_num
+            return
+        except csv.Error:  # also a field of over 128 KiB
+            complain(path, f"line {begin + 1} has a quote that is never closed, or words behind one that is; it was left out: put quotes around the whole caption, and write those inside it twice", "list")
+            at = begin + 1
 
 
 def _json_rows(path: Path, text: str, complain: Complain) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -132,6 +159,10 @@ def parquet_rows(path: Path, complain: Complain, lines: bool = False) -> Iterato
     for batch in file.iter_batches(batch_size=TOGETHER, columns=[picture, *([caption] if caption else [])]):
         for values in batch.to_pylist():
             data, name = _cell(values[picture])
+            if name and not data:
+                complain(path, f"row {row} names {name} but does not hold it; put the picture itself into the file", "unreadable")
+                row += 1
+                continue
             text, fine = _caption(values.get(caption), lines)
             if not fine and not told:  # most likely it is so in every row
                 told = True
