@@ -56,6 +56,20 @@ def test_of_several_words_a_caption_with_one_gets_no_other(text, expected):
     assert Prompts(DataConfig(), words).tags(Item(Path("a.png"), "a cat-a, red")) == ["a cat-a", "red"]
 
 
+@pytest.mark.parametrize(("text", "name"), [("a cat-a sitting", "cat-a"), ("a RED HAT on a cat-a", "cat-a red hat"), ("a cat", "cat-a red hat"), ("", "cat-a red hat")])
+def test_of_several_words_the_templates_name_is_what_the_pictures_caption_has(tmp_path, text, name):
+    words = Triggers.of(["cat-a", "red hat"])
+    (tmp_path / "mine.txt").write_text("a photo of [name]")
+    assert caption(text, trigger=words, template=str(tmp_path / "mine.txt")) == f"a photo of {name}"
+    assert set(captions(20, text=text, trigger=words, tag_dropout=1.0)) == {name}
+
+
+def test_of_several_lines_the_drawn_one_says_which_word_is_meant(tmp_path):
+    (tmp_path / "mine.txt").write_text("[name]; [filewords]")
+    drawn = set(captions(50, text="a cat-a\na red hat\na thing", trigger=Triggers.of(["cat-a", "red hat"]), template=str(tmp_path / "mine.txt"), wildcards=True))
+    assert drawn == {"cat-a; a cat-a", "red hat; a red hat", "cat-a red hat; a thing"}
+
+
 def test_the_trigger_word_survives_dropped_tags():
     assert set(captions(20, text="zwx, red", trigger="zwx", tag_dropout=1.0)) == {"zwx"}
 

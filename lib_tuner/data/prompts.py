@@ -53,23 +53,31 @@ class Prompts:
         """The caption of one example at one step; all randomness comes from `rng`. Class pictures get neither template nor trigger word."""
         if self.cfg.caption_dropout and rng.random() < self.cfg.caption_dropout:
             return ""
-        words = self._tags(self._choice(item.caption, rng), rng, step)
+        chosen = self._choice(item.caption, rng)
+        words = self._tags(chosen, rng, step)
         if item.is_class:
             return literal(_without_name(words))
         text = rng.choice(self.lines).replace("[filewords]", words)
         text = text if words else text.strip(", ")  # "[name], [filewords]" without filewords
-        text = text.replace("[name]", self.trigger) if self.trigger else _without_name(text)
-        return literal(text if self.cfg.template else self._with_trigger(text))
+        name = self._named(chosen, item.caption)
+        text = text.replace("[name]", name) if name else _without_name(text)
+        return literal(text if self.cfg.template else self._with_trigger(text, name))
 
     def tags(self, item: Item) -> list[str]:
         """The caption's tags as they are counted for the saved file's metadata: all of them, the trigger word first."""
-        text = item.caption if item.is_class else self._with_trigger(item.caption)
+        text = item.caption if item.is_class else self._with_trigger(item.caption, self.trigger)
         return split_tags(literal(text))
 
-    def _with_trigger(self, text: str) -> str:
-        if not self.trigger or mentions(text, self.trigger):  # a picture of one of several words teaches that one alone
+    def _named(self, *texts: str) -> str:
+        """What stands for the subject: of several words those that the first of the texts with any has, since a picture of one teaches that one alone; else all."""
+        each = getattr(self.trigger, "each", ())
+        own = next((found for text in texts if (found := [word for word in each if mentions(text, word)])), [])
+        return " ".join(own) or self.trigger
+
+    def _with_trigger(self, text: str, name: str) -> str:
+        if not name or mentions(text, self.trigger):
             return text
-        return f"{self.trigger}, {text}" if text else self.trigger
+        return f"{name}, {text}" if text else name
 
     def _choice(self, caption: str, rng: Random) -> str:
         if not self.cfg.wildcards:
