@@ -43,12 +43,14 @@ class Embedding:
 
 
 def valid_name(name: str) -> str:
-    """The name, if the WebUI takes it for an embedding: letters, digits, dot, underscore, dash and space, and a file with its endings can have it. Raises ValueError."""
+    """The name, if the WebUI takes it for an embedding and finds it in a prompt: letters, digits, dot, underscore, dash and space, and a file with its endings can have it. Raises ValueError."""
     bad = "".join(dict.fromkeys(c for c in name if not (c.isalnum() or c in "._- ")))
     if bad:
         raise ValueError(f"The name {name!r} contains {bad!r}; use letters, digits, spaces and . _ - only.")
     if name != name.strip(" .") or not name:
         raise ValueError(f"The name {name!r} is empty, or starts or ends with a space or dot; no file can be found under it.")
+    if name.endswith(("-", "_")):  # CLIP's tokenizer makes one token of all signs that touch, `_,`
+        raise ValueError(f"The name {name!r} ends with {name[-1]!r}, which a comma behind it in a caption is read together with, so the word would not be found there; let it end with a letter or a digit.")
     if len(name.encode()) > LONGEST:
         raise ValueError(f"The name that begins with {name[:30]!r} is too long for a file; use at most {LONGEST} letters, or a third of that in Chinese.")
     return name
