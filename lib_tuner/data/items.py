@@ -24,6 +24,7 @@ from .item import Item
 PICTURES = frozenset(".png .jpg .jpeg .jfif .webp .bmp .gif .tif .tiff .avif .heic .heif .jxl".split())  # what Pillow cannot open becomes a problem
 
 _NOT_DATA = (".", "__MACOSX", "@eaDir")  # hidden folders; what a Mac's zip and a NAS put beside pictures
+_OF_RUNS = frozenset(("state", "losses.csv", "record.tuner"))  # beside settings.toml; see runs.py
 _MASK_FOLDERS = frozenset(("mask", "masks"))
 _MASK_FILE = re.compile(r"(\.mask|-masklabel|\.preview)$", re.IGNORECASE)  # OneTrainer's masks; the WebUI's card pictures
 _KOHYA = re.compile(r"^(\d+)_(.+)$")
@@ -138,7 +139,7 @@ def from_rows(rows: list[dict[str, Any]]) -> list[Item]:
 
 
 def _files(job: _Scan, endings: Collection[str] = ()) -> Iterator[Path]:
-    """Files below the root that are no masks, previews or caches, and in none of the other folders that the settings name; all, or with these endings."""
+    """Files below the root that are no masks, previews or caches, in no run's folder and in none of the other folders that the settings name; all, or with these endings."""
     apart, seen = _other_folders(job), dict[str, str]()
 
     def failed(error: OSError) -> None:
@@ -151,6 +152,10 @@ def _files(job: _Scan, endings: Collection[str] = ()) -> Iterator[Path]:
             names.clear()
             continue
         seen[real] = folder
+        if folder != str(job.root) and "settings.toml" in files and _OF_RUNS & {*names, *files}:
+            job.complain(Path(folder), "is the folder of a run, whose samples are no pictures to train on, and is left out", "folder")
+            names.clear()
+            continue
         names[:] = [n for n in sorted(names, key=natural) if not n.startswith(_NOT_DATA) and n.lower() not in _MASK_FOLDERS and Path(real, n).resolve() not in apart]
         for name in files:
             stem, ending = os.path.splitext(name)

@@ -1,0 +1,34 @@
+"""Which files of a folder a scan takes for pictures to train on, and what it says of the others."""
+
+from __future__ import annotations
+
+import pytest
+from PIL import Image
+
+from lib_tuner.data.items import pictures_below, scan
+from lib_tuner.settings import DataConfig
+
+
+def paint(path, number: int = 0, size=(40, 30)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (number * 37 % 256, number * 91 % 256, 99)).save(path)
+    return path
+
+
+def names_in(folder, **settings) -> tuple[dict[str, int], list[str]]:
+    """The repeats of each picture by its path, and what is wrong."""
+    items, problems = scan(DataConfig(folder=str(folder), **settings), folder)
+    return {item.path.relative_to(folder).as_posix(): item.repeats for item in items}, [str(problem) for problem in problems if problem.kind != "no caption"]
+
+
+@pytest.mark.parametrize("own", ["state/state-5.safetensors", "losses.csv", "record.tuner"])
+def test_samples_of_a_run_below_the_data_are_not_trained_on(tmp_path, own):
+    paint(tmp_path / "a.png"), paint(tmp_path / "out/runs/cat/samples/5-0.png", 1), paint(tmp_path / "other/b.png", 2)
+    (tmp_path / "other/settings.toml").write_text("")  # some other program's
+    for name in ("settings.toml", own):
+        (file := tmp_path / "out/runs/cat" / name).parent.mkdir(exist_ok=True)
+        file.write_text("")
+    found, problems = names_in(tmp_path)
+    assert list(found) == ["a.png", "other/b.png"]
+    assert problems == ["cat is the folder of a run, whose samples are no pictures to train on, and is left out."]
+    assert list(names_in(tmp_path / "out/runs/cat/samples")[0]) == ["5-0.png"] and len(pictures_below(tmp_path / "out/runs/cat")[0]) == 1  # whoever names it means it
