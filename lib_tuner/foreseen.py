@@ -129,6 +129,15 @@ def _untaught(run: Seen) -> Warning_ | None:
     return Warning_(text, Fix("Use the template “a photo of [name]”", {"data.template": "subject"}))
 
 
+def _other_trigger(run: Seen) -> Warning_ | None:
+    """A method that learns words puts these into the captions, and no other."""
+    given, words = run.cfg.trigger.strip(), getattr(run.trigger, "each", ())
+    if not METHODS[run.cfg.method].learns_words or not given or given.lower() in (word.lower() for word in (*words, run.trigger)):
+        return None
+    text = f"The trigger word “{given}” is not used: {METHODS[run.cfg.method].label} puts the word that it learns into the captions, “{run.trigger}”."
+    return Warning_(text, Fix("Leave it empty", {"trigger": ""}))
+
+
 def _prodigy(run: Seen) -> Warning_ | None:
     rate = max(value for value, _ in parse_lr(run.cfg.optim.lr))
     if run.cfg.optim.name != "prodigy" or 0.1 <= rate <= 2:
@@ -258,6 +267,6 @@ def _no_disk(run: Seen) -> Warning_ | None:
 
 
 WARNINGS = (
-    _few_pixels, _idle_gpu, _captions, _untaught, _rate, _prodigy, _lion, _warmup, _unused, _text_rate,
+    _few_pixels, _idle_gpu, _captions, _untaught, _other_trigger, _rate, _prodigy, _lion, _warmup, _unused, _text_rate,
     _text_stays, _no_share, _rank, _known_word, _timesteps, _no_samples, _no_masks, _no_room, _no_disk,
 )

@@ -153,6 +153,16 @@ def test_a_word_that_only_captions_can_have_and_do_not(small_run, tmp_path):
         assert not [w for w in plan(fine).warnings if "without the word" in w.text]
 
 
+@pytest.mark.parametrize("method", ["textual_inversion", "pivotal"])
+def test_a_trigger_word_beside_words_that_are_learned_is_not_used(small_run, method):
+    plain = {key: value for key, value in small_run.items() if not key.startswith("lora.")} | {"method": method, "name": "zorb"}
+    plain |= {"pivotal.inversion_steps": 2} if method == "pivotal" else {}
+    found = warned({**plain, "trigger": "sks"}, "The trigger word “sks” is not used")
+    assert found.fix.values == {"trigger": ""} and "“zorb”" in found.text
+    for fine in ({**plain, "trigger": " Zorb"}, plain, {**small_run, "trigger": "sks"}):
+        assert not [w for w in plan(fine).warnings if "is not used" in w.text]
+
+
 def test_no_preset_asks_for_what_is_warned_of(small_run):
     """But for what a person has to say: captions, a trigger word, samples; and the rates that the small model needs."""
     for method, goal, pace in product(METHODS, GOALS, PACES):
