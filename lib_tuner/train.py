@@ -152,12 +152,17 @@ def _check_same(saved: dict[str, Any], sd: Components, cfg: TrainConfig) -> None
     own = options(type(cfg.settings), cfg.method)
     kept = {option.key for option in (*options(TrainConfig), *own) if (option in own if option.kept is None else option.kept)}
     for key, value in flat_values(cfg).items():
-        if key in kept and before.get(key, value) != value and not _same_folder(key, before[key], value):
+        if key in kept and before.get(key, value) != value and not _same_folder(key, before[key], value) and not _moved(key, before[key], value):
             raise ValueError(f"resume: {key} was {before[key]!r} and is now {value!r}, but the saved state goes on as it was; set it back, or start a new run.")
 
 
 def _same_folder(key: str, *given: str) -> bool:
     return key.endswith("folder") and all(given) and len({os.path.realpath(os.path.expanduser(folder)) for folder in given}) == 1
+
+
+def _moved(key: str, *given: str) -> bool:
+    """Whether it is the file to start from in another folder: the state has what was learned from it, so that only its sizes and alphas are read again."""
+    return key.endswith(".start") and all(given) and len({Path(file).name for file in given}) == 1
 
 
 def _reducer(world: int) -> Callable[[list[torch.Tensor]], None] | None:

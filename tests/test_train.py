@@ -199,6 +199,20 @@ def test_a_resumed_run_refuses_settings_that_its_state_would_overrule(values):
     assert of(Finished, run({**values, "optim.lr": "5e-3", "steps": 8, "lora.save_dtype": "fp32", "resume": str(folder)}))[0].step == 8
 
 
+@pytest.mark.parametrize("method", [LORA, WORD], ids=["lora", "textual_inversion"])
+def test_a_run_goes_on_where_the_file_that_it_started_from_was_moved(values, tmp_path, method):
+    plain = {key: value for key, value in values.items() if key not in LORA} | method
+    plain["optim.lr"] = "1e-2"
+    saved = of(Finished, run({**plain, "steps": 2, "output": str(tmp_path / "first")}))[0].files[0]
+    key, folder = f"{method['method']}.start", of(Started, run({**plain, f"{method['method']}.start": str(saved)}, stop_after=3))[0].folder
+    (tmp_path / "elsewhere").mkdir()
+    moved = saved.rename(tmp_path / "elsewhere" / saved.name)
+    (other := moved.with_name("other.safetensors")).write_bytes(moved.read_bytes())
+    with pytest.raises(ValueError, match=f"{key} was .* and is now"):
+        run({**plain, key: str(other), "resume": str(folder)})
+    assert of(Finished, run({**plain, key: str(moved), "resume": str(folder)}))[0].step == 6
+
+
 def test_every_setting_of_the_samples_reaches_the_host(values):
     own = {"prompts": "a [name]\n\na dog", "negative": "blur", "width": 32, "height": 48, "steps": 3, "cfg": 2.5, "sampler": "euler_a", "seed": 9, "every": 6}
     values = {**values, "trigger": "thing", **{f"sample.{key}": value for key, value in own.items()}}
