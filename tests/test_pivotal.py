@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from lib_tuner.config import flat_values, from_metadata
 from lib_tuner.events import Finished, Saved, Stepped
 from lib_tuner.hosts.standalone import Standalone
-from lib_tuner.methods import settings
+from lib_tuner.methods import METHODS, settings
 from lib_tuner.methods.embedding_file import read_embedding
 from lib_tuner.methods.lora import LoRALayer
 from lib_tuner.methods.lora_file import read_lora, write_lora
@@ -266,3 +266,17 @@ def test_the_plan_names_the_stages(values):
     fix = next(w.fix.values for w in found.warnings if "Rank 512" in w.text)
     assert fix.keys() == {"pivotal.layers.rank", "pivotal.layers.alpha"}
     settings({**values, **fix})
+
+
+def test_a_word_inside_the_file_to_start_from_is_not_lost_without_a_word(values, sd, tmp_path):
+    method = method_of(values)
+    with method.attached(sd):
+        file = method.export(tmp_path / "thing", {}, MADE)[0]
+    lora = METHODS["lora"](settings({key: value for key, value in values.items() if not key.startswith("pivotal.")} | {"method": "lora", "lora.start": str(file)}))
+    with pytest.raises(ValueError, match="thing.safetensors has the word thing inside, .*; go on with method = pivotal"), lora.attached(sd):
+        pass
+    start = {**values, "name": "other", "pivotal.layers.start": str(file)}
+    with pytest.raises(ValueError, match="has the word thing inside, .*; give it a line in pivotal.words.embeddings"), method_of(start).attached(sd):
+        pass
+    with method_of({**start, "pivotal.words.embeddings": "other | 1; thing | 2"}).attached(sd):
+        pass

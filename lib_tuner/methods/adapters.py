@@ -140,6 +140,7 @@ class Adapters(LayerMethod):
     """An adapter beside each of the chosen modules."""
 
     settings: AdapterConfig
+    words_beside: tuple[str, ...] = ()  # those that pivotal tuning learns with it
 
     def __init__(self, cfg: Any):
         super().__init__(cfg)
@@ -231,6 +232,9 @@ class Adapters(LayerMethod):
                 raise ValueError(f"start: {file.path.name} is a DoRA with a length per output channel, which the WebUI draws wrongly; only one per input channel goes on.")
             if self.settings.dora and "dora_scale" not in factors:
                 raise ValueError(f"dora: {file.path.name} in start is no DoRA, so it goes on as what it is: turn dora off, or start without a file.")
+        if lost := [word for word in file.embeddings if word not in self.words_beside]:
+            said = f"start: {file.path.name} has the word {lost[0]} inside, which is not trained here and would be missing in the saved file; "
+            raise ValueError(said + ("give it a line in pivotal.words.embeddings." if self.words_beside else "go on with method = pivotal, the file in pivotal.layers.start and the word as the run's name."))
         check_fits(file, weight_shapes(sd))
         return file.modules
 

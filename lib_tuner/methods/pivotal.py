@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..config import opt, section
+from ..data.prompts import Triggers
 from ..disk import expanded
 from ..host import Components
 from ..optim import lr_at, parse_lr
@@ -119,6 +120,7 @@ class PivotalTuning(Method):
         if s.save_bundle != "separate" and (dotted := [w.name for w in wanted_words(s.words, cfg.name) if "." in w.name]):
             raise ValueError(f"name: the WebUI reads the name of a bundled word up to its first dot, which would cut {dotted[0]!r}; choose one without, or set pivotal.save_bundle to separate")
         self.adapter = FAMILIES[s.adapter](replace(cfg, method=s.adapter, trigger=self.triggers(), settings=s.of_family))
+        self.adapter.words_beside = self.triggers().each
         self._idle = ExitStack()
         self._scales: list[tuple[float, float]] = []  # of each group in the two stages; at 0 it is not trained
 
@@ -159,7 +161,7 @@ class PivotalTuning(Method):
         with self.adapter.folded():
             yield
 
-    def triggers(self) -> str:
+    def triggers(self) -> Triggers:
         return self.words.triggers()
 
     # ---- steps -------------------------------------------------------------------------------------------------------

@@ -167,7 +167,7 @@ class TextualInversion(Method):
         finally:
             self._splice()
 
-    def triggers(self) -> str:
+    def triggers(self) -> Triggers:
         return Triggers.of(word.name for word in wanted_words(self.settings, self.cfg.name))
 
     @torch.no_grad()
