@@ -25,7 +25,7 @@ def parse_lr(text: str) -> list[tuple[float, int | None]]:
     Raises ValueError, naming the entry: no number, negative, steps that do not rise, an entry behind one without a step.
     """
     entries: list[tuple[float, int | None]] = []
-    for part in str(text).split(","):
+    for part in [part for part in str(text).split(",") if part.strip()] or [""]:  # the WebUI takes a comma at the end, too
         rate, until = _entry(part.strip(), text)
         if entries and entries[-1][1] is None:
             raise ValueError(f"optim.lr: in {text!r}, {part.strip()!r} is never reached, because the rate before it has no step.")

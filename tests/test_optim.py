@@ -49,6 +49,8 @@ def made(name, params, **changes):
     ("0.05:10,0.02:20", [(0.05, 10), (0.02, 20)]),
     ("0.05:10, 0.005:-1", [(0.05, 10), (0.005, None)]),
     ("0:5, 1e-3", [(0.0, 5), (1e-3, None)]),
+    ("0.005:200, 0.001:1000,", [(0.005, 200), (0.001, 1000)]),
+    ("1e-4, ", [(1e-4, None)]),
 ])
 def test_a1111s_step_syntax_is_read(text, entries):
     assert parse_lr(text) == entries
@@ -56,7 +58,8 @@ def test_a1111s_step_syntax_is_read(text, entries):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("fast", "'fast' in 'fast' is not a rate or rate:step"),
-    ("0.05:10,", "'' in '0.05:10,' is not a rate"),
+    (" , ", "'' in ' , ' is not a rate"),
+    ("", "'' in '' is not a rate"),
     ("0.05:ten", "'0.05:ten' in"),
     ("-1", "-1 in '-1' is not a rate; it must be a number from 0 up"),
     ("nan", "nan in 'nan' is not a rate"),
