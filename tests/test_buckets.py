@@ -86,6 +86,13 @@ def test_own_sizes_never_enlarge_and_keep_the_area(size):
     assert lost < 64 / min(size) or size[0] * size[1] > 512 * 512  # no more than rounding to a step takes
 
 
+@pytest.mark.parametrize(("size", "limits", "own"), [
+    ((100, 5000), (256, 4096), (256, 1024)), ((5000, 100), (256, 4096), (1024, 256)), ((100, 5000), (512, 4096), (512, 512)), ((10, 9000), (448, 2048), (448, 576)),
+])  # fmt: skip
+def test_a_side_that_the_shortest_one_enlarges_takes_no_area_beyond_the_squares(size, limits, own):
+    assert bucket_for(size, DataConfig(upscale=False, bucket_min=limits[0], bucket_max=limits[1])) == own
+
+
 def test_a_resolution_below_one_step_says_what_to_do():
     with pytest.raises(ValueError, match="data.resolution: 32 px is shorter than one bucket step"):
         bucket_sizes(DataConfig(resolution=32))

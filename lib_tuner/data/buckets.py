@@ -49,7 +49,9 @@ def _own_size(size: Size, cfg: DataConfig) -> Size:
         return (max(cfg.bucket_step, _floor(side, cfg.bucket_step)),) * 2
     shortest, longest = _limits(cfg)
     shrink = min(1.0, cfg.resolution / sqrt(w * h))  # a long thin picture may be small on one side and still have too much area
-    return tuple(min(longest, max(shortest, _floor(int(side * shrink), cfg.bucket_step))) for side in size)
+    sides = tuple(min(longest, max(shortest, _floor(int(side * shrink), cfg.bucket_step))) for side in size)
+    most = _floor(cfg.resolution**2 // max(1, min(sides)), cfg.bucket_step)  # a side that the shortest one enlarged leaves less to the other
+    return tuple(min(side, most) for side in sides)
 
 
 def _limits(cfg: DataConfig) -> tuple[int, int]:
