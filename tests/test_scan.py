@@ -32,3 +32,13 @@ def test_samples_of_a_run_below_the_data_are_not_trained_on(tmp_path, own):
     assert list(found) == ["a.png", "other/b.png"]
     assert problems == ["cat is the folder of a run, whose samples are no pictures to train on, and is left out."]
     assert list(names_in(tmp_path / "out/runs/cat/samples")[0]) == ["5-0.png"] and len(pictures_below(tmp_path / "out/runs/cat")[0]) == 1  # whoever names it means it
+
+
+def test_a_date_before_a_folders_name_is_told_and_of_the_scanned_folder_no_number_of_repeats(tmp_path):
+    for i, name in enumerate(["2023_holiday/a.png", "2023_holiday/b.png", "499_cat/c.png", "500_dog/d.png"]):
+        paint(tmp_path / name, i)
+    found, problems = names_in(tmp_path)
+    assert found == {"2023_holiday/a.png": 2023, "2023_holiday/b.png": 2023, "499_cat/c.png": 499, "500_dog/d.png": 500}
+    assert problems == [f"{name} stands for {n} repeats of each picture; rename it if that number is something else." for name, n in (("500_dog", 500), ("2023_holiday", 2023))]
+    assert names_in(tmp_path / "2023_holiday") == ({"a.png": 1, "b.png": 1}, []) and names_in(tmp_path / "500_dog")[0] == {"d.png": 500}
+    assert {p.kind for p in scan(DataConfig(validation_folder=str(tmp_path)), tmp_path)[1]} <= {"no caption"}  # whose pictures are looked at once

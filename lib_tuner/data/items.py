@@ -27,9 +27,9 @@ _NOT_DATA = (".", "__MACOSX", "@eaDir")  # hidden folders; what a Mac's zip and 
 _OF_RUNS = frozenset(("state", "losses.csv", "record.tuner"))  # beside settings.toml; see runs.py
 _MASK_FOLDERS = frozenset(("mask", "masks"))
 _MASK_FILE = re.compile(r"(\.mask|-masklabel|\.preview)$", re.IGNORECASE)  # OneTrainer's masks; the WebUI's card pictures
-_KOHYA = re.compile(r"^(\d+)_(.+)$")
+_KOHYA, _YEAR = re.compile(r"^(\d+)_(.+)$"), re.compile(r"19\d\d|20\d\d")
 _NUMBERS = re.compile(r"^[-\d]+\s*")  # modules/textual_inversion/dataset.py of the WebUI: what it cuts off a file name
-_MOST_REPEATS = 10000
+_MANY_REPEATS, _MOST_REPEATS = 500, 10000
 _DRAWN = re.compile(r"class-\d{5}")  # pictures that data.class_pictures drew
 _NO_WORDS = re.compile(  # names that cameras, browsers and programs give, which say nothing about the picture
     r"^((img|dsc|dscn|dscf|pxl|mvimg|p|image|images|photo|picture|pic|frame|file|sample|screenshot|untitled|unnamed|download)[\s_()\-\d]*"
@@ -221,6 +221,8 @@ def _repeats(job: _Scan, path: Path) -> int:
         return 1
     if number == 0:
         job.complain(folder, "stands for 0 repeats, so its pictures are left out; write another number in front of its name to train on them", "folder", once=True)
+    if _MANY_REPEATS <= number <= _MOST_REPEATS:  # kohya's own folders have a few dozen at most; a year in front of a name has thousands
+        job.complain(folder, f"stands for {number} repeats of each picture; rename it if that number is something else", "folder", once=True)
     if number > _MOST_REPEATS:
         job.complain(folder, f"stands for {number} repeats, of which {_MOST_REPEATS} are made; set more steps instead", "folder", once=True)
     return min(number, _MOST_REPEATS)
@@ -232,7 +234,8 @@ def _kohya(job: _Scan, path: Path) -> tuple[Path, int, str]:
     for folder in path.parents[: len(path.parts) - len(top.parts)]:
         found = _KOHYA.match(folder.name)
         if found:
-            return folder, int(found[1]), found[2]
+            dated = folder == top and _YEAR.fullmatch(found[1])  # `2023_holiday`: a folder that is named for a run need not be kohya's
+            return folder, 1 if dated else int(found[1]), found[2]
     return path.parent, 1, ""
 
 
