@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
+from lib_tuner.data.batches import find_items
 from lib_tuner.data.items import pictures_below, scan
 from lib_tuner.settings import DataConfig
 
@@ -42,3 +43,22 @@ def test_a_date_before_a_folders_name_is_told_and_of_the_scanned_folder_no_numbe
     assert problems == [f"{name} stands for {n} repeats of each picture; rename it if that number is something else." for name, n in (("500_dog", 500), ("2023_holiday", 2023))]
     assert names_in(tmp_path / "2023_holiday") == ({"a.png": 1, "b.png": 1}, []) and names_in(tmp_path / "500_dog")[0] == {"d.png": 500}
     assert {p.kind for p in scan(DataConfig(validation_folder=str(tmp_path)), tmp_path)[1]} <= {"no caption"}  # whose pictures are looked at once
+
+
+@pytest.mark.parametrize("name", ["a.mask.jpg", "mask/a.webp", "masks/a.jpg", "a-masklabel.bmp"])
+def test_a_mask_may_be_any_kind_of_picture(tmp_path, name):
+    paint(tmp_path / "a.png"), paint(tmp_path / name, 1)
+    ((item,), _) = scan(DataConfig(folder=str(tmp_path), masks=True), tmp_path)
+    assert item.mask == tmp_path / name
+    (better := tmp_path / name).with_suffix(".png").write_bytes(better.read_bytes())
+    assert scan(DataConfig(masks=True), tmp_path)[0][0].mask == better.with_suffix(".png")
+
+
+def test_masks_for_some_pictures_alone_are_told(tmp_path):
+    for i in range(3):
+        paint(tmp_path / f"data/{i}.png", i), paint(tmp_path / f"class/{i}.png", i + 3)
+    for i, told in enumerate((["data has masks for 1 of 3 pictures; the others are learned whole."], ["data has masks for 2 of 3 pictures; the others are learned whole."], [])):
+        paint(tmp_path / f"data/mask/{i}.png", i)
+        for more in ({}, {"class_folder": str(tmp_path / "class")}):
+            problems = find_items(DataConfig(folder=str(tmp_path / "data"), masks=True, **more))[1]
+            assert [str(problem) for problem in problems if problem.kind == "mask"] == told

@@ -290,11 +290,21 @@ def find_items(cfg: DataConfig) -> tuple[list[Item], list[Problem]]:
         digests = {item.digest for item in held}
         problems += issues + [Problem(i.path, "is held out for validation, so it is not trained on", "held out") for i in items if i.digest in digests]
         items = [item for item in items if item.digest not in digests]
-    if cfg.masks and not any(item.mask or item.has_alpha for item in items):
-        problems.append(Problem(absolute(cfg.folder), "has no mask and no picture with transparency, so the masked loss changes nothing", "mask"))
+    problems += _masks_lacking(cfg, items)
     if all(item.is_class for item in items):
         raise ValueError(f"data.validation_folder: {cfg.validation_folder!r} holds every picture of data.folder; leave some to train on.")
     return items, problems
+
+
+def _masks_lacking(cfg: DataConfig, items: list[Item]) -> list[Problem]:
+    """Where masks are asked for and there are none, or only for some; class pictures need none."""
+    masked = [bool(item.mask or item.has_alpha) for item in items]
+    own = [has for has, item in zip(masked, items) if not item.is_class]
+    if not cfg.masks or own and all(own):
+        return []
+    if not any(masked):
+        return [Problem(absolute(cfg.folder), "has no mask and no picture with transparency, so the masked loss changes nothing", "mask")]
+    return [Problem(absolute(cfg.folder), f"has masks for {sum(own):,} of {len(own):,} pictures; the others are learned whole", "mask")] if any(own) else []
 
 
 def with_hints(found: tuple[list[Item], list[Problem]], hints: Hints | None) -> tuple[list[Item], list[Problem]]:

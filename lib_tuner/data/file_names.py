@@ -32,6 +32,10 @@ class Names:
             here /= name if name in found else found[0]
         return here
 
+    def there(self, path: Path) -> bool:
+        """Whether there is a file or folder of this name; the disk is asked only for what its folder lists, since most of many names are not there."""
+        return bool(self._in(path.parent).get(plain(path.name))) and os.path.exists(path)
+
     def beside(self, path: Path) -> Path | None:
         """What is called like this path in its own folder; None where nothing is, or several."""
         found = self._in(path.parent).get(plain(path.name), [])

@@ -26,6 +26,7 @@ PICTURES = frozenset(".png .jpg .jpeg .jfif .webp .bmp .gif .tif .tiff .avif .he
 _NOT_DATA = (".", "__MACOSX", "@eaDir")  # hidden folders; what a Mac's zip and a NAS put beside pictures
 _OF_RUNS = frozenset(("state", "losses.csv", "record.tuner"))  # beside settings.toml; see runs.py
 _MASK_FOLDERS = frozenset(("mask", "masks"))
+_MASK_ENDINGS = (".png", *sorted(PICTURES - {".png"}))
 _MASK_FILE = re.compile(r"(\.mask|-masklabel|\.preview)$", re.IGNORECASE)  # OneTrainer's masks; the WebUI's card pictures
 _KOHYA, _YEAR = re.compile(r"^(\d+)_(.+)$"), re.compile(r"19\d\d|20\d\d")
 _NUMBERS = re.compile(r"^[-\d]+\s*")  # modules/textual_inversion/dataset.py of the WebUI: what it cuts off a file name
@@ -326,14 +327,15 @@ def file_words(path: Path) -> str:
 
 
 def mask_files(path: Path) -> list[Path]:
-    """Where a picture's mask may lie, in order of preference."""
+    """Where a picture's mask may lie, in order of preference: in each place as any kind of picture, as a .png first."""
     folder, stem = path.parent, path.stem
-    return [folder / f"{stem}.mask.png", *(folder / name / f"{stem}.png" for name in sorted(_MASK_FOLDERS)), folder / f"{stem}-masklabel.png"]
+    places = (folder / f"{stem}.mask", *(folder / name / stem for name in sorted(_MASK_FOLDERS)), folder / f"{stem}-masklabel")
+    return [place.with_name(place.name + ending) for place in places for ending in _MASK_ENDINGS]
 
 
 def _with_mask(job: _Scan, item: Item) -> Item:
     """The item with its mask file, where masks are on and there is one that can be read."""
-    mask = next((path for path in mask_files(item.path) if os.path.exists(path)), None) if job.cfg.masks else None
+    mask = next(filter(job.names.there, mask_files(item.path)), None) if job.cfg.masks else None
     if mask is None:
         return item
     try:
