@@ -15,6 +15,7 @@ from .disk import expanded
 from .data import class_pictures
 from .data.batches import Batches
 from .data.holes import Holes
+from .data.items import told
 from .foreseen import Seen, Warning_, kept_on_disk, warnings
 from .host import Forecast
 from .methods import METHODS
@@ -23,8 +24,6 @@ from .progress import duration
 from .sd.files import glance
 from .settings import TrainConfig
 from .words import gigabytes, number_of
-
-SHOWN = 8  # problems
 
 
 @dataclass(frozen=True)
@@ -94,9 +93,7 @@ def outlook(cfg: TrainConfig, forecast: Forecast, seconds: float | None = None) 
                       holes=Holes(cfg.inpaint, cfg.seed) if forecast.inpainting else None)  # fmt: skip
     seen = (_pictures(batches), _drawn_first(len(undrawn)), _buckets(batches), _masks(batches))
     lines = [*seen, _length(cfg, batches), _stages(cfg), _time(cfg, seconds), _memory(forecast), _disk(cfg, forecast)]
-    problems = [str(p) for p in batches.problems]
-    more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-    return Outlook([line for line in lines if line], warnings(Seen(cfg, forecast, batches, trigger)), problems[:SHOWN] + more)
+    return Outlook([line for line in lines if line], warnings(Seen(cfg, forecast, batches, trigger)), told(batches.problems))
 
 
 # ---- the plan --------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from .disk import expanded
 from .data import class_pictures
 from .data.batches import Batches, check_world, find_items, validation
 from .data.holes import Holes
-from .data.items import from_rows
+from .data.items import from_rows, told
 from .events import Event, Finished, Preparing, Started, Stepped, Warned
 from .host import Components, Host
 from .methods.base import Method
@@ -56,8 +56,8 @@ def train(cfg: TrainConfig, method: Method, host: Host, stop: Callable[[], bool]
         yield Preparing(0, 0, "Reading pictures and captions")
         run = _prepare(cfg, method, host, sd, attached.enter_context(method.attached(sd)))
         run.writes = rank == 0
-        for told in (*run.notes, *map(str, run.batches.problems)):
-            yield Warned(told)
+        for text in (*run.notes, *told(run.batches.problems)):
+            yield Warned(text)
         if run.batches.holes is None and cfg.inpaint != InpaintConfig():
             yield Warned("The settings for inpainting models are not used: this model is an ordinary one, which is given no masks.")
         for done, total, name in run.batches.prepare():

@@ -213,6 +213,13 @@ def test_a_run_goes_on_where_the_file_that_it_started_from_was_moved(values, tmp
     assert of(Finished, run({**plain, key: str(moved), "resume": str(folder)}))[0].step == 6
 
 
+def test_many_problems_of_pictures_are_cut_short(values):
+    for i in range(12):
+        (Path(values["data.folder"]) / f"broken{i}.png").write_bytes(b"no picture")
+    told = [event.text for event in of(Warned, run(values, stop_after=1))]
+    assert len(told) == 9 and told[0].startswith("broken0.png ") and told[-1] == "and 4 more"
+
+
 def test_every_setting_of_the_samples_reaches_the_host(values):
     own = {"prompts": "a [name]\n\na dog", "negative": "blur", "width": 32, "height": 48, "steps": 3, "cfg": 2.5, "sampler": "euler_a", "seed": 9, "every": 6}
     values = {**values, "trigger": "thing", **{f"sample.{key}": value for key, value in own.items()}}

@@ -23,6 +23,7 @@ from .item import Item
 
 PICTURES = frozenset(".png .jpg .jpeg .jfif .webp .bmp .gif .tif .tiff .avif .heic .heif .jxl".split())  # what Pillow cannot open becomes a problem
 
+SHOWN = 8  # problems
 _NOT_DATA = (".", "__MACOSX", "@eaDir")  # hidden folders; what a Mac's zip and a NAS put beside pictures
 _OF_RUNS = frozenset(("state", "losses.csv", "record.tuner"))  # beside settings.toml; see runs.py
 _MASK_FOLDERS = frozenset(("mask", "masks"))
@@ -49,6 +50,12 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.path.name} {self.text}."
+
+
+def told(problems: list[Problem]) -> list[str]:
+    """The first problems, and how many more there are: a folder may have one for each of thousands of pictures."""
+    more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+    return [*map(str, problems[:SHOWN]), *more]
 
 
 @dataclass
