@@ -2,6 +2,7 @@
 
 import pickle
 from collections import Counter
+from itertools import permutations
 from pathlib import Path
 from random import Random
 
@@ -72,6 +73,13 @@ def test_of_several_lines_the_drawn_one_says_which_word_is_meant(tmp_path):
 
 def test_the_trigger_word_survives_dropped_tags():
     assert set(captions(20, text="zwx, red", trigger="zwx", tag_dropout=1.0)) == {"zwx"}
+
+
+def test_a_trigger_with_a_comma_is_not_shuffled_apart():
+    drawn = captions(60, text="one, Sks, cat, two", trigger="sks, cat", shuffle_tags=True)
+    assert {tuple(text.replace("Sks, cat", "T").split(", ")) for text in drawn} == set(permutations(("one", "T", "two")))
+    assert set(captions(20, text="sks, cat, one", trigger="sks, cat", shuffle_tags=True, keep_tags=2)) == {"sks, cat, one"}
+    assert set(captions(20, text="sks, cat", trigger="sks, cat", tag_dropout=0.5)) == {"sks, cat"}
 
 
 def test_class_pictures_get_neither_trigger_word_nor_template():

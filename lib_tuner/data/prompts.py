@@ -93,7 +93,7 @@ class Prompts:
         if not (cfg.shuffle_tags or cfg.tag_dropout or warming):
             return " ".join(caption.split("\n")).strip()
         tags = split_tags(caption)
-        kept, rest = tags[: cfg.keep_tags], tags[cfg.keep_tags :]
+        kept, rest = tags[: cfg.keep_tags], self._trigger_as_one(tags[cfg.keep_tags :])
         if warming:
             rest = rest[: floor(step * (len(rest) - cfg.token_warmup_min) / cfg.token_warmup) + cfg.token_warmup_min]
         if cfg.shuffle_tags:
@@ -101,6 +101,13 @@ class Prompts:
         if cfg.tag_dropout:
             rest = [tag for tag in rest if rng.random() >= cfg.tag_dropout]
         return ", ".join(kept + rest)
+
+
+    def _trigger_as_one(self, tags: list[str]) -> list[str]:
+        """The tags with a trigger that has a comma in it as one of them, so that it is not shuffled apart."""
+        parts = [part.lower() for part in split_tags(self.trigger)]
+        at = next((i for i in range(len(tags)) if len(parts) > 1 and [tag.lower() for tag in tags[i : i + len(parts)]] == parts), None)
+        return tags if at is None else [*tags[:at], ", ".join(tags[at : at + len(parts)]), *tags[at + len(parts) :]]
 
 
 def split_tags(caption: str) -> list[str]:
