@@ -240,6 +240,7 @@ def test_a_bundled_word_of_another_width_is_refused(values, sd, tmp_path):
 @pytest.mark.parametrize(("change", "sentence"), [
     ({"pivotal.inversion_steps": 6}, "pivotal.inversion_steps: 6 leave nothing of the run's 6 steps"),
     ({"pivotal.inversion_steps": 0, "pivotal.continue_inversion": False}, "the word is never learned"),
+    ({"optim.lr": "1e-3:2"}, "optim.lr: '1e-3:2' ends within the 2 steps in which the word alone is learned"),
     ({"optim.name": "prodigy"}, "optim.name: prodigy takes all weights for one"),
     ({"optim.name": "prodigy", "optim.lr": "1", "pivotal.inversion_steps": 0}, "pivotal.continue_lr: prodigy finds one learning rate"),
     ({"name": "my.cat"}, "up to its first dot, which would cut 'my.cat'"),
@@ -252,6 +253,11 @@ def test_what_cannot_be_is_one_sentence(values, change, sentence):
     with pytest.raises(ValueError) as caught:
         method_of({**values, **change})
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_rates_that_end_after_the_inversion_or_never_are_taken(values):
+    for rate, more in (("1e-3:3", {}), ("1e-3:1, 1e-4", {}), ("1e-3:1", {"pivotal.inversion_steps": 0})):
+        method_of({**values, "optim.lr": rate, **more})
 
 
 def test_names_with_a_dot_can_be_saved_apart(values):

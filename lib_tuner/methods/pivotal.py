@@ -19,7 +19,7 @@ from ..config import opt, section
 from ..data.prompts import Triggers
 from ..disk import expanded
 from ..host import Components
-from ..optim import lr_at, parse_lr
+from ..optim import lr_at, lr_ended, parse_lr
 from ..sd.files import read_header
 from ..settings import TrainConfig
 from .adapters import AdapterConfig, Adapters
@@ -112,6 +112,8 @@ class PivotalTuning(Method):
         s = self.settings
         if s.inversion_steps >= cfg.steps:
             raise ValueError(f"pivotal.inversion_steps: {s.inversion_steps} leave nothing of the run's {cfg.steps} steps for the adapter; lower them, or raise steps")
+        if s.inversion_steps and lr_ended(cfg.optim, s.inversion_steps):  # its steps count from the start of the run, which ends with them
+            raise ValueError(f"optim.lr: {cfg.optim.lr!r} ends within the {s.inversion_steps} steps in which the word alone is learned (pivotal.inversion_steps), so the adapter would never be trained; let its last step come after them, or give the last rate none")
         if s.inversion_steps and cfg.optim.name in ALL_AT_ONCE:
             raise ValueError(f"optim.name: {cfg.optim.name} takes all weights for one, but here the word is trained first; choose another optimizer, or set pivotal.inversion_steps to 0")
         if cfg.optim.name == "prodigy" and self._further not in (0, 1):
