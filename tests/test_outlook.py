@@ -231,6 +231,11 @@ def test_files_and_folders_that_a_run_would_fail_at_are_said_before_it_waits_for
         assert str(caught.value).startswith(f"{key}: ") and "\n" not in str(caught.value)
 
 
+def test_where_a_resumed_runs_file_to_start_from_is_gone_a_save_of_the_run_is_advised(small_run, tmp_path):
+    with pytest.raises(ValueError, match="^lora.start: .* does not exist; name it where it lies now, or a copy of a save of this run under its name"):
+        refuse(settings({**small_run, "lora.start": str(tmp_path / "gone.safetensors"), "resume": str(tmp_path)}))
+
+
 def test_the_standalone_host_foresees_memory_from_the_models_own_size(small_run):
     def need(**change):
         return Standalone(settings({**small_run, **change})).forecast().need
