@@ -46,7 +46,7 @@ def keep(folder: Path, best: Best) -> dict[str, Any]:
     if best.others not in OTHERS:
         raise ValueError(f"{best.others!r} is neither leave nor trash.")
     path = folder / best.file
-    target = runs.renamed(path, best.name)
+    target = path if best.name == path.stem else runs.renamed(path, best.name)
     others = [folder / name for name, step in steps.items() if step != steps[best.file] and Path(name).stem != path.stem]  # what was saved with it stays with it
     taken = [folder / name for name in steps if Path(name).stem == target.stem != path.stem and not (best.others == "trash" and folder / name in others)]
     if taken:

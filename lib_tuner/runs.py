@@ -30,7 +30,7 @@ from .methods import METHODS, settings
 from .methods.lora_file import ranks_of_blocks
 from .progress import sentence
 from .recorders import read_rows
-from .settings import SAVE, TrainConfig
+from .settings import SAVE, TrainConfig, check_final
 
 RECORD, SETTINGS, LOSSES = "record.tuner", "settings.toml", "losses.csv"  # JSON, but no .json: `run.json` is the card of a LoRA named run
 FILES = (".safetensors", ".pt", ".png", ".ckpt")  # endings of what a person keeps
@@ -302,7 +302,7 @@ def note(folder: Path, text: str) -> None:
 def rename_file(folder: Path, name: str, new: str) -> Path:
     """Gives a saved file (with its card) another name. Raises ValueError where that is none or taken, or the file is no saved one."""
     path = saved_file(folder, name)
-    target = renamed(path, new)
+    target = renamed(path, new, known_record(folder).step_of_file.get(path.name, step_of(path)))
     if target != path and target.exists():
         raise ValueError(f"{target.name} exists already; choose another name.")
     for old in (path, *_beside(path)):
@@ -315,11 +315,12 @@ def rename_file(folder: Path, name: str, new: str) -> Path:
     return target
 
 
-def renamed(path: Path, new: str) -> Path:
-    """A saved file under another name. Raises ValueError where that is none: the rule for a run's name is the rule for a file's, but a save may be called as one."""
-    save = SAVE.fullmatch(new) if step_of(path) is not None else None
-    build(TrainConfig, {"name": save[1] if save else new})
-    return path.with_name(new + path.suffix)
+def renamed(path: Path, new: str, step: int | None = None) -> Path:
+    """A saved file under another name. Raises ValueError where that is none: the rule for a run's name, but a save may be called as one of its own `step`."""
+    target = path.with_name(build(TrainConfig, {"name": new}).name + path.suffix)
+    if step is None or step_of(target) != step:
+        check_final(new)
+    return target
 
 
 def delete_file(folder: Path, name: str) -> None:

@@ -14,6 +14,12 @@ from .config import opt, section
 SAVE = re.compile(r"(.+)-(\d{6,})")  # the stem of a save in between: name and step
 
 
+def check_final(name: str) -> None:
+    """Raises ValueError where a final file of this name would be taken for a save, and so published and swept away as one: of new files alone, earlier ones are read."""
+    if SAVE.fullmatch(name):
+        raise ValueError(f"name: {name!r} ends as the saves of a run do, with - and a step of six or more digits; write _ in place of the last -")
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which pictures and captions, and how a training example is made from them."""
@@ -231,8 +237,6 @@ class TrainConfig:
         bad = [c for c in self.name if c in '/\\:*?"<>|' or ord(c) < 32]
         if bad or not self.name.strip(". ") or len(self.name.encode()) > 200:
             raise ValueError(f"name: {self.name[:60]!r} cannot be a file's name: write at least one letter, at most 200, and none of / \\ : * ? \" < > |")
-        if SAVE.fullmatch(self.name):
-            raise ValueError(f"name: {self.name!r} ends as the saves of a run do, with - and a step of six or more digits; write _ in place of the last -")
         if self.prior.pictures and not self.data.class_folder.strip():
             raise ValueError(f"prior.pictures is {self.prior.pictures}, but data.class_folder is empty: name the folder that the class pictures are kept in")
         if self.validate_every and not self.data.validation_folder:

@@ -70,7 +70,7 @@ def test_the_final_file_is_kept_under_its_own_name(run):
 
 @pytest.mark.parametrize(("best", "said"), [
     (Best("cat-000010.safetensors", "cat"), "cat.safetensors exists already"), (Best("nothing.safetensors", "x"), "nothing.safetensors is no saved file of cat-001"),
-    (Best("../settings.toml", "x"), "is no saved file"), (Best("samples/a.png", "x", others="trash"), "is no saved file"), (Best("cat.safetensors", "a/b"), "name"), (Best("cat.safetensors", "x", others="burn"), "neither leave nor trash"),
+    (Best("../settings.toml", "x"), "is no saved file"), (Best("samples/a.png", "x", others="trash"), "is no saved file"), (Best("cat.safetensors", "a/b"), "name"), (Best("cat-000010.safetensors", "tom-20231101"), "ends as the saves of a run do"), (Best("cat.safetensors", "x", others="burn"), "neither leave nor trash"),
 ])  # fmt: skip
 def test_what_cannot_be_is_a_sentence_and_nothing_has_changed(run, best, said):
     before = contents(run)

@@ -13,6 +13,7 @@ from lib_tuner import runs
 from lib_tuner.events import Stepped
 from lib_tuner.hosts.standalone import Standalone
 from lib_tuner.methods import METHODS, settings
+from lib_tuner.outlook import refuse
 from lib_tuner.recorders import csv
 from lib_tuner.train import train
 
@@ -112,11 +113,23 @@ def test_a_renamed_file_takes_its_card_along_and_none_is_overwritten(small_run):
     for new, words in (("thing", "exists already"), ("../away", "cannot be a file's name"), ("", "cannot be a file's name")):
         with pytest.raises(ValueError, match=words):
             runs.rename_file(folder, "the best.safetensors", new)
-    with pytest.raises(ValueError, match="ends as the saves of a run do"):
-        runs.rename_file(folder, "thing.safetensors", "thing-20231101")  # a final file that is taken for a save may be swept away
-    assert runs.renamed(folder / "thing-000003.pt", "best-000500").name == "best-000500.pt"  # a save is one
+    for file, new in (("thing", "thing-20231101"), ("the best", "moon-000500")):  # a final file that is taken for a save may be swept away; nor has a save another's step
+        with pytest.raises(ValueError, match="ends as the saves of a run do"):
+            runs.rename_file(folder, f"{file}.safetensors", new)
+    runs.rename_file(folder, "the best.safetensors", "moon-000003")  # but a name with its own, though its file has lost it
+    runs.rename_file(folder, "moon-000003.safetensors", "the best")
     runs.delete_file(folder, "the best.safetensors")
     assert [f["name"] for f in runs.saved_files(folder)] == ["thing.safetensors"] and not (folder / "the best.json").exists()
+
+
+def test_a_run_that_was_named_before_names_had_this_rule_is_read_and_resumed(small_run):
+    folder = run({**small_run, "name": "thing"})
+    file = folder / "settings.toml"
+    file.write_text(file.read_text().replace('"thing"', '"thing-20231101"', 1))
+    assert runs.settings_of(folder).name == "thing-20231101"
+    refuse(settings({**small_run, "name": "thing-20231101", "resume": str(folder)}))
+    with pytest.raises(ValueError, match="ends as the saves of a run do"):
+        refuse(settings({**small_run, "name": "thing-20231101"}))
 
 
 def test_only_a_saved_file_is_deleted_or_renamed(small_run):

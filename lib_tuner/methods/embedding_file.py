@@ -18,7 +18,6 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from ..disk import atomic
-from ..settings import SAVE
 from ..sd.files import read_tensors, write_tensors
 from ..sd.kinds import describe, kind_of
 from ..sd.pickles import read_pickle
@@ -52,8 +51,6 @@ def valid_name(name: str) -> str:
         raise ValueError(f"The name {name!r} is empty, or starts or ends with a space or dot; no file can be found under it.")
     if name.endswith(("-", "_")):  # CLIP's tokenizer makes one token of all signs that touch, `_,`
         raise ValueError(f"The name {name!r} ends with {name[-1]!r}, which a comma behind it in a caption is read together with, so the word would not be found there; let it end with a letter or a digit.")
-    if SAVE.fullmatch(name):
-        raise ValueError(f"The name {name!r} ends as the saves of a run do, with - and a step of six or more digits; write _ in place of the last -.")
     if len(name.encode()) > LONGEST:
         raise ValueError(f"The name that begins with {name[:30]!r} is too long for a file; use at most {LONGEST} letters, or a third of that in Chinese.")
     return name
