@@ -72,7 +72,7 @@ window.tuner = window.tuner || {};
         const answer = await fetch(tuner.url(path), options);
         const body = await answer.json().catch(() => ({}));
         const detail = Array.isArray(body.detail) ? body.detail.map(({ loc, msg }) => `${(loc || []).slice(1).join(".")}: ${msg}`).join("; ") : body.detail; // a field that is out of its range
-        if (answer.status === 401) throw new Error(tuner.t("The program asks for a login again: reload this page."));
+        if (answer.status === 401) throw Object.assign(new Error(tuner.t("The program asks for a login again: reload this page.")), { status: 401 });
         if (!answer.ok) throw Object.assign(new Error(tuner.said(body.error || detail) || tuner.t("The program answered with an error ({0}).", answer.status)), { status: answer.status });
         return body;
     }
@@ -138,7 +138,7 @@ window.tuner = window.tuner || {};
             lost = false;
         } catch (error) {
             lost = true;
-            tuner.say(tuner.t("The program does not answer; trying again…"), true);
+            tuner.say(error.status === 401 ? error.message : tuner.t("The program does not answer; trying again…"), true);
         }
         asking = false;
         if (status && root === tuner.root && root.isConnected) take(status); // a root drawn anew meanwhile has asked for nothing yet

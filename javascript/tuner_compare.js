@@ -202,6 +202,7 @@
         const long = plan.seconds === null ? "" : ` ${tuner.t("That takes about {0}.", tuner.duration(plan.seconds))}`;
         if (plan.much && !window.confirm(`${tuner.t("This grid has {0}.", compare.pictures(plan.count))}${long} ${tuner.t("Draw them all?")}`)) return;
         await tuner.send("compare/start", { ...body(), sure: plan.much });
+        compare.closeLarge();
         await compare.look();
     }
 })(window.tuner);

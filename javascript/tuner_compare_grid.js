@@ -73,6 +73,7 @@
         const title = (one) => [one.name, one.kinds.map((kind) => tuner.t(kind)).join(" × "), compare.pictures(one.pictures), one.prompt.length > 40 ? `${one.prompt.slice(0, 40)}…` : one.prompt].filter(Boolean).join(" · ");
         const select = h("select", { id: "tuner-c-grids", disabled: going(), onchange: compare.doing(async () => {
             if (!select.value) return;
+            compare.closeLarge();
             try {
                 await tuner.send("compare/open", { name: select.value });
             } catch (error) {
@@ -121,6 +122,9 @@
         drawLarge();
         drawWork();
     };
+
+    // What was large is put away, with the form of what is kept: another grid was asked for.
+    compare.closeLarge = () => { open = null; drawLarge(); };
 
     // What has changed in the cells.
     function fill() {

@@ -52,7 +52,7 @@
     // Saves what was typed. Words for a folder that the program does not know any more, since it was started anew, are no reason to stay in it: they go along.
     async function leave() {
         try {
-            if (data.view) await data.view.flush();
+            if (data.view) { await data.view.added(); await data.view.flush(); }
         } catch (error) {
             if (error.status !== 404) throw error;
             return data.view.typed();

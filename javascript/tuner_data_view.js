@@ -8,7 +8,7 @@
     (data.parts = data.parts || []).push({ mount, drawn: () => {} });
     const view = data.view = { row: null };
     let panel = null, timer = null, typed = null, chain = Promise.resolve(), base = ""; // typed: {folder, path, row, place, text, was} that is not saved yet; base: what the file says
-    let shown = null, adding = chain, composing = false; // shown: what the panel shows; adding: tags go in one after the other; composing: an input method is at work in their field
+    let shown = null, adding = chain, composing = false; // shown: what the panel shows; adding: tags go in one after the other; composing: an input method is at work in their field, or "late" where something is to be drawn after it
 
     function mount(main) {
         panel = h("section", { id: "tuner-d-view", class: "tuner-d-view", hidden: true, "aria-label": tuner.t("Picture and caption"), onkeydown: keys });
@@ -27,7 +27,8 @@
         document.getElementById("tuner-d-grid").hidden = true;
         panel.hidden = false;
         await draw();
-        panel.querySelector(add ? "#tuner-d-add" : "#tuner-d-next").focus();
+        const field = panel.querySelector(add ? "#tuner-d-add" : "#tuner-d-next");
+        if (field) field.focus(); // the picture may be gone
     };
 
     view.close = async function () {
@@ -51,6 +52,7 @@
 
     async function draw() {
         const row = view.row, item = await known(row);
+        if (composing) composing = "late";
         if (view.row !== row || typed || composing) return; // somebody has gone on, or types already
         if (!item) { await view.close(); return; }
         const at = data.rows.indexOf(row), button = (id, text, action, more = {}) => h("button", { type: "button", id, class: "tuner-button", onclick: data.doing(action), ...more }, text);
@@ -83,7 +85,7 @@
             if (event.key !== "Enter" || tuner.composing(event)) return;
             event.preventDefault();
             data.doing(() => addTag(item.row, add))({});
-        }, oncompositionstart: () => { composing = true; }, oncompositionend: () => { composing = false; setTimeout(view.refresh); } });
+        }, oncompositionstart: () => { composing = true; }, oncompositionend: () => { if (composing === "late") setTimeout(view.refresh); composing = false; } });
         const chips = item.is_text ? h("p", { class: "tuner-small" }, tuner.t("This caption is sentences; tags are added behind them.")) : h("ul", { class: "tuner-d-chips", "aria-label": tuner.t("Tags") }, item.tags.map((tag) => chip(item.row, tag)));
         return h("div", { class: "tuner-d-caption" }, chips, h("div", { class: "tuner-d-adding" }, data.suggesting(add)),
             h("label", { for: "tuner-d-text" }, tuner.t("Caption as text")), box, h("p", { id: "tuner-d-state", class: "tuner-small", role: "status" }, counted(item), " · ", data.folder.editable ? tuner.t("saved") : tuner.t("cannot be written here")));
@@ -101,17 +103,22 @@
         const text = input.value.trim();
         if (!text) return;
         input.value = "";
+        const { id } = data.folder, { place } = shown;
         adding = adding.catch(() => {}).then(async () => {
+            if (data.folder.id !== id) throw new Error(tuner.t("Words that could not be saved, for {0}: {1}", place, text));
             await view.flush();
             await data.edit("add", { tags: text, where: "last" }, [row]);
         });
         try {
             await adding;
         } catch (error) {
-            if (error.message && view.row === row && adder()) adder().value = [text, adder().value].filter(Boolean).join(", ");
+            if (error.message && data.folder.id === id && view.row === row && adder()) adder().value = [text, adder().value].filter(Boolean).join(", ");
             throw error;
         }
     }
+
+    // Waits until the tags that were typed are in, or refused, which has been said.
+    view.added = () => adding.catch(() => {});
 
     // ---- what is typed ----
 
@@ -136,7 +143,7 @@
         if (words.path !== data.folder.folder) throw new Error(tuner.t("Words that could not be saved, for {0}: {1}", words.place, words.text));
         await view.open(words.row);
         const box = document.getElementById("tuner-d-text");
-        if (!box || shown.place !== words.place) throw new Error(tuner.t("Words that could not be saved, for {0}: {1}", words.place, words.text));
+        if (!box || !shown || shown.place !== words.place) throw new Error(tuner.t("Words that could not be saved, for {0}: {1}", words.place, words.text));
         if (box.value === words.text) return;
         data.say(tuner.t("The file says: {0} - your words are in the field again; they take its place when you go on.", base || tuner.t("nothing")));
         box.value = words.text;

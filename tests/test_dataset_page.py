@@ -416,6 +416,34 @@ def test_words_for_a_folder_that_the_program_has_forgotten_go_along_when_it_is_o
 
 
 @own_script
+def test_words_for_a_picture_that_is_gone_are_said(panel, folder):
+    panel.page.locator("[data-row='3']").dblclick()
+    panel.sees("#tuner-d-state", "saved")
+    panel.page.evaluate("tuner.data.send('close')")
+    panel.page.fill("#tuner-d-text", "typed in vain")
+    for name in ("d.png", "d.txt"):
+        (folder / name).unlink()
+    panel.click("#tuner-d-open")
+    panel.sees("#tuner-d-message", "d.png: typed in vain")
+
+
+@own_script
+def test_tags_that_wait_are_for_the_folder_in_which_they_were_typed(panel, folder, tmp_path):
+    (tmp_path / "other").mkdir()
+    Image.new("RGB", (80, 80)).save(tmp_path / "other" / "z.png")
+    panel.page.locator("[data-row='0']").dblclick()
+    panel.sees("#tuner-d-state", "saved")
+    edits = held(panel.page, "**/edit")
+    with panel.page.expect_request("**/edit"):
+        panel.page.locator("#tuner-d-add").press_sequentially("dog\nhat\n")
+    panel.page.fill("#tuner-d-folder", str(tmp_path / "other"))
+    panel.click("#tuner-d-open")
+    edits.pop().continue_()
+    panel.sees("#tuner-d-count", "1 picture")
+    assert (folder / "a.txt").read_text() == "cat, lips, dog, hat" and not (tmp_path / "other" / "z.txt").exists()
+
+
+@own_script
 def test_tags_are_no_words_of_the_page_in_any_language(panel, folder):
     (folder / "a.txt").write_text("running, safe")
     panel.click("#tuner-d-read")

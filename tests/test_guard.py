@@ -50,8 +50,10 @@ def test_the_apis_login_is_asked_for(client):
     assert status(with_login) == 401 and status(with_login, headers=basic("ann:wrong")) == 401
     assert status(with_login, headers=basic("ann:secret")) == 200 and status(with_login, headers=basic("bob:x:y")) == 200
     assert "WWW-Authenticate" in with_login.get("/tuner/api/status").headers
-    for asked in ("empty", "image"):  # of a page that was open before a restart: the browser's own window for a login would come at every look
-        assert "WWW-Authenticate" not in with_login.get("/tuner/api/status", headers={"Sec-Fetch-Dest": asked}).headers
+    browser = {"User-Agent": "Mozilla/5.0 (X11; Linux x86_64)"}
+    assert "WWW-Authenticate" in with_login.get("/tuner/api/status", headers=browser | {"Accept": "text/html,*/*;q=0.8"}).headers
+    for accept in ("*/*", "image/avif,image/webp,*/*"):  # of a page that was open before a restart: the browser's own window for a login would come at every look
+        assert "WWW-Authenticate" not in with_login.get("/tuner/api/status", headers=browser | {"Accept": accept}).headers
 
 
 def test_the_pages_login_is_asked_for(client):

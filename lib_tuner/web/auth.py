@@ -71,7 +71,7 @@ class Guard:
         if self._has_cookie(request) or any(_knows(headers, login) for login in self.logins) or self._is_user(request):
             return
         if self.logins or self.page_login:
-            raise HTTPException(401, "This needs the WebUI's login: user and password of --api-auth, or the page's.", ASK if self.logins and not _is_script(headers) else None)
+            raise HTTPException(401, "This needs the WebUI's login: user and password of --api-auth, or the page's.", ASK if self.logins and _is_read(headers) else None)
         if not _is_local(headers):
             raise HTTPException(403, "Without a login this answers to addresses of its own machine only.")
 
@@ -106,12 +106,12 @@ def _own_origin(headers: dict[bytes, bytes]) -> bool:
     """Whether a request that says which site it comes from comes from this one; gradio's own routes take what any site posts."""
     origin, host = headers.get(b"origin"), headers.get(b"host", b"")
     scheme, _, name = (origin or b"").partition(b"://")
-    return origin is None or name in (host, host.removesuffix(PORTS.get(scheme, b"")))
+    return origin is None or bool(name) and name in (host, host.removesuffix(PORTS.get(scheme, b"")))
 
 
-def _is_script(headers: dict[bytes, bytes]) -> bool:
-    """Whether a page's script or picture asks, for which a browser would open its own window for a login, again and again."""
-    return headers.get(b"sec-fetch-dest") in (b"empty", b"image")
+def _is_read(headers: dict[bytes, bytes]) -> bool:
+    """Whether somebody looks at the answer itself, or a program does; for a page's scripts and pictures a browser would open its own window for a login again and again."""
+    return b"text/html" in headers.get(b"accept", b"") or not headers.get(b"user-agent", b"").startswith(b"Mozilla/")
 
 
 def parse_login(text: str) -> tuple[str, str]:
