@@ -20,10 +20,14 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
+# also of cuBLAS and cuDNN, which say in their own way that they found no room to compute in
+_NO_MEMORY = ("out of memory", "not enough memory", "allocate memory", "status_alloc_failed", "unable to find a valid cudnn algorithm", "unable to find an engine to execute")
+
+
 def lacks_memory(error: BaseException) -> bool:
     """Whether memory ran out: of a GPU, or of the computer, of which torch and Python speak in words of their own on each system."""
     text = "" if isinstance(error, ValueError) else str(error).lower()  # a ValueError is a sentence of our own, which says more
-    return isinstance(error, MemoryError) or any(sign in text for sign in ("out of memory", "not enough memory", "allocate memory"))
+    return isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY)
 
 
 def writable(text: str, stream: TextIO) -> str:

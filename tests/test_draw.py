@@ -86,10 +86,11 @@ def test_clip_skip_is_that_of_the_cell_and_nothing_stays(checkpoint_file):
     assert same(two, other.generate([REQUEST])[0], 1)
 
 
-def test_memory_that_ends_is_a_sentence_of_the_cell(checkpoint_file, monkeypatch):
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory"), RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")])
+def test_memory_that_ends_is_a_sentence_of_the_cell(checkpoint_file, monkeypatch, error):
     def full(self, requests):
         if requests[0].width > 64:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            raise error
         return [Image.new("RGB", (64, 64))] * len(requests)
 
     monkeypatch.setattr(Standalone, "generate", full)

@@ -14,6 +14,7 @@ from PIL import Image, PngImagePlugin
 
 from ..host import SAMPLERS, Components, GenerateRequest, Host
 from ..sd.files import file_sha256
+from ..words import lacks_memory
 from .applied import Use, applied
 from .cells import Cell, Plan
 
@@ -118,8 +119,10 @@ def _pictures(host: Host, requests: list[GenerateRequest]) -> tuple[list[Image.I
                 return pictures, ""
             if host.interrupted():  # and not by a page that is drawn anew, which presses the same button
                 raise Interrupted
-    except torch.cuda.OutOfMemoryError:
-        torch.cuda.empty_cache()
+    except RuntimeError as error:  # torch's OutOfMemoryError is one, and not the only sign of it
+        if not lacks_memory(error):
+            raise
+        _free()
         return pictures, "This picture does not fit into the GPU's memory; choose a smaller size."
     return pictures, "The host did not draw this picture; draw its row again."
 

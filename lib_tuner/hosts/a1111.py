@@ -93,7 +93,7 @@ class WebUI:
             if self._other is not None:
                 stack.enter_context(switched(w, self._other))
             model = w.shared.sd_model
-            ldm.refuse(model)
+            ldm.refuse(model, w.devices)
             self._refuse_second_pass(model)
             self._model, self._checkpoint = model, model.sd_checkpoint_info
             stack.callback(self._refresh)

@@ -5,6 +5,7 @@ Axes as in host.py. Sources: host.md's contract, modules/sd_hijack_clip.py and l
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -56,8 +57,8 @@ def schedule_of(model: Any) -> Schedule:
     return Schedule((1 - alphas / before).clamp(0, 1), alphas, "v" if model.parameterization == "v" else "eps")
 
 
-def refuse(model: Any) -> None:
-    """Raises ValueError, with what to change, for a model or an option of the host that cannot be trained on; touches nothing."""
+def refuse(model: Any, devices: Any = None) -> None:
+    """Raises ValueError, with what to change, for a model or an option of the host that cannot be trained on; touches nothing. `devices`: the host's, where it is to be computed."""
     if model is None:
         raise ValueError("The WebUI has no model loaded: choose an SD1.5 checkpoint at the top of the page.")
     if hasattr(model, "forge_objects"):
@@ -75,6 +76,15 @@ def refuse(model: Any) -> None:
         raise ValueError(f"The loaded model is of a kind that cannot be trained (its UNet reads {inputs} channels, {key}): choose an ordinary SD1.5 checkpoint or an inpainting one.")
     if any("float8" in str(p.dtype) for p in model.parameters()):
         raise ValueError("The model's weights are kept in fp8, which has too few digits to train on: turn FP8 weight off in Settings > Optimizations.")
+    if devices is not None:
+        _refuse_place(model, devices)
+
+
+def _refuse_place(model: Any, devices: Any) -> None:
+    if next(model.parameters()).device.type != torch.device(devices.device).type:
+        raise ValueError("The WebUI's model was unloaded to RAM: press Load SD checkpoint to VRAM from RAM in Settings > Actions, then train.")
+    if not isinstance(devices.autocast(), (torch.autocast, nullcontext)):  # `manual_cast`: weights change their type around each layer, which a backward pass does not survive
+        raise ValueError("On this GPU (GTX 16xx, Apple) the WebUI computes half precision in a way that cannot be trained through: start the WebUI with --no-half.")
 
 
 def checkpoint_hash(model: Any) -> str:
