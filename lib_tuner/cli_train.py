@@ -59,7 +59,7 @@ def run(cfg: Any, method: type) -> int:
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     told = foreseen(cfg) if rank == 0 else []
     sys.stderr.writelines(f"{line_of(Warned(text))}\n" for text in told)
-    with _memory_told(), _process_group(world), stoppable() as stop, closing(train(cfg, method(cfg), Standalone(cfg), stop, rank, world)) as events:
+    with _memory_told(), _process_group(world, cfg.memory.device), stoppable() as stop, closing(train(cfg, method(cfg), Standalone(cfg), stop, rank, world)) as events:
         if rank == 0:
             news = (event for event in events if not (isinstance(event, Warned) and event.text in told))
             events = csv(progress(news, sys.stderr), every=cfg.csv_every)
@@ -96,16 +96,23 @@ def _memory_told() -> Iterator[None]:
 
 
 @contextmanager
-def _process_group(world: int) -> Iterator[None]:
-    """The connection among the processes that torchrun started."""
+def _process_group(world: int, device: str) -> Iterator[None]:
+    """The connection among the processes that torchrun started, each of which has a card of its own. Raises ValueError where there are not as many."""
     if world == 1:
         yield
         return
     import torch
     import torch.distributed as dist
 
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(days=1))  # rank 0 alone draws class pictures and samples, while the others wait
+    if device.startswith("cuda:"):
+        raise ValueError(f"memory.device: {device!r} is one card for all processes that torchrun starts; write auto.")
+    on_cards = device in ("auto", "cuda") and torch.cuda.is_available()
+    if on_cards:
+        own, cards = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if own >= cards:
+            raise ValueError(f"torchrun starts more processes than this machine has GPUs ({cards}): give it --nproc-per-node {cards}.")
+        torch.cuda.set_device(own)  # the one that `cuda` means in this process
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_cards else "gloo", timeout=timedelta(days=1))  # rank 0 alone draws class pictures and samples, while the others wait
     try:
         yield
     finally:

@@ -290,7 +290,8 @@ class Jobs:
         host.waits = lambda: self._waits(live)
         self._device = host.forecast().note
         if torch.cuda.is_initialized():
-            torch.cuda.reset_peak_memory_stats()
+            for card in range(torch.cuda.device_count()):
+                torch.cuda.reset_peak_memory_stats(card)
         if cfg.resume and runs.is_run(expanded(cfg.resume)):  # else the run says what it lacks
             live.known(runs.details(expanded(cfg.resume)))
             live.text = "Starting"

@@ -124,7 +124,7 @@ def process_memory() -> dict[str, float | None]:
     """Bytes in use: of this process, and on a GPU what this run has held there at most (None without a GPU)."""
     import torch
 
-    gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    gpu = max(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))) if torch.cuda.is_available() and torch.cuda.is_initialized() else None  # the run's card is the one in use
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as file:
             resident = next(int(line.split()[1]) * 1024.0 for line in file if line.startswith("VmRSS"))

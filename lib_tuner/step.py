@@ -25,6 +25,8 @@ from .sd.rounding import rounded_step
 from .sd.schedule import Schedule
 from .settings import LossConfig, TrainConfig
 
+_OWN = ("lr_scale", "fused", "foreach")  # of an optimizer's groups: settings and device say them, also where a resumed run has other ones
+LEAST_SCALE = 2.0**-10  # of fp16's gradients: it is halved at each that is no number, which happens now and then, and not 26 times in a row from the 65536 at the start
 READ_EVERY = 10  # updates between two looks at the not-a-number flag on a GPU, where looking means waiting
 
 
@@ -51,11 +53,10 @@ class State:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.method.load_state_dict(state["method"])
-        scales = [group.get("lr_scale") for group in self.optimizer.param_groups]
+        own = [{key: group[key] for key in _OWN if key in group} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
-        for group, scale in zip(self.optimizer.param_groups, scales):  # the settings say them, and a rate may be another in a resumed run
-            if scale is not None:
-                group["lr_scale"] = scale
+        for group, kept in zip(self.optimizer.param_groups, own):
+            group.update(kept)
         for part, saved in ((self.ema, state["ema"]), (self.scaler, state["scaler"])):
             if (part is None) != (saved is None):
                 raise ValueError("The saved run used another EMA or precision; resume with the settings of the run that was saved.")
@@ -111,6 +112,8 @@ class Step:
         many = self.cfg.optim.accumulate
         micro = [self.batches.at(number * many + i, self.rank, self.world, update=number) for i in range(many)]
         samples, total = sum(map(len, micro)), torch.zeros((), device=self.sd.device)
+        if self.state.scaler is not None:
+            self.state.scaler.scale(total)  # its first call makes the scale, and a process may get no sample of the first batch
         if self.reduce:  # only here is the device asked for a number, which makes it wait
             count = torch.tensor(float(samples), device=self.sd.device)
             self.reduce([count])
@@ -167,7 +170,7 @@ class Step:
         optimizer, scaler, clip = self.state.optimizer, self.state.scaler, self.cfg.optim.clip
         if scaler is not None:
             scaler.unscale_(optimizer)
-        grads = [p.grad for p in self.params if p.grad is not None]
+        grads = [_laid_out(p) for p in self.params if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads]))
         # With a scaler an infinite gradient only means that the scale was too high, and scaler.step leaves that update out.
         fine = torch.isfinite(loss) if scaler is not None else torch.isfinite(loss) & torch.isfinite(norm)
@@ -208,11 +211,19 @@ class Step:
 
     def look(self, number: int) -> None:
         """Raises NotANumber where update `number` or one since the last look was none; a GPU is waited for."""
-        if bool(self._bad):
+        lost = self.state.scaler is not None and self.state.scaler.get_scale() < LEAST_SCALE
+        if bool(self._bad) or lost:
             raise NotANumber(
                 f"The loss is no longer a number at step {number + 1}, learning rate {self.state.method.lr_at(number):g}: "
                 "lower the learning rate, or train in fp32 or bf16 instead of fp16."
             )
+
+
+def _laid_out(p: Tensor) -> Tensor:
+    """A weight's gradient with the weight's strides: torch 2.1's fused AdamW refuses others, which cuDNN gives for a 1x1 convolution on a channels-last picture."""
+    if p.grad.stride() != p.stride():
+        p.grad = torch.empty_like(p).copy_(p.grad)
+    return p.grad
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -112,6 +112,11 @@ def _draw_class_pictures(cfg: TrainConfig, host: Host, stop: Callable[[], bool])
         yield from class_pictures.draw(cfg, host, lambda: stop() or host.interrupted())
 
 
+def _scaler() -> Any:
+    """What keeps small gradients of fp16 above zero."""
+    return torch.amp.GradScaler("cuda") if hasattr(torch.amp, "GradScaler") else torch.cuda.amp.GradScaler()  # not in torch 2.1
+
+
 def _prepare(cfg: TrainConfig, method: Method, host: Host, sd: Components, groups: list[dict[str, Any]]) -> Run:
     """Optimizer and data; a resumed run gets its state and its frozen items."""
     check_weights(schedule_for(cfg.loss, sd.schedule), cfg.loss)
@@ -119,7 +124,7 @@ def _prepare(cfg: TrainConfig, method: Method, host: Host, sd: Components, group
     for p in params:
         p.requires_grad_(True)
     optimizer = make_optimizer(cfg.optim, groups)
-    scaler = torch.cuda.amp.GradScaler() if sd.dtype == torch.float16 else None
+    scaler = _scaler() if sd.dtype == torch.float16 else None
     state = State(method, optimizer, EMA(params, cfg.optim.ema) if cfg.optim.ema else None, scaler)
     saved = checkpoint.load(expanded(cfg.resume)) if cfg.resume else None
     holes = Holes(cfg.inpaint, cfg.seed) if is_inpainting(sd.unet) else None
