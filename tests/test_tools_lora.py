@@ -342,6 +342,15 @@ def test_files_may_stand_on_both_sides_of_an_option(tmp_path, slim):
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
+def test_a_file_whose_name_begins_with_a_dash_stands_after_two_dashes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lora(tmp_path / "-x.safetensors", seed=1), lora(tmp_path / "b.safetensors", seed=2)
+    assert run("convert", "-o", "c.safetensors", "--", "-x.safetensors") == 0
+    assert run("join-loras", "b.safetensors", "-o", "d.safetensors", "--", "-x.safetensors:0.5", "b.safetensors") == 0
+    assert run("convert", "-o", "e.safetensors", "--", "b.safetensors", "-y") == 2 and "unrecognized arguments" in capsys.readouterr().err
+    assert run("convert", "-o", "e.safetensors", "-x.safetensors") == 2
+
+
 @pytest.mark.parametrize("argv, words", [(("a", "--rnak", "2", "-o", "b"), "unrecognized arguments: --rnak"), (("a",), "required: -o/--out"), (("a", "--rank", "-1", "-o", "b"), "argument --rank")])
 def test_a_wrong_option_of_a_tool_is_one_sentence(capsys, argv, words):
     assert run("join-loras", *argv) == 2

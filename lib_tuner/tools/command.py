@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ class Tool:
         parser = Parser(self.name, self.text, self.example)
         for argument in self.arguments:
             argument.add(parser)
-        return parser.parse_intermixed_args(argv)  # files may stand on both sides of an option, as in `a -o out b`
+        return parser.parse_intermixed_args(_no_options(sys.argv[1:] if argv is None else argv))  # files may stand on both sides of an option, as in `a -o out b`
 
     def read(self, values: Mapping[str, Any], find: Find = Path) -> tuple[Namespace, dict[str, str], list[str]]:
         """The arguments out of a form's or a script's values; the sentence of each that is wrong, by its key; the keys of those that are still missing."""
@@ -100,6 +101,12 @@ class Tool:
         """Raises ValueError, or Exists, where an output may not be written: another ending, an input under whatever name, a file that is there."""
         for path, suffix in self.outputs(args):
             check_output(path, suffix, self.inputs(args), args.force)
+
+
+def _no_options(argv: Sequence[str]) -> list[str]:
+    """What stands after `--` is files alone, also where one's name begins with a dash: parse_intermixed_args looks at them twice, the second time without the `--`."""
+    at = argv.index("--") if "--" in argv else len(argv)
+    return [*argv[:at], *(os.path.join(os.curdir, file) if file.startswith("-") else file for file in argv[at + 1 :])]
 
 
 class Exists(FileExistsError):
