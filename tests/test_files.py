@@ -470,16 +470,16 @@ def test_export_tiny_writes_checkpoint_yaml_and_clip_folder(tmp_path, parts, mon
     assert (config.hidden_size, config.num_attention_heads, config.num_hidden_layers, config.hidden_act) == (48, 2, 2, "quick_gelu")
 
 
-@pytest.mark.parametrize("name", ["small.safetensors", "small.yaml"])
+@pytest.mark.parametrize("name", ["small.safetensors", "small.yaml", "small-clip/config.json"])
 def test_export_tiny_replaces_what_is_there_only_when_told_to(tmp_path, parts, name):
     from lib_tuner.tools.export_tiny import main
 
     model, out = save_checkpoint(tmp_path / "small.safetensors", *parts, {"tuner_unet_heads": "4", "tuner_text_heads": "2"}), tmp_path / "out"
-    out.mkdir()
+    (out / name).parent.mkdir(parents=True)
     (out / name).write_text("mine")
-    with pytest.raises(FileExistsError, match=f"{name} exists already; .*--force"):
+    with pytest.raises(FileExistsError, match=f"{name.partition('/')[0]} exists already; choose another folder, .*--force"):
         main([str(out), "--model", str(model)])
-    assert [(path.name, path.read_text()) for path in out.iterdir()] == [(name, "mine")]
+    assert [(path, path.read_text()) for path in out.rglob("*") if path.is_file()] == [(out / name, "mine")]
     assert main([str(out), "--model", str(model), "--force"]) == 0 and (out / name).read_bytes() != b"mine"
 
 

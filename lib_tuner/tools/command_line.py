@@ -51,6 +51,6 @@ def say(lines: Sequence[str]) -> int:
     return 0
 
 
-def exists(path: Path) -> str:
-    """What is said of an output that is there already."""
-    return f"{path} exists already; choose another name, or replace it with --force."
+def exists(path: Path, other: str = "name") -> str:
+    """What is said of an output that is there already; `other`: what a person can choose instead."""
+    return f"{path} exists already; choose another {other}, or replace it with --force."

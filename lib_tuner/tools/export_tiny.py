@@ -29,9 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=expanded, default=TINY, help="another small model (default: the embedded one)")
     parser.add_argument("--force", action="store_true", help="replaces files that exist")
     args = parser.parse_args(argv)
-    there = next((path for path in places(args.model, args.folder)[:2] if path.exists() and not (args.model.exists() and path.samefile(args.model))), None)
+    there = next((path for path in places(args.model, args.folder) if path.exists() and not (args.model.exists() and path.samefile(args.model))), None)
     if there and not args.force:
-        raise FileExistsError(exists(there))
+        raise FileExistsError(exists(there, "folder"))
     for path in export(args.model, args.folder):
         sys.stdout.write(f"{path}\n")
     return 0
