@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterator
@@ -51,6 +53,15 @@ def json_bytes(value: Any, **how: Any) -> bytes:
         return json.dumps(value, ensure_ascii=False, **how).encode("utf-8")
     except UnicodeEncodeError:
         return json.dumps(value, **how).encode("ascii")
+
+
+def json_values(value: Any) -> Any:
+    """The same without numbers that are none, which JSON has not, such as norms of a broken checkpoint: null stands for them, their name where they are keys."""
+    if isinstance(value, Mapping):
+        return {str(key) if isinstance(key, float) and not math.isfinite(key) else key: json_values(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_values(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def take_lock(descriptor: int) -> None:

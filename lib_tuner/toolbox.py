@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .config import meant
-from .disk import expanded
-from .live import finite
+from .disk import expanded, json_values
 from .progress import sentence
 from .runs import is_run
 from .settings import TrainConfig
@@ -194,8 +193,8 @@ class Toolbox:
         files = [{"path": str(path), "name": path.name, "bytes": path.stat().st_size if path.is_file() else 0} for path in job.made.files]
         return {
             "id": job.id, "tool": job.tool.name, "state": job.state, "step": job.tool.step, "done": job.done, "total": job.total, "left": job.left,
-            "seconds": (job.ended or time.monotonic()) - job.began, "error": job.error, "detail": job.detail, "values": _finite(job.values), "kind": job.kind,
-            "files": files, "said": [] if job.made.report else list(job.made.said), "report": _finite(job.made.report) if known != job.id else None,
+            "seconds": (job.ended or time.monotonic()) - job.began, "error": job.error, "detail": job.detail, "values": json_values(job.values), "kind": job.kind,
+            "files": files, "said": [] if job.made.report else list(job.made.said), "report": json_values(job.made.report) if known != job.id else None,
         }  # fmt: skip
 
     def file(self, index: int) -> Path:
@@ -274,15 +273,6 @@ def _field(argument: Argument) -> dict[str, Any]:
     """An argument as JSON."""
     names = ("key", "kind", "label", "help", "required", "choices", "empty", "of", "only", "more")
     return {**{name: getattr(argument, name) for name in names}, "low": argument.limits.low, "high": argument.limits.high, "value": argument.shown}
-
-
-def _finite(value: Any) -> Any:
-    """The same without numbers that are none, which JSON has not: norms of a broken checkpoint, for one."""
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
-    return finite(value) if isinstance(value, float) else value
 
 
 def _kind(known: Iterable[Known], path: Path) -> str:

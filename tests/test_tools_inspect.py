@@ -163,6 +163,9 @@ def test_a_lora_with_numbers_that_are_none_is_not_said_to_have_no_strength(tmp_p
     with Image.open(tmp_path / "p.png") as image:
         bars = [image.getpixel((LEFT + COLUMN * i + (COLUMN - BAR) // 2 + 1, TOP + 2)) for i in range(len(BLOCKS26))]
     assert [i for i, colour in enumerate(bars) if colour == (192, 32, 42)] == [BLOCKS26.index("IN01")]
+    assert run("inspect", tmp_path / "a.safetensors", "--json") == 0
+    blocks = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["blocks"]
+    assert [name for name, norm in blocks.items() if norm is None] == ["IN01"]
 
 
 def test_the_folder_that_one_is_in_has_its_name(tmp_path, monkeypatch, capsys):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..config import METADATA_KEY
-from ..disk import absolute
+from ..disk import absolute, json_values
 from ..methods.embedding_file import PICTURES, read_embedding
 from ..methods.factors import family
 from ..methods.lora_file import LoraFile
@@ -59,7 +59,7 @@ def run(args: Namespace, told: Told) -> Made:
             raise ValueError(f"{args.file.name} is {report['is']}, which has no blocks to draw.")
         draw_blocks(args.picture, report["blocks"], f"{args.file.name}: {report['norms']}")
     files = (args.picture,) if args.picture else ()
-    return Made(files, tuple([json.dumps(report, indent=2, ensure_ascii=False)] if args.json else lines(report)), report)
+    return Made(files, tuple([json.dumps(json_values(report), indent=2, ensure_ascii=False)] if args.json else lines(report)), report)
 
 
 def inspect(path: Path, told: Told | None = None) -> dict[str, Any]:
