@@ -95,12 +95,13 @@ def main(args: Namespace, host: HostClass) -> int:
     cuda = torch.cuda.is_available() and has_bf16(torch.device("cuda"))
     weights = random_weights(WEIGHTS, status)
     todo, rows, report = comparisons(args.quick, has_bf16(torch.device("cpu")), cuda), [], ""
+    place = report_place(REPORTS, device_name("cuda"), args.quick) if cuda else None
     for left, comparison in zip(range(len(todo), 0, -1), todo):
         now = time.monotonic()
         ends = now + max(0.0, began + effort.seconds - now) / left
         rows += rows_of(comparison, weights, host, effort, ends, status)
-        if cuda:
-            report = reported(rows, args.quick)
+        if place:
+            report = reported(place, rows, left == 1)
     status.clear()
     sys.stdout.write((json.dumps(rows, indent=1) if args.json else table(rows)) + "\n")
     if report:
@@ -118,12 +119,12 @@ def rows_of(what: Comparison, weights: Path, host: HostClass, effort: Effort, en
         return [{**about, "precision": pair.precision} for pair in what.pairs]
 
 
-def reported(rows: list[dict[str, Any]], quick: bool) -> str:
-    """Writes the report of what is measured so far, and says where it is, or why it is not written."""
+def reported(place: Path, rows: list[dict[str, Any]], whole: bool) -> str:
+    """Writes the report of what is measured so far, and says where it is, or why it is not written; it has its name only when it is whole."""
     try:
-        return f"Written: {write_report(REPORTS, rows, device_name('cuda'), quick)}"
+        return f"Written: {write_report(place, rows, device_name('cuda'), whole)}"
     except OSError as error:
-        return f"The report was not written ({error.filename or REPORTS}: {error.strerror or error})."
+        return f"The report was not written ({error.filename or place}: {error.strerror or error})."
 
 
 def _check_peers() -> None:
@@ -148,15 +149,29 @@ def random_weights(path: Path, status: Status) -> Path:
     return write_random(path, *parts)
 
 
-def write_report(folder: Path, rows: list[dict[str, Any]], device: str, quick: bool = False) -> Path:
-    """Writes `DATE-DEVICE.json` (of a quick run `DATE-DEVICE-quick.json`) with the rows and the versions they were measured with, in the place of an earlier one."""
-    name = "".join(c if c.isalnum() else "-" for c in device.lower()) + "-quick" * quick
+def report_place(folder: Path, device: str, quick: bool = False) -> Path:
+    """`DATE-DEVICE.json`, of a quick run `DATE-DEVICE-quick.json`; with -2, -3 ... where an earlier run has that, finished or not: hours of measuring are in it."""
+    name = f"{time.strftime('%Y-%m-%d')}-" + "".join(c if c.isalnum() else "-" for c in device.lower()) + "-quick" * quick
+    number, place = 1, folder / f"{name}.json"
+    while any(map(os.path.lexists, (place, unfinished(place)))):
+        number += 1
+        place = folder / f"{name}-{number}.json"
+    return place
+
+
+def unfinished(place: Path) -> Path:
+    """Where a report is while its run goes on."""
+    return place.with_name(f"{place.stem}-unfinished.json")
+
+
+def write_report(place: Path, rows: list[dict[str, Any]], device: str, whole: bool) -> Path:
+    """Writes the rows and the versions they were measured with: to `place` where it is `whole`, else to `unfinished`, which is gone afterwards."""
     packages = {package: version(package) for package in ("torch", "diffusers", "transformers", "peft")}
-    path = folder / f"{time.strftime('%Y-%m-%d')}-{name}.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as part:
-        part.write_text(json.dumps({"date": time.strftime("%Y-%m-%d"), "device": device, "packages": packages, "rows": rows}, indent=1), encoding="utf-8")
-    return path
+    part, date = unfinished(place), time.strftime("%Y-%m-%d")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(part) as file:
+        file.write_text(json.dumps({"date": date, "device": device, "packages": packages, "rows": rows}, indent=1), encoding="utf-8")
+    return part.replace(place) if whole else part
 
 
 # ---- one comparison

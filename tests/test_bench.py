@@ -344,7 +344,22 @@ def test_what_is_measured_is_in_the_report_before_the_next_comparison_begins(gpu
     with pytest.raises(KeyboardInterrupt):
         bench.main(SimpleNamespace(quick=False, json=True), Standalone)
     (report,) = tmp_path.iterdir()
-    assert report.name == f"{time.strftime('%Y-%m-%d')}-nvidia-x-1.json" and len(json.loads(report.read_text(encoding="utf-8"))["rows"]) == 1
+    assert report.name == f"{time.strftime('%Y-%m-%d')}-nvidia-x-1-unfinished.json" and len(json.loads(report.read_text(encoding="utf-8"))["rows"]) == 1
+
+
+def test_a_later_run_of_the_day_leaves_what_an_earlier_one_wrote(gpu, monkeypatch, tmp_path, capsys):
+    """Whole or broken off."""
+    start, args = f"{time.strftime('%Y-%m-%d')}-nvidia-x-1", SimpleNamespace(quick=False, json=True)
+    monkeypatch.setattr(bench, "measure", lambda *given: [{"device": "the first"}])
+    assert bench.main(args, Standalone) == 0 and f"Written: {tmp_path / start}.json" in capsys.readouterr().err
+    first = (tmp_path / f"{start}.json").read_bytes()
+    monkeypatch.setattr(bench, "measure", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt) if (tmp_path / f"{start}-2-unfinished.json").exists() else [{}])
+    with pytest.raises(KeyboardInterrupt):
+        bench.main(args, Standalone)
+    monkeypatch.setattr(bench, "measure", lambda *given: [{"device": "the third"}])
+    assert bench.main(args, Standalone) == 0 and f"Written: {tmp_path / start}-3.json" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{start}-2-unfinished.json", f"{start}-3.json", f"{start}.json"]
+    assert (tmp_path / f"{start}.json").read_bytes() == first
 
 
 def test_rows_are_printed_where_their_report_cannot_be_written(gpu, monkeypatch, tmp_path, capsys):
@@ -389,7 +404,7 @@ def test_quick_gives_each_comparison_its_share_of_the_time_left(measured, clock,
 def test_a_gpu_report_is_dated_and_names_the_versions(tmp_path):
     for package in ("diffusers", "transformers", "peft"):
         pytest.importorskip(package)
-    path = bench.write_report(tmp_path / "new", [{"device": "cpu"}, {"device": "NVIDIA X 1"}], "NVIDIA X 1")
+    path = bench.write_report(bench.report_place(tmp_path / "new", "NVIDIA X 1"), [{"device": "cpu"}, {"device": "NVIDIA X 1"}], "NVIDIA X 1", True)
     content = json.loads(path.read_text(encoding="utf-8"))
     assert path.name == f"{time.strftime('%Y-%m-%d')}-nvidia-x-1.json" and content["packages"]["torch"] == torch.__version__
     assert len(content["rows"]) == 2 and [p.name for p in path.parent.iterdir()] == [path.name]
