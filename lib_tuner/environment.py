@@ -140,12 +140,12 @@ def _pythons(version: str) -> Iterator[list[str]]:
         yield ["py", f"-{version}"]
 
 
-def _output(command: list[str]) -> str:
+def _output(command: list[str], variables: dict[str, str] | None = None) -> str:
     """What a command prints; empty where it fails or is not there."""
     import subprocess
 
     try:
-        return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout
+        return subprocess.run(command, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return ""
 
@@ -243,8 +243,12 @@ def _check_place(venv: Path, python: str) -> bool:
 
 
 def _has_pip(venv: Path) -> bool:
-    """Whether the environment has a pip that can be started: one that is half unpacked can be imported all the same."""
-    return bool(_output([str(python_of(venv)), "-m", "pip", "--version"]))
+    """Whether the environment has a pip that can be started: one that is half unpacked can be imported all the same.
+
+    Asked without the user's settings for pip: where those are wrong the environment is not, and the installation says what pip says of them.
+    """
+    variables = {name: value for name, value in os.environ.items() if not name.upper().startswith("PIP_")}
+    return bool(_output([str(python_of(venv)), "-m", "pip", "--version"], {**variables, "PIP_CONFIG_FILE": os.devnull}))
 
 
 def _create(venv: Path, python: str) -> None:
@@ -287,6 +291,7 @@ _REASONS = {
     "Permission denied": "a file cannot be written; check who owns the folder and run the same command again",
     "Retrying (Retry(": "the package index cannot be reached; connect to the network and run the same command again",
     "Read timed out": "the network is too slow or breaks off; run the same command again, it goes on where it stopped",
+    "Configuration file could not be loaded": "pip's configuration file is malformed; mend it (the details name it) and run the same command again",
     "No module named pip": "pip is missing in the environment; delete its folder and run the same command again",
     "No matching distribution": "the index has no such package for this Python and system; use Python 3.11 or 3.12 on 64 bits, or check your pip settings",
 }

@@ -86,7 +86,7 @@ def setup(monkeypatch, tmp_path):
         if done.fail and arguments[-1] == done.fail:
             raise KeyboardInterrupt
 
-    def output(command: list[str]) -> str:
+    def output(command: list[str], variables: object = None) -> str:
         return "1\n" if Path(command[0]).exists() else ""
 
     monkeypatch.setattr(environment, "_create", create)
@@ -197,7 +197,7 @@ def test_a_folder_that_cannot_be_written_names_the_way_out(setup, monkeypatch):
 
 
 def test_a_python_without_venv_says_what_to_install(setup, monkeypatch):
-    monkeypatch.setattr(environment, "_output", lambda command: "")
+    monkeypatch.setattr(environment, "_output", lambda *command: "")
     with error("lacks venv or ensurepip", "python3-venv"):
         environment.ensure(setup.venv, (RUN,), this_python)
 
@@ -249,6 +249,21 @@ def test_a_pip_that_is_half_unpacked_is_made_anew_or_told(tmp_path, monkeypatch,
         with error("is broken", "its pip cannot be started", "delete that folder"):
             environment.ensure(venv, (TEST,), this_python)
         assert calls == ["create"]
+
+
+@posix
+@pytest.mark.parametrize("name, value, words", [("PIP_TIMEOUT", "abc", ["timeout", "'abc'"]), ("PIP_CONFIG_FILE", "no settings", ["pip's configuration file is malformed"])])
+def test_wrong_settings_of_pip_are_what_is_said_and_not_a_broken_environment(tmp_path, monkeypatch, name, value, words):
+    """With this Python's own pip."""
+    venv = tmp_path / ".venv"
+    fake_python(venv, f'exec {sys.executable} "$@"')
+    (venv / "pyvenv.cfg").touch()
+    if name == "PIP_CONFIG_FILE":
+        (tmp_path / "pip.ini").write_text(value)
+    monkeypatch.setenv(name, str(tmp_path / "pip.ini") if name == "PIP_CONFIG_FILE" else value)
+    monkeypatch.setattr(environment, "_create", lambda venv, python: pytest.fail("the environment was taken for one without pip"))
+    with error("could not be installed", *words):
+        environment.ensure(venv, (TEST,), this_python)
 
 
 @posix
@@ -385,7 +400,7 @@ def test_an_old_gradio_environment_of_a_python_that_is_too_new_is_told(setup, mo
     monkeypatch.setattr(environment, "old_gradio_folder", lambda: setup.venv)
     monkeypatch.setattr(environment, "old_gradio_python", this_python)
     version = ["3 13\n"]
-    monkeypatch.setattr(environment, "_output", lambda command: version[0] if Path(command[0]).exists() else "")
+    monkeypatch.setattr(environment, "_output", lambda command, *variables: version[0] if Path(command[0]).exists() else "")
     environment._create(setup.venv, sys.executable)
     with error("is broken", "Python 3.13", "delete that folder"):
         environment.ensure_old_gradio()
