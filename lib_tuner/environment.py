@@ -5,13 +5,15 @@ Standard library alone: this runs in whatever Python the user has. What cannot b
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from .disk import take_lock
 from .progress import Status
@@ -175,20 +177,25 @@ def ensure(venv: Path, layers: tuple[Layer, ...], python: Callable[[], str]) -> 
             _make(venv, layers, made_by, status)
 
 
+_HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK)  # what a lock that another process has is refused with
+
+
 @contextmanager
 def _alone(venv: Path, status: Status) -> Iterator[None]:
-    """One start at a time makes the environment: two pips in one folder leave packages that are of neither. The others wait."""
-    import errno
+    """One start at a time makes the environment: two pips in one folder leave packages that are of neither. The others wait.
 
-    told = False
-    with _lock_file(venv).open("ab") as file:
-        while True:
+    Where there can be no lock, as on some network disks, it is made without.
+    """
+    file = _lock_file(venv)
+    with file or nullcontext():
+        told = False
+        while file:
             try:
                 take_lock(file.fileno())
                 break
             except OSError as error:
-                if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                    break  # some network disks have no locks; there it has to do without
+                if error.errno not in _HELD:
+                    break
                 if not told:
                     status.line(f"Another start of the Tuner is setting up {venv}; waiting until it is done")
                 told = True
@@ -196,19 +203,24 @@ def _alone(venv: Path, status: Status) -> Iterator[None]:
         yield
 
 
-def _lock_file(venv: Path) -> Path:
-    """Beside the environment, which need not be there yet; in it where the folder around it may not be written to. Raises ValueError."""
-    if os.access(next(parent for parent in venv.parents if parent.exists()), os.W_OK):
-        venv.parent.mkdir(parents=True, exist_ok=True)
-        return venv.with_name(f"{venv.name}.lock")
+def _lock_file(venv: Path) -> IO[bytes] | None:
+    """Beside the environment, which need not be there yet; in it where that cannot be, None where neither can. Raises ValueError where nothing can be written."""
+    for place in (venv.with_name(f"{venv.name}.lock"), venv / LOCK):
+        with suppress(OSError):  # only trying tells: os.access calls every folder of Windows writable, and the file may be another user's
+            place.parent.mkdir(parents=True, exist_ok=True)
+            return place.open("ab")
     _check_writable(venv)
-    return venv / LOCK
+    return None
 
 
 def _check_writable(venv: Path) -> None:
-    place = next(parent for parent in (venv, *venv.parents) if parent.exists())
-    if not os.access(place, os.W_OK):
-        raise ValueError(f"{place} cannot be written to: set TUNER_VENV to a folder for the Tuner's environment.")
+    place = next(parent for parent in (venv, *venv.parents) if parent.is_dir())
+    probe = place / f".tuner.{os.getpid()}.part"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"{place} cannot be written to ({error.strerror}): set TUNER_VENV to a folder for the Tuner's environment.") from None
 
 
 def _make(venv: Path, layers: tuple[Layer, ...], made_by: str, status: Status) -> None:

@@ -130,13 +130,28 @@ def test_another_list_of_packages_is_installed_at_the_next_start(setup, monkeypa
     assert setup.calls == ["create", "list.txt", "list.txt"]
 
 
+@pytest.fixture
+def unwritable(monkeypatch):
+    """Folders in which no file can be made, and files of other users; as on Windows, os.access does not know."""
+    places: set[Path] = set()
+
+    def check(path: Path) -> None:
+        if {path, path.parent} & places:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    for name in ("open", "touch"):
+        of_path = getattr(Path, name)
+        monkeypatch.setattr(Path, name, lambda path, *given, of_path=of_path, **more: check(path) or of_path(path, *given, **more))
+    return places
+
+
 @posix
 @pytest.mark.parametrize("beside", [True, False])
-def test_a_second_start_waits_for_the_first_and_installs_nothing_again(setup, monkeypatch, capsys, beside):
+def test_a_second_start_waits_for_the_first_and_installs_nothing_again(setup, monkeypatch, capsys, unwritable, beside):
     """Also where only the environment's own folder may be written to."""
     setup.venv.mkdir(parents=True)
-    can = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: can(path, mode) and (beside or path != setup.venv.parent))
+    if not beside:
+        unwritable.add(setup.venv.parent)
     install, second = environment._install, threading.Thread(target=environment.ensure, args=(setup.venv, (RUN,), this_python))
 
     def slow(*given) -> None:
@@ -154,9 +169,30 @@ def test_a_second_start_waits_for_the_first_and_installs_nothing_again(setup, mo
     assert setup.venv.with_name(".venv.lock").exists() is beside and (setup.venv / environment.LOCK).exists() is not beside
 
 
-@posix
-def test_a_disk_without_locks_does_without(setup, monkeypatch):
-    monkeypatch.setattr(environment, "take_lock", lambda descriptor: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")))
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EIO, errno.EINVAL, errno.EBADF])
+def test_where_there_are_no_locks_it_is_done_without(setup, monkeypatch, capsys, number):
+    monkeypatch.setattr(environment, "take_lock", lambda descriptor: (_ for _ in ()).throw(OSError(number, os.strerror(number))))
+    monkeypatch.setattr(environment.time, "sleep", lambda seconds: pytest.fail("waits for ever"))
+    environment.ensure(setup.venv, (RUN,), this_python)
+    assert environment.is_ready(setup.venv, (RUN,)) and "Another start" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EAGAIN, errno.EDEADLK])
+def test_a_lock_that_another_start_has_is_waited_for_on_every_system(setup, monkeypatch, capsys, number):
+    answers = [OSError(number, "held"), OSError(number, "held")]
+
+    def take_lock(descriptor: int) -> None:
+        if answers:
+            raise answers.pop()
+
+    monkeypatch.setattr(environment, "take_lock", take_lock)
+    monkeypatch.setattr(environment.time, "sleep", lambda seconds: None)
+    environment.ensure(setup.venv, (RUN,), this_python)
+    assert not answers and capsys.readouterr().err.count("Another start of the Tuner is setting up") == 1
+
+
+def test_lock_files_of_another_user_do_not_stop_a_start(setup, unwritable):
+    unwritable.update((setup.venv.with_name(".venv.lock"), setup.venv / environment.LOCK))
     environment.ensure(setup.venv, (RUN,), this_python)
     assert environment.is_ready(setup.venv, (RUN,))
 
@@ -190,9 +226,14 @@ def test_a_folder_that_is_something_else_is_left_alone(setup):
     assert setup.calls == []
 
 
-def test_a_folder_that_cannot_be_written_names_the_way_out(setup, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with error("cannot be written to", "TUNER_VENV"):
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_that_cannot_be_written_names_the_way_out(setup, unwritable, monkeypatch, there):
+    setup.venv.mkdir(parents=True)
+    unwritable.update((setup.venv, setup.venv.parent))
+    if not there:
+        setup.venv.rmdir()
+        monkeypatch.setattr(Path, "mkdir", lambda path, **given: (_ for _ in ()).throw(PermissionError(errno.EACCES, "Permission denied")))
+    with error(str(setup.venv if there else setup.venv.parent), "cannot be written to (Permission denied)", "TUNER_VENV"):
         environment.ensure(setup.venv, (RUN,), this_python)
 
 
