@@ -178,6 +178,7 @@ def ensure(venv: Path, layers: tuple[Layer, ...], python: Callable[[], str]) -> 
 
 
 _HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK)  # what a lock that another process has is refused with
+_CLOSE = os.name == "nt"  # whether what fills the environment is started without the lock
 
 
 @contextmanager
@@ -192,6 +193,8 @@ def _alone(venv: Path, status: Status) -> Iterator[None]:
         while file:
             try:
                 take_lock(file.fileno())
+                if os.name != "nt":  # a pip whose start was killed goes on, and has to hold the lock until it ends
+                    os.set_inheritable(file.fileno(), True)
                 break
             except OSError as error:
                 if error.errno not in _HELD:
@@ -266,7 +269,7 @@ def _has_pip(venv: Path) -> bool:
 def _create(venv: Path, python: str) -> None:
     import subprocess
 
-    done = subprocess.run([python, "-m", "venv", str(venv)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run([python, "-m", "venv", str(venv)], close_fds=_CLOSE, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         raise broken(venv, f"making it failed: {(done.stdout.strip().splitlines() or ['no reason given'])[-1]}")
 
@@ -279,7 +282,7 @@ def _install(venv: Path, install: tuple[str, ...], status: Status) -> None:
     environment = {**os.environ, "PIP_USER": "0", "PYTHONUNBUFFERED": "1"}  # a user's `user = true` would install past the environment
     with open(venv / LOG, "w", encoding="utf-8") as log:
         try:
-            pip = subprocess.Popen([str(python_of(venv)), "-m", "pip", *arguments], env=environment, stdin=subprocess.DEVNULL,
+            pip = subprocess.Popen([str(python_of(venv)), "-m", "pip", *arguments], env=environment, close_fds=_CLOSE, stdin=subprocess.DEVNULL,
                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
         except OSError as error:
             raise broken(venv, str(error)) from None

@@ -11,7 +11,9 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+import time
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +24,7 @@ import lib_tuner
 from lib_tuner import __main__ as program
 from lib_tuner import cli, cli_train, environment
 from lib_tuner.config import toml_text
+from lib_tuner.disk import take_lock
 from lib_tuner.environment import OLD_GRADIO, RUN, TEST, UI, WEBUI, Layer
 from lib_tuner.events import Finished, Started, Warned
 from lib_tuner.host import Forecast
@@ -189,6 +192,35 @@ def test_a_lock_that_another_start_has_is_waited_for_on_every_system(setup, monk
     monkeypatch.setattr(environment.time, "sleep", lambda seconds: None)
     environment.ensure(setup.venv, (RUN,), this_python)
     assert not answers and capsys.readouterr().err.count("Another start of the Tuner is setting up") == 1
+
+
+@posix
+@pytest.mark.parametrize("step", ["_install(venv, ('-r', 'requirements.txt'), status)", "_create(venv, str(environment.python_of(venv)))"])
+def test_what_a_killed_start_leaves_running_holds_the_lock_until_it_ends(tmp_path, step):
+    venv = tmp_path / ".venv"
+    fake_python(venv, f"echo $$ > {tmp_path}/part; mv {tmp_path}/part {tmp_path}/child; exec sleep 60")
+    code = f"from pathlib import Path\nfrom lib_tuner import environment\nvenv, status = Path({str(venv)!r}), None\nwith environment._alone(venv, status):\n  environment.{step}"
+    start = subprocess.Popen([sys.executable, "-c", code], cwd=environment.ROOT)
+    until((tmp_path / "child").exists)
+    start.kill()
+    start.wait()
+    with (tmp_path / ".venv.lock").open("ab") as file:
+        try:
+            with pytest.raises(BlockingIOError):
+                take_lock(file.fileno())
+        finally:
+            os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
+        until(lambda: not take_lock(file.fileno()))
+
+
+def until(done: Callable[[], bool]) -> None:
+    """Waits for it, ten seconds at most; one that cannot be asked yet is not."""
+    for _ in range(200):
+        with suppress(BlockingIOError):
+            if done():
+                return
+        time.sleep(0.05)
+    pytest.fail("it did not come")
 
 
 def test_lock_files_of_another_user_do_not_stop_a_start(setup, unwritable):
