@@ -68,7 +68,12 @@ def enter(argv: list[str], venv: Path, layers: tuple[Layer, ...], python: Callab
         return
     if entered == str(venv):
         raise broken(venv, "its Python does not use it")
-    ensure(venv, layers, python)
+    try:
+        ensure(venv, layers, python)
+    except ValueError as error:
+        if not inside:
+            raise
+        raise ValueError(f"{error} Or use the packages that are in it as they are: --no-venv.") from None  # made by hand, it may have all that is needed, and no network
     _restart(venv, argv)
 
 

@@ -441,6 +441,20 @@ def test_in_an_activated_environment_what_is_missing_is_installed_once(outside, 
     assert len(outside) == 2
 
 
+def test_where_an_activated_environment_cannot_be_finished_the_way_to_use_it_as_it_is_is_named(outside, tmp_path, monkeypatch):
+    """One that was made by hand on a machine without a network, for one."""
+
+    def fail(*args) -> None:
+        raise ValueError("The package index cannot be reached.")
+
+    monkeypatch.setattr(environment, "is_ready", lambda venv, layers: False)
+    monkeypatch.setattr(environment, "ensure", fail)
+    with error("cannot be reached. Or use the packages that are in it as they are: --no-venv."):
+        environment.enter(["demo"], Path(sys.prefix), (RUN,), this_python)
+    with pytest.raises(ValueError, match="cannot be reached.$"):
+        environment.enter(["demo"], tmp_path, (RUN,), this_python)
+
+
 def test_an_environment_that_does_not_take_effect_ends_in_a_sentence_and_not_in_a_circle(outside, tmp_path, monkeypatch):
     monkeypatch.setenv(environment._ENTERED, str(tmp_path))
     with error("is broken", "delete that folder"):
