@@ -103,10 +103,11 @@
         const text = input.value.trim();
         if (!text) return;
         input.value = "";
-        const { id } = data.folder, { place } = shown;
+        const { id } = data.folder, { place } = shown, wrong = () => new Error(tuner.t("Words that could not be saved, for {0}: {1}", place, text));
         adding = adding.catch(() => {}).then(async () => {
-            if (data.folder.id !== id) throw new Error(tuner.t("Words that could not be saved, for {0}: {1}", place, text));
+            if (data.folder.id !== id) throw wrong();
             await view.flush();
+            if (data.folder.id !== id) throw wrong();
             await data.edit("add", { tags: text, where: "last" }, [row]);
         });
         try {

@@ -14,9 +14,9 @@
         clearTimeout(timer);
         if (!tuner.root.isConnected) return; // Reload UI has taken the page away, and it is drawn anew later
         const before = tools.job, known = before && before.id in reports ? `?known=${before.id}` : "";
-        const answer = await tuner.get(`tools/job${known}`).catch(() => null), again = lost;
-        lost = answer === null;
-        if (lost) tools.say(tuner.t("The program does not answer; trying again…"), true);
+        const answer = await tuner.get(`tools/job${known}`).catch((error) => error), again = lost;
+        lost = answer instanceof Error;
+        if (lost) tools.say(answer.status === 401 ? answer.message : tuner.t("The program does not answer; trying again…"), true);
         else await take(answer.job, before, again);
         clearTimeout(timer);
         if (tools.open) timer = setTimeout(tools.look, document.hidden ? IDLE * 5 : lost ? LOST : going(tools.job) ? BUSY : IDLE);

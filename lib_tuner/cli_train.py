@@ -108,7 +108,8 @@ def _process_group(world: int, device: str) -> Iterator[None]:
         raise ValueError(f"memory.device: {device!r} is one card for all processes that torchrun starts; write auto.")
     on_cards = device in ("auto", "cuda") and torch.cuda.is_available()
     if on_cards:
-        own, cards = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        own, cards = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        own = 0 if cards == 1 else own  # a launcher may show each process its own card alone; NCCL refuses one that two have
         if own >= cards:
             raise ValueError(f"torchrun starts more processes than this machine has GPUs ({cards}): give it --nproc-per-node {cards}.")
         torch.cuda.set_device(own)  # the one that `cuda` means in this process

@@ -182,7 +182,7 @@ def ensure(venv: Path, layers: tuple[Layer, ...], python: Callable[[], str]) -> 
             _make(venv, layers, made_by, status)
 
 
-_HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK)  # what a lock that another process has is refused with
+_HELD = (errno.EACCES, errno.EDEADLK) if os.name == "nt" else (errno.EAGAIN, errno.EWOULDBLOCK)  # what a lock that another process has is refused with
 _CLOSE = os.name == "nt"  # whether what fills the environment is started without the lock
 
 

@@ -53,10 +53,9 @@ class State:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.method.load_state_dict(state["method"])
-        own = [{key: group[key] for key in _OWN if key in group} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, kept in zip(self.optimizer.param_groups, own):
-            group.update(kept)
+        saved, own = state["optimizer"], [{key: group[key] for key in _OWN if key in group} for group in self.optimizer.param_groups]
+        groups = [{**group, **kept} for group, kept in zip(saved["param_groups"], own)] + saved["param_groups"][len(own) :]
+        self.optimizer.load_state_dict({**saved, "param_groups": groups})  # by these flags torch decides where its counters of steps lie
         for part, saved in ((self.ema, state["ema"]), (self.scaler, state["scaler"])):
             if (part is None) != (saved is None):
                 raise ValueError("The saved run used another EMA or precision; resume with the settings of the run that was saved.")

@@ -21,7 +21,10 @@ def first_line(error: BaseException) -> str:
 
 
 # also of cuBLAS and cuDNN, which say in their own way that they found no room to compute in
-_NO_MEMORY = ("out of memory", "not enough memory", "allocate memory", "status_alloc_failed", "unable to find a valid cudnn algorithm", "unable to find an engine to execute")
+_NO_MEMORY = (
+    "out of memory", "not enough memory", "allocate memory", "status_alloc_failed", "cublas_status_not_initialized", "unable to find a valid cudnn algorithm",
+    "unable to find an engine to execute",
+)  # fmt: skip
 
 
 def lacks_memory(error: BaseException) -> bool:

@@ -37,6 +37,9 @@ def test_each_process_has_a_card_of_its_own(cards, monkeypatch):
     with _process_group(2, "auto"):
         assert cards == [1, "cpu:gloo,cuda:nccl"]  # else both would train on the first card, which NCCL refuses
     assert cards.pop() == "end"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # a launcher has shown this process its own card alone
+    with _process_group(2, "auto"):
+        assert cards[2] == 0
 
 
 def test_on_the_cpu_of_a_machine_with_cards_processes_meet_without_them(cards, monkeypatch):
@@ -96,6 +99,15 @@ def test_a_run_that_was_saved_on_a_card_goes_on_with_the_kernels_of_this_machine
     state.load_state_dict({"method": {}, "optimizer": saved, "ema": None, "scaler": None})
     group = state.optimizer.param_groups[0]
     assert (group["fused"], group["foreach"], group["lr_scale"]) == (None, True, 2.0)
+
+
+def test_a_run_that_was_saved_elsewhere_goes_on_with_the_kernels_of_a_card(monkeypatch):
+    """By the groups that it loads torch decides where its counters of steps go, so they have to say it already."""
+    weight, loaded = nn.Parameter(torch.zeros(2)), []
+    optimizer = torch.optim.AdamW([weight], fused=True)
+    monkeypatch.setattr(optimizer, "load_state_dict", lambda saved, load=optimizer.load_state_dict: (loaded.append(saved["param_groups"][0]["fused"]), load(saved)))
+    State(SimpleNamespace(load_state_dict=lambda saved: None), optimizer).load_state_dict({"method": {}, "optimizer": torch.optim.AdamW([weight]).state_dict(), "ema": None, "scaler": None})
+    assert loaded == [True]
 
 
 def test_gradients_lie_as_their_weights(make):  # noqa: F811

@@ -52,6 +52,8 @@ def test_the_apis_login_is_asked_for(client):
     assert "WWW-Authenticate" in with_login.get("/tuner/api/status").headers
     browser = {"User-Agent": "Mozilla/5.0 (X11; Linux x86_64)"}
     assert "WWW-Authenticate" in with_login.get("/tuner/api/status", headers=browser | {"Accept": "text/html,*/*;q=0.8"}).headers
+    powershell = {"User-Agent": "Mozilla/5.0 (Windows NT 10.0; en-US) PowerShell/7.4.0", "Accept": ""}
+    assert "WWW-Authenticate" in with_login.get("/tuner/api/status", headers=powershell).headers
     for accept in ("*/*", "image/avif,image/webp,*/*"):  # of a page that was open before a restart: the browser's own window for a login would come at every look
         assert "WWW-Authenticate" not in with_login.get("/tuner/api/status", headers=browser | {"Accept": accept}).headers
 

@@ -180,8 +180,8 @@ def test_where_there_are_no_locks_it_is_done_without(setup, monkeypatch, capsys,
     assert environment.is_ready(setup.venv, (RUN,)) and "Another start" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EAGAIN, errno.EDEADLK])
-def test_a_lock_that_another_start_has_is_waited_for_on_every_system(setup, monkeypatch, capsys, number):
+@pytest.mark.parametrize("number", environment._HELD)
+def test_a_lock_that_another_start_has_is_waited_for(setup, monkeypatch, capsys, number):
     answers = [OSError(number, "held"), OSError(number, "held")]
 
     def take_lock(descriptor: int) -> None:

@@ -84,7 +84,7 @@ def _refuse_place(model: Any, devices: Any) -> None:
     if next(model.parameters()).device.type != torch.device(devices.device).type:
         raise ValueError("The WebUI's model was unloaded to RAM: press Load SD checkpoint to VRAM from RAM in Settings > Actions, then train.")
     if not isinstance(devices.autocast(), (torch.autocast, nullcontext)):  # `manual_cast`: weights change their type around each layer, which a backward pass does not survive
-        raise ValueError("On this GPU (GTX 16xx, Apple) the WebUI computes half precision in a way that cannot be trained through: start the WebUI with --no-half.")
+        raise ValueError("On this GPU (GTX 16xx, Apple, Intel) the WebUI computes half precision in a way that cannot be trained through: start the WebUI with --no-half.")
 
 
 def checkpoint_hash(model: Any) -> str:

@@ -111,7 +111,8 @@ def _own_origin(headers: dict[bytes, bytes]) -> bool:
 
 def _is_read(headers: dict[bytes, bytes]) -> bool:
     """Whether somebody looks at the answer itself, or a program does; for a page's scripts and pictures a browser would open its own window for a login again and again."""
-    return b"text/html" in headers.get(b"accept", b"") or not headers.get(b"user-agent", b"").startswith(b"Mozilla/")
+    accept = headers.get(b"accept")
+    return not accept or b"text/html" in accept or not headers.get(b"user-agent", b"").startswith(b"Mozilla/")  # PowerShell calls itself Mozilla, and accepts nothing by name
 
 
 def parse_login(text: str) -> tuple[str, str]:
