@@ -144,6 +144,7 @@
 
     function check() {
         clearTimeout(timer);
+        asked++; // an answer to what the fields said before is no plan any more
         form.plan = null;
         show();
         timer = setTimeout(() => plan(form.name, args(), chosenScope()).catch((error) => wrong(error)), WAIT);

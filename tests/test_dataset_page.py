@@ -416,6 +416,21 @@ def test_words_for_a_folder_that_the_program_has_forgotten_go_along_when_it_is_o
 
 
 @own_script
+def test_an_answer_to_what_the_fields_said_before_is_no_plan(panel, folder):
+    panel.page.select_option("#tuner-d-edit", "replace")
+    panel.page.fill("#tuner-d-f-text", "x")
+    plans = held(panel.page, "**/plan")
+    with panel.page.expect_request("**/plan"):
+        panel.page.fill("#tuner-d-f-find", "lips")
+    panel.page.evaluate("setTimeout = () => 0")  # the next check waits
+    panel.page.fill("#tuner-d-f-text", "mouth")
+    with panel.page.expect_response("**/plan"):
+        plans.pop().continue_()
+    panel.page.evaluate("tuner.data.get('history')")
+    expect(panel.page.locator("#tuner-d-apply")).to_have_count(0)
+
+
+@own_script
 def test_words_for_a_picture_that_is_gone_are_said(panel, folder):
     panel.page.locator("[data-row='3']").dblclick()
     panel.sees("#tuner-d-state", "saved")

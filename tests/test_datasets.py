@@ -294,7 +294,7 @@ def test_a_folder_that_is_none_is_one_sentence(web, folder):
 
 
 def test_only_open_folders_are_there(web, client):
-    assert web.get("/tuner/api/data/0123456789abcdef").status_code == 400
+    assert web.get("/tuner/api/data/0123456789abcdef").status_code == 404
     client.ok(client.post("close"))
     assert "not open any more" in client.get("rows").json()["error"]
 
@@ -322,7 +322,7 @@ def test_the_folder_asked_for_longest_ago_is_closed(web, tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         Image.new("RGB", (20, 20)).save(tmp_path / name / "x.png")
         opened.append(Client(web, tmp_path / name))
-    assert [client.get("rows").status_code for client in opened] == [400, 200, 200]
+    assert [client.get("rows").status_code for client in opened] == [404, 200, 200]
     assert Client(web, tmp_path / "a").about["editable"]  # its lock was let go
 
 
