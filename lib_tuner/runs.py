@@ -191,10 +191,10 @@ def known_record(folder: Path) -> Record:
     if run.name:
         return run
     try:
-        cfg = settings_of(folder)
+        known = _first(settings_of(folder))  # a method may refuse today what it took when the run was made
     except (OSError, ValueError):
         return replace(run, name=folder.name, started=folder.stat().st_mtime)
-    return replace(_first(cfg), state="unknown", step=newest_step(folder), started=(folder / SETTINGS).stat().st_mtime)
+    return replace(known, state="unknown", step=newest_step(folder), started=(folder / SETTINGS).stat().st_mtime)
 
 
 def settings_of(folder: Path) -> TrainConfig:

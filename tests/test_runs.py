@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lib_tuner import runs
+from lib_tuner.config import to_toml
 from lib_tuner.events import Stepped
 from lib_tuner.hosts.standalone import Standalone
 from lib_tuner.methods import METHODS, settings
@@ -95,6 +96,15 @@ def test_a_run_without_a_record_is_known_by_its_files(small_run):
     assert runs.listing([folder.parent])[0]["name"] == "thing"
     (folder / "settings.toml").write_text("name = ")
     assert runs.listing([folder.parent])[0]["name"] == "thing-001" and runs.details(folder)["settings"] == {}
+
+
+def test_a_run_whose_settings_are_refused_today_hides_no_other(small_run):
+    """Its settings can be read, but what they were taken for then is no run now: an older version's pivotal run whose rate ends too early."""
+    folder = run({**small_run, "steps": 1, "save_every": 0})
+    values = {key: value for key, value in small_run.items() if not key.startswith("lora.")} | {"method": "pivotal", "pivotal.inversion_steps": 2, "optim.lr": "1e-3:2"}
+    (refused := folder.parent / "old-001").mkdir()
+    (refused / "settings.toml").write_text(to_toml(settings(values)), encoding="utf-8")
+    assert {row["name"] for row in runs.listing([folder.parent])} == {"thing", "old-001"}
 
 
 def test_what_is_no_run_is_not_listed(small_run, tmp_path):
