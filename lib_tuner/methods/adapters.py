@@ -232,9 +232,9 @@ class Adapters(LayerMethod):
                 raise ValueError(f"start: {file.path.name} is a DoRA with a length per output channel, which the WebUI draws wrongly; only one per input channel goes on.")
             if self.settings.dora and "dora_scale" not in factors:
                 raise ValueError(f"dora: {file.path.name} in start is no DoRA, so it goes on as what it is: turn dora off, or start without a file.")
-        if lost := [word for word in file.embeddings if word not in self.words_beside]:
-            said = f"start: {file.path.name} has the word {lost[0]} inside, which is not trained here and would be missing in the saved file; "
-            raise ValueError(said + ("give it a line in pivotal.words.embeddings." if self.words_beside else "go on with method = pivotal, the file in pivotal.layers.start and the word as the run's name."))
+        if not self.cfg.resume and (lost := [word for word in file.embeddings if word not in self.words_beside]):  # a run of an older version goes on as it was
+            said = f"start: {file.path.name} has words inside that are not trained here and would be missing in the saved file ({', '.join(lost)}); "
+            raise ValueError(said + ("give each a line in pivotal.words.embeddings." if self.words_beside else "go on with method = pivotal, the file in pivotal.layers.start and each word in a line of pivotal.words.embeddings."))
         check_fits(file, weight_shapes(sd))
         return file.modules
 
