@@ -65,6 +65,12 @@ def test_of_several_words_the_templates_name_is_what_the_pictures_caption_has(tm
     assert set(captions(20, text=text, trigger=words, tag_dropout=1.0)) == {name}
 
 
+@pytest.mark.parametrize(("text", "name"), [("an anna-2 sitting", "anna-2"), ("an anna sitting", "anna"), ("anna beside Anna-2", "anna anna-2"), ("anna-2, anna-2", "anna-2"), ("a cat", "anna anna-2")])
+def test_a_word_that_is_a_part_of_another_is_not_meant_where_that_one_stands(tmp_path, text, name):
+    (tmp_path / "mine.txt").write_text("a photo of [name]")
+    assert caption(text, trigger=Triggers.of(["anna", "anna-2"]), template=str(tmp_path / "mine.txt")) == f"a photo of {name}"
+
+
 def test_of_several_lines_the_drawn_one_says_which_word_is_meant(tmp_path):
     (tmp_path / "mine.txt").write_text("[name]; [filewords]")
     drawn = set(captions(50, text="a cat-a\na red hat\na thing", trigger=Triggers.of(["cat-a", "red hat"]), template=str(tmp_path / "mine.txt"), wildcards=True))
@@ -79,6 +85,9 @@ def test_a_trigger_with_a_comma_is_not_shuffled_apart():
     drawn = captions(60, text="one, Sks, cat, two", trigger="sks, cat", shuffle_tags=True)
     assert {tuple(text.replace("Sks, cat", "T").split(", ")) for text in drawn} == set(permutations(("one", "T", "two")))
     assert set(captions(20, text="sks, cat, one", trigger="sks, cat", shuffle_tags=True, keep_tags=2)) == {"sks, cat, one"}
+    drawn = captions(40, text="one, sks, cat, two, three", trigger="sks, cat", shuffle_tags=True, tag_dropout=0.5, keep_tags=2)  # which cuts through it
+    assert {text[:13] for text in drawn} == {"one, sks, cat"} and len(set(drawn)) > 3
+    assert set(captions(20, text="sks, cat, one", trigger="sks, cat", shuffle_tags=True, keep_tags=1)) == {"sks, cat, one"}
     assert set(captions(20, text="sks, cat", trigger="sks, cat", tag_dropout=0.5)) == {"sks, cat"}
 
 

@@ -37,7 +37,20 @@ class Triggers(str):
 def mentions(text: str, trigger: str) -> bool:
     """Whether the trigger, or one of several words, is in the text; CLIP reads lower case."""
     words = getattr(trigger, "each", ()) or tuple(filter(None, [trigger.strip()]))
-    return any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) for word in words)
+    return any(_pattern(word).search(text) for word in words)
+
+
+def _pattern(word: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
+
+
+def _words_in(text: str, each: tuple[str, ...]) -> list[str]:
+    """Those of several words that the text has, in their own order. Of words of which one has another inside, `anna-2` and `anna`, only the longer one is there where it stands."""
+    found = set()
+    for word in sorted(each, key=len, reverse=True):
+        text, times = _pattern(word).subn("\n", text)
+        found |= {word.lower()} if times else set()
+    return [word for word in each if word.lower() in found]
 
 
 class Prompts:
@@ -70,8 +83,7 @@ class Prompts:
 
     def _named(self, *texts: str) -> str:
         """What stands for the subject: of several words those that the first of the texts with any has, since a picture of one teaches that one alone; else all."""
-        each = getattr(self.trigger, "each", ())
-        own = next((found for text in texts if (found := [word for word in each if mentions(text, word)])), [])
+        own = next((found for text in texts if (found := _words_in(text, getattr(self.trigger, "each", ())))), [])
         return " ".join(own) or self.trigger
 
     def _with_trigger(self, text: str, name: str) -> str:
@@ -93,7 +105,8 @@ class Prompts:
         if not (cfg.shuffle_tags or cfg.tag_dropout or warming):
             return " ".join(caption.split("\n")).strip()
         tags = split_tags(caption)
-        kept, rest = tags[: cfg.keep_tags], self._trigger_as_one(tags[cfg.keep_tags :])
+        first = self._first_tags(tags)
+        kept, rest = tags[:first], self._trigger_as_one(tags[first:])
         if warming:
             rest = rest[: floor(step * (len(rest) - cfg.token_warmup_min) / cfg.token_warmup) + cfg.token_warmup_min]
         if cfg.shuffle_tags:
@@ -102,12 +115,21 @@ class Prompts:
             rest = [tag for tag in rest if rng.random() >= cfg.tag_dropout]
         return ", ".join(kept + rest)
 
+    def _first_tags(self, tags: list[str]) -> int:
+        """How many tags stay in place: those that the settings say, and the rest of a trigger that begins among them."""
+        at, end = self._trigger_in(tags)
+        return end if at < self.cfg.keep_tags < end else self.cfg.keep_tags
 
     def _trigger_as_one(self, tags: list[str]) -> list[str]:
         """The tags with a trigger that has a comma in it as one of them, so that it is not shuffled apart."""
+        at, end = self._trigger_in(tags)
+        return [*tags[:at], ", ".join(tags[at:end]), *tags[end:]] if end else tags
+
+    def _trigger_in(self, tags: list[str]) -> tuple[int, int]:
+        """Where a trigger with a comma in it begins among the tags and where it ends; (0, 0) where it is not, or has none."""
         parts = [part.lower() for part in split_tags(self.trigger)]
         at = next((i for i in range(len(tags)) if len(parts) > 1 and [tag.lower() for tag in tags[i : i + len(parts)]] == parts), None)
-        return tags if at is None else [*tags[:at], ", ".join(tags[at : at + len(parts)]), *tags[at + len(parts) :]]
+        return (0, 0) if at is None else (at, at + len(parts))
 
 
 def split_tags(caption: str) -> list[str]:
