@@ -37,11 +37,30 @@ def test_blanks_before_a_quote_and_lines_within_quotes_are_read(tmp_path):
     assert listed(tmp_path, 'file_name, text\na.png, "a cat, sitting"\n\nb.png,"two\nlines"\nc.png,a 5" disk\n') == ({"a.png": "a cat, sitting", "b.png": "two\nlines", "c.png": 'a 5" disk'}, [])
 
 
-@pytest.mark.parametrize("broken", ['"a cat', '"a cat" on a mat', '"' + "x" * 200_000])
+@pytest.mark.parametrize("broken", ['"a cat', '"a cat" on a "mat', '"' + "x" * 200_000])
 def test_a_row_whose_quotes_do_not_fit_is_a_problem_and_swallows_no_other(tmp_path, broken):
     found, told = listed(tmp_path, f'file_name,text\na.png,one\nb.png,{broken}\nc.png,three\nd.png,"four, five"\n')
     assert found == {"a.png": "one", "c.png": "three", "d.png": "four, five"}
-    assert [text.partition(";")[0] for text in told] == ["line 3 has a quote that is never closed, or words behind one that is"]
+    assert [text.partition(";")[0] for text in told] == ["line 3 has a quote that is never closed"]
+
+
+def test_a_row_with_words_behind_a_closed_quote_is_read_without_its_quotes(tmp_path):
+    found, told = listed(tmp_path, 'file_name,text\na.png,"Hello" on a sign\nb.png,"a" b, "c" d\nc.png,"five, six"\n')
+    assert found == {"a.png": "Hello on a sign", "b.png": "a b, c d", "c.png": "five, six"}
+    assert [text.partition(";")[0] for text in told[:2]] == ["line 2 has words behind a quote that is closed", "line 3 has words behind a quote that is closed"]
+
+
+def test_a_comma_at_the_end_of_the_first_line_makes_no_column(tmp_path):
+    assert listed(tmp_path, "file_name,text,\na.png,1girl, red hair\nb.png,a dog,\n") == ({"a.png": "1girl, red hair", "b.png": "a dog"}, [f"line 2 has more columns than the first line, {MORE}"])
+    assert listed(tmp_path, ",,\na.png,a cat\n")[0] == {}
+
+
+def test_a_list_with_nul_characters_says_that_alone(tmp_path):
+    """Python 3.10 refuses them in every line."""
+    told: list[str] = []
+    (tmp_path / "metadata.csv").write_bytes("file_name,text\na.png,a cat\nb.png,a dog\n".encode("utf-16-le"))
+    assert listed_captions(tmp_path / "metadata.csv", lambda path, text, kind: told.append(text)) == {} and len(told) == 1 and "NUL" in told[0]
+
 
 
 def test_a_parquet_row_that_names_a_picture_elsewhere_says_so(tmp_path):

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +97,8 @@ def _csv_rows(path: Path, text: str, complain: Complain) -> Iterator[tuple[int, 
     """Rows by the names in the first one. A row with more columns has most likely a caption with commas and no quotes around it, which is whole again where it comes last."""
     rows, told = _csv_cells(path, text, complain), False
     _, names = next(rows, (0, []))
+    while len(names) > 1 and not names[-1]:  # a comma at its end, which would be a column that takes the rest of a caption
+        names.pop()
     caption = next((c for c in _CAPTION_COLUMNS if c in names), "")
     for line, cells in rows:
         while len(cells) > len(names) and not cells[-1]:  # a comma at the end
@@ -112,10 +113,12 @@ def _csv_rows(path: Path, text: str, complain: Complain) -> Iterator[tuple[int, 
 
 
 def _csv_cells(path: Path, text: str, complain: Complain) -> Iterator[tuple[int, list[str]]]:
-    """The line at which each row begins, and its cells; a row whose quotes do not fit costs its first line alone, not those that its open quote would swallow."""
-    lines, at = [f"{line}\n" for line in text.split("\n")], 0
+    """The line at which each row begins, and its cells; a row whose quote is never closed costs its first line alone, not those that it would swallow."""
+    if "\0" in text:  # which Python 3.10 refuses at each line; `read_text` has said it
+        return
+    lines, at = text.split("\n"), 0
     while at < len(lines):
-        reader = csv.reader(islice(lines, at, None), strict=True, skipinitialspace=True)  # as people write them: a.png, "a cat, sitting"
+        reader = csv.reader((f"{lines[i]}\n" for i in range(at, len(lines))), strict=True, skipinitialspace=True)  # as people write them: a.png, "a cat, sitting"
         begin = at
         try:
             for cells in reader:
@@ -124,8 +127,20 @@ def _csv_cells(path: Path, text: str, complain: Complain) -> Iterator[tuple[int,
                 begin = at + reader.line_num
             return
         except csv.Error:  # also a field of over 128 KiB
-            complain(path, f"line {begin + 1} has a quote that is never closed, or words behind one that is; it was left out: put quotes around the whole caption, and write those inside it twice", "list")
+            if cells := _whole_line(lines[begin]):
+                complain(path, f"line {begin + 1} has words behind a quote that is closed; its quotes were left out: put quotes around the whole caption, and write those inside it twice", "list")
+                yield begin + 1, cells
+            else:
+                complain(path, f"line {begin + 1} has a quote that is never closed; it was left out: put quotes around the whole caption, and write those inside it twice", "list")
             at = begin + 1
+
+
+def _whole_line(line: str) -> list[str]:
+    """The cells of a row that the strict way to read refuses, as `"Hello" on a sign`, where each of its quotes is closed in the same line; nothing where one is not."""
+    try:
+        return next(csv.reader([line], skipinitialspace=True), []) if line.count('"') % 2 == 0 else []
+    except csv.Error:  # a field of over 128 KiB
+        return []
 
 
 def _json_rows(path: Path, text: str, complain: Complain) -> Iterator[tuple[int, dict[str, Any]]]:
