@@ -15,7 +15,7 @@ from .disk import expanded
 from .data import class_pictures
 from .data.batches import Batches
 from .data.holes import Holes
-from .data.items import told
+from .data.problems import told
 from .foreseen import Seen, Warning_, kept_on_disk, warnings
 from .host import Forecast
 from .methods import METHODS

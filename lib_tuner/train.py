@@ -18,7 +18,8 @@ from .disk import expanded
 from .data import class_pictures
 from .data.batches import Batches, check_world, find_items, validation
 from .data.holes import Holes
-from .data.items import from_rows, told
+from .data.items import from_rows
+from .data.problems import told
 from .events import Event, Finished, Preparing, Started, Stepped, Warned
 from .host import Components, Host
 from .methods.base import Method

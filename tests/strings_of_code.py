@@ -29,7 +29,7 @@ SAYS = frozenset((  # functions whose answer is told
     "outlook.py:_pictures", "outlook.py:_buckets", "outlook.py:_masks", "outlook.py:_length", "outlook.py:_stages", "outlook.py:_time", "outlook.py:_memory", "host.py:__str__",
     "arguments.py:refusal", "mirrored.py:refusal", "lora_file.py:__str__", "extract.py:__str__", "recipe.py:__str__", "__init__.py:_of_values", "__init__.py:_draft", "kohya_forms.py:of_metadata", "advisor.py:__str__",
     "audit.py:too_small", "audit.py:blurred", "audit.py:barred", "audit.py:even", "audit.py:blocky", "audit.py:wrong_mode", "audit.py:transparent", "audit.py:animated", "audit.py:turned",
-    "audit.py:too_long", "captions.py:problem", "journal_file.py:advice",
+    "audit.py:too_long", "problems.py:_more", "captions.py:problem", "journal_file.py:advice",
 ))  # fmt: skip
 PIECES = (  # words that are put together in other ways; each stands so in the source
     "gradient checkpointing", "channels-last", "the model that is loaded first", "given twice", "make room", "choose a disk that takes files of this size",

@@ -295,11 +295,11 @@ def test_latent_sampling_draws_once_anew_or_never(photos):
 
 
 def test_a_masked_loss_without_a_mask_says_that_it_changes_nothing(photos, tmp_path):
-    told = [str(p) for p in make(photos, masks=True).problems if p.kind == "mask"]
+    told = [str(p) for p in make(photos, masks=True).problems if p.kind == "masks"]
     assert told == [f"{photos.name} has no mask and no picture with transparency, so the masked loss changes nothing."]
     assert not make(photos).problems
     Image.new("RGBA", (64, 64), (9, 9, 9, 90)).save(tmp_path / "a.png")
-    assert not [p for p in make(tmp_path, masks=True).problems if p.kind == "mask"]
+    assert not [p for p in make(tmp_path, masks=True).problems if p.kind == "masks"]
 
 
 def test_masks_weigh_and_the_floor_is_what_is_hidden(tmp_path):

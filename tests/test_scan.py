@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 from PIL import Image
 
 from lib_tuner.data.batches import find_items
 from lib_tuner.data.items import pictures_below, scan
+from lib_tuner.data.problems import Problem, told
 from lib_tuner.settings import DataConfig
 
 
@@ -61,4 +64,21 @@ def test_masks_for_some_pictures_alone_are_told(tmp_path):
         paint(tmp_path / f"data/mask/{i}.png", i)
         for more in ({}, {"class_folder": str(tmp_path / "class")}):
             problems = find_items(DataConfig(folder=str(tmp_path / "data"), masks=True, **more))[1]
-            assert [str(problem) for problem in problems if problem.kind == "mask"] == told
+            assert [str(problem) for problem in problems if problem.kind == "masks"] == told
+
+
+def test_what_concerns_the_whole_folder_is_told_before_what_each_picture_lacks(tmp_path):
+    for i in range(12):
+        paint(tmp_path / f"data/500_cat/{i}.png", i)
+    paint(tmp_path / "data/500_cat/mask/7.png")
+    (tmp_path / "held").mkdir()
+    for i in range(5):
+        shutil.copy(tmp_path / f"data/500_cat/{i}.png", tmp_path / f"held/{i}.png")
+    problems = find_items(DataConfig(folder=str(tmp_path / "data"), validation_folder=str(tmp_path / "held"), masks=True, caption_from="file"))[1]
+    lines = told(problems)
+    assert lines[0].startswith("500_cat stands for 500 repeats") and lines[1].startswith("data has masks for 1 of 7 pictures")
+    assert [line.partition(" ")[0] for line in lines[2:5]] == ["0.png", "1.png", "2.png"] and lines[5] == "2 more pictures are held out for validation."
+    assert all(line.endswith(" has no caption.") for line in lines[6:9]) and lines[9:] == ["14 more pictures have no caption."]
+    few = [Problem(tmp_path / "a", "has no caption", "no caption"), Problem(tmp_path / "b", "is a folder", "folder")]
+    assert told(few) == ["b is a folder.", "a has no caption."]
+    assert len(told(few * 5)) == 8 and len(told([few[0]] * 4 + [few[1]] * 5)) == 8  # one more takes as much room as to say so

@@ -303,8 +303,8 @@ def _masks_lacking(cfg: DataConfig, items: list[Item]) -> list[Problem]:
     if not cfg.masks or own and all(own):
         return []
     if not any(masked):
-        return [Problem(absolute(cfg.folder), "has no mask and no picture with transparency, so the masked loss changes nothing", "mask")]
-    return [Problem(absolute(cfg.folder), f"has masks for {sum(own):,} of {len(own):,} pictures; the others are learned whole", "mask")] if any(own) else []
+        return [Problem(absolute(cfg.folder), "has no mask and no picture with transparency, so the masked loss changes nothing", "masks")]
+    return [Problem(absolute(cfg.folder), f"has masks for {sum(own):,} of {len(own):,} pictures; the others are learned whole", "masks")] if any(own) else []
 
 
 def with_hints(found: tuple[list[Item], list[Problem]], hints: Hints | None) -> tuple[list[Item], list[Problem]]:

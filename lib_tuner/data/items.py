@@ -20,10 +20,10 @@ from ..settings import DataConfig
 from . import pictures, sources
 from .file_names import Names
 from .item import Item
+from .problems import Problem
 
 PICTURES = frozenset(".png .jpg .jpeg .jfif .webp .bmp .gif .tif .tiff .avif .heic .heif .jxl".split())  # what Pillow cannot open becomes a problem
 
-SHOWN = 8  # problems
 _NOT_DATA = (".", "__MACOSX", "@eaDir")  # hidden folders; what a Mac's zip and a NAS put beside pictures
 _OF_RUNS = frozenset(("state", "losses.csv", "record.tuner"))  # beside settings.toml; see runs.py
 _MASK_FOLDERS = frozenset(("mask", "masks"))
@@ -38,24 +38,6 @@ _NO_WORDS = re.compile(  # names that cameras, browsers and programs give, which
     r"|[\s_()\-\d]*|[0-9a-f]{8,}([-_][0-9a-f]+)*)$",
     re.IGNORECASE,
 )
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something about a file; `kind` groups them: unreadable, animated, duplicate, clash, no caption, encoding, list, mask, held out, folder."""
-
-    path: Path
-    text: str
-    kind: str = "unreadable"
-
-    def __str__(self) -> str:
-        return f"{self.path.name} {self.text}."
-
-
-def told(problems: list[Problem]) -> list[str]:
-    """The first problems, and how many more there are: a folder may have one for each of thousands of pictures."""
-    more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-    return [*map(str, problems[:SHOWN]), *more]
 
 
 @dataclass
