@@ -82,3 +82,14 @@ def test_what_concerns_the_whole_folder_is_told_before_what_each_picture_lacks(t
     few = [Problem(tmp_path / "a", "has no caption", "no caption"), Problem(tmp_path / "b", "is a folder", "folder")]
     assert told(few) == ["b is a folder.", "a has no caption."]
     assert len(told(few * 5)) == 8 and len(told([few[0]] * 4 + [few[1]] * 5)) == 8  # one more takes as much room as to say so
+
+
+def test_where_only_a_runs_folder_lies_it_is_said_why_there_is_no_picture(tmp_path):
+    for name in ("settings.toml", "losses.csv"):
+        (file := tmp_path / "out/cat-001" / name).parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("")
+    paint(tmp_path / "out/cat-001/samples/5-0.png"), (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="out' holds no picture: cat-001 is the folder of a run, whose samples are no pictures to train on, and is left out.$"):
+        pictures_below(tmp_path / "out")
+    with pytest.raises(ValueError, match="empty' holds no picture; put .png, .jpg or .webp files into it.$"):
+        pictures_below(tmp_path / "empty")

@@ -97,7 +97,8 @@ def pictures_below(folder: str | Path, needed: bool = True) -> tuple[list[Path],
     job = _Scan(DataConfig(), root, False)
     found = sorted(_files(job, PICTURES), key=lambda path: natural(str(path)[len(str(root)) :].replace(os.sep, "/")))
     if needed and not found:
-        raise ValueError(f"{str(folder)!r} holds no picture; put .png, .jpg or .webp files into it.")
+        reason = f": {str(job.problems[0])[:-1]}" if job.problems else "; put .png, .jpg or .webp files into it"
+        raise ValueError(f"{str(folder)!r} holds no picture{reason}.")
     return found, job.problems
 
 
