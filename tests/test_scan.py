@@ -44,7 +44,7 @@ def test_a_date_before_a_folders_name_is_told_and_of_the_scanned_folder_no_numbe
     found, problems = names_in(tmp_path)
     assert found == {"2023_holiday/a.png": 2023, "2023_holiday/b.png": 2023, "499_cat/c.png": 499, "500_dog/d.png": 500}
     assert problems == [f"{name} stands for {n} repeats of each picture; rename it if that number is something else." for name, n in (("500_dog", 500), ("2023_holiday", 2023))]
-    assert names_in(tmp_path / "2023_holiday") == ({"a.png": 1, "b.png": 1}, []) and names_in(tmp_path / "500_dog")[0] == {"d.png": 500}
+    assert names_in(tmp_path / "2023_holiday") == ({"a.png": 1, "b.png": 1}, ["2023_holiday begins with 2023, which is taken for a year, so each picture occurs once; set data.repeats for more."]) and names_in(tmp_path / "500_dog")[0] == {"d.png": 500}
     assert {p.kind for p in scan(DataConfig(validation_folder=str(tmp_path)), tmp_path)[1]} <= {"no caption"}  # whose pictures are looked at once
 
 

@@ -210,6 +210,8 @@ def _repeats(job: _Scan, path: Path) -> int:
     folder, number, _ = _kohya(job, path)
     if job.held_out:
         return 1
+    if number == 1 and (found := _KOHYA.match(folder.name)) and _YEAR.fullmatch(found[1]):
+        job.complain(folder, f"begins with {found[1]}, which is taken for a year, so each picture occurs once; set data.repeats for more", "folder", once=True)
     if number == 0:
         job.complain(folder, "stands for 0 repeats, so its pictures are left out; write another number in front of its name to train on them", "folder", once=True)
     if _MANY_REPEATS <= number <= _MOST_REPEATS:  # kohya's own folders have a few dozen at most; a year in front of a name has thousands
