@@ -149,7 +149,7 @@ def test_a_kohya_folder_of_no_repeats_is_left_out_and_one_of_too_many_is_cut(tmp
         paint(tmp_path / name, color=colors(9)[i])
     items, problems = find(tmp_path, caption_from="folder")
     assert {name: item.repeats for name, item in items.items()} == {"2_cow/0/e.png": 2, "99999_dog/c.png": 10000, "99999_dog/d.png": 10000}
-    assert [(p.path.name, p.kind) for p in problems] == [("0_cat", "folder"), ("00_fox", "folder"), ("99999_dog", "folder")]  # each once
+    assert [(p.path.name, p.kind) for p in problems] == [("0_cat", "folder"), ("00_fox", "folder"), ("99999_dog", "repeats")]  # each once
     assert str(problems[0]).startswith("0_cat stands for 0 repeats, so its pictures are left out") and "of which 10000 are made" in str(problems[2])
 
 

@@ -93,3 +93,11 @@ def test_where_only_a_runs_folder_lies_it_is_said_why_there_is_no_picture(tmp_pa
         pictures_below(tmp_path / "out")
     with pytest.raises(ValueError, match="empty' holds no picture; put .png, .jpg or .webp files into it.$"):
         pictures_below(tmp_path / "empty")
+
+
+def test_a_number_in_a_folders_name_is_no_reason_why_it_has_no_picture(tmp_path):
+    for name in ("2023_cat", "all/600_dog"):
+        (folder := tmp_path / name).mkdir(parents=True)
+        (folder / "a.png").write_bytes(b"no picture")
+        with pytest.raises(ValueError, match="holds no picture to train on: a.png is no picture that Pillow can read"):
+            names_in(folder.parent if folder.parent.name == "all" else folder)

@@ -75,7 +75,8 @@ def scan(cfg: DataConfig, folder: str | Path, is_class: bool = False) -> tuple[l
     items = [item for path in files for item in _items(job, path)]
     _report_pairs(job, items)
     if not items:
-        reason = f": {str(job.problems[0])[:-1]}" if job.problems else "; put .png, .jpg or .webp files into it"
+        why = next((str(problem)[:-1] for problem in job.problems if problem.kind != "repeats"), "")
+        reason = f": {why}" if why else "; put .png, .jpg or .webp files into it"
         raise ValueError(f"{what}: {str(folder)!r} holds no picture to train on{reason}.")
     return items, job.problems
 
@@ -211,13 +212,13 @@ def _repeats(job: _Scan, path: Path) -> int:
     if job.held_out:
         return 1
     if number == 1 and (found := _KOHYA.match(folder.name)) and _YEAR.fullmatch(found[1]):
-        job.complain(folder, f"begins with {found[1]}, which is taken for a year, so each picture occurs once; set data.repeats for more", "folder", once=True)
+        job.complain(folder, f"begins with {found[1]}, which is taken for a year, so each picture occurs once; set data.repeats for more", "repeats", once=True)
     if number == 0:
         job.complain(folder, "stands for 0 repeats, so its pictures are left out; write another number in front of its name to train on them", "folder", once=True)
     if _MANY_REPEATS <= number <= _MOST_REPEATS:  # kohya's own folders have a few dozen at most; a year in front of a name has thousands
-        job.complain(folder, f"stands for {number} repeats of each picture; rename it if that number is something else", "folder", once=True)
+        job.complain(folder, f"stands for {number} repeats of each picture; rename it if that number is something else", "repeats", once=True)
     if number > _MOST_REPEATS:
-        job.complain(folder, f"stands for {number} repeats, of which {_MOST_REPEATS} are made; set more steps instead", "folder", once=True)
+        job.complain(folder, f"stands for {number} repeats, of which {_MOST_REPEATS} are made; set more steps instead", "repeats", once=True)
     return min(number, _MOST_REPEATS)
 
 

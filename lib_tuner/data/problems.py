@@ -7,9 +7,10 @@ from pathlib import Path
 
 SHOWN = 8  # problems of all kinds together; no more than so many are told one by one
 _OF_A_KIND = 3  # where there are more
-_OF_ALL = ("folder", "masks", "held out")  # kinds that concern the whole folder, and are told first
+_OF_ALL = ("folder", "repeats", "masks", "held out")  # kinds that concern the whole folder, and are told first
 _MORE = {
     "folder": "folders are not as they should be",
+    "repeats": "folders have a number that says how often their pictures occur",
     "held out": "pictures are held out for validation",
     "unreadable": "files cannot be read or used",
     "animated": "pictures are animated",
@@ -20,13 +21,12 @@ _MORE = {
     "list": "lines of lists of captions are not as they should be",
     "mask": "masks do not fit or cannot be read",
     "hint": "hints are missing or do not fit",
-    "": "files are not as they should be",
 }
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something about a file; `kind` groups them: unreadable, animated, duplicate, clash, no caption, encoding, list, mask, hint, held out; and of all of a folder folder, masks."""
+    """Something about a file; `kind` groups them: unreadable, animated, duplicate, clash, no caption, encoding, list, mask, hint, held out; and of a whole folder folder, repeats, masks."""
 
     path: Path
     text: str
@@ -53,4 +53,4 @@ def _rank(problem: Problem) -> int:
 
 
 def _more(count: int, kind: str) -> str:
-    return f"{count:,} more {_MORE[kind if kind in _MORE else '']}."
+    return f"{count:,} more {_MORE[kind if kind in _MORE else 'unreadable']}."
