@@ -22,7 +22,7 @@ from .methods import METHODS
 from .optim import parse_betas, parse_lr
 from .progress import duration
 from .sd.files import glance
-from .settings import TrainConfig, check_final
+from .settings import TrainConfig
 from .words import gigabytes, number_of
 
 
@@ -39,7 +39,7 @@ def refuse(cfg: TrainConfig) -> None:
     """What can be seen to be wrong without looking at pictures or model. Raises ValueError, a line per problem, each beginning with its setting's key."""
     problems = []
     folders = (partial(_folder_there, cfg, "data.folder", True), partial(_folder_there, cfg, "data.validation_folder", False))
-    names = () if cfg.resume else (partial(check_final, cfg.name),)
+    names = () if cfg.resume else (partial(METHODS[cfg.method].check_new, cfg),)
     for check in (*names, partial(parse_lr, cfg.optim.lr), partial(parse_betas, cfg.optim.betas), *folders, *(partial(look, cfg) for look in (_model_there, _start_there, _output_writable))):
         try:
             check()

@@ -14,10 +14,10 @@ from .config import opt, section
 SAVE = re.compile(r"(.+)-(\d{6,})")  # the stem of a save in between: name and step
 
 
-def check_final(name: str) -> None:
-    """Raises ValueError where a final file of this name would be taken for a save, and so published and swept away as one: of new files alone, earlier ones are read."""
+def check_final(name: str, key: str = "name") -> None:
+    """Raises ValueError, beginning with the setting's key, where a final file of this name would be taken for a save, and so published and swept away as one: of new files alone, earlier ones are read."""
     if SAVE.fullmatch(name):
-        raise ValueError(f"name: {name!r} ends as the saves of a run do, with - and a step of six or more digits; write _ in place of the last -")
+        raise ValueError(f"{key}: {name!r} ends as the saves of a run do, with - and a step of six or more digits; write _ in place of the last -")
 
 
 @dataclass(frozen=True)

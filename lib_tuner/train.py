@@ -27,7 +27,7 @@ from .milestones import Orders, Run, end, milestones, no_orders, shown, write_se
 from .optim import EMA, lr_ended, make_optimizer
 from .sd.inpaint import is_inpainting
 from .sd.loss import check_weights
-from .settings import InpaintConfig, TrainConfig, check_final
+from .settings import InpaintConfig, TrainConfig
 from .step import NotANumber, State, Step, schedule_for
 
 def never() -> bool:
@@ -44,8 +44,8 @@ def train(cfg: TrainConfig, method: Method, host: Host, stop: Callable[[], bool]
     Closing the generator cancels the run without saving. Raises ValueError or OSError with one sentence before the first step where something does not fit.
     """
     method.check(cfg)
-    for name in () if cfg.resume else {cfg.name, *(method.triggers().each if method.learns_words else ())}:
-        check_final(name)
+    if not cfg.resume:
+        method.check_new(cfg)
     check_world(cfg.data, world)
     reduce, stopped = _reducer(world), False
     yield Preparing(0, 0, "Loading the model")

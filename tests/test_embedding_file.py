@@ -318,14 +318,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, embedding
     assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_bytes() == b"old"
 
 
-@pytest.mark.parametrize("name", ["moon", "moon-1.2_b c", "Möwe", "猫", "w" * 200, "猫" * 66])
+@pytest.mark.parametrize("name", ["moon", "moon-1.2_b c", "Möwe", "猫", "zorb_", "a-", "w" * 200, "猫" * 66])
 def test_names_that_the_webui_takes_are_taken(name):
     assert valid_name(name) == name
 
 
 @pytest.mark.parametrize(
     "name, words",
-    [("a/b", "contains '/'"), ("<cat>", "contains '<>'"), ("a:1", "contains ':'"), ("", "is empty"), (" a", "space or dot"), ("..", "space or dot"), ("zorb_", "ends with '_'"), ("a-", "ends with '-'"), ("w" * 201, "too long"), ("猫" * 67, "too long")],
+    [("a/b", "contains '/'"), ("<cat>", "contains '<>'"), ("a:1", "contains ':'"), ("", "is empty"), (" a", "space or dot"), ("..", "space or dot"), ("w" * 201, "too long"), ("猫" * 67, "too long")],
 )
 def test_names_that_it_would_change_are_refused(name, words):
     with pytest.raises(ValueError, match=words):

@@ -16,6 +16,7 @@ from lib_tuner.hosts.standalone import Standalone
 from lib_tuner.methods import METHODS, settings
 from lib_tuner.outlook import outlook, refuse
 from lib_tuner.presets import GOALS, PACES, preset_values
+from lib_tuner.train import train
 
 ROOM = Forecast("cpu, float32", 4e9, 16e9)
 SMALL = Forecast("cpu, float32", 4e9, 16e9, small=True)
@@ -215,6 +216,21 @@ def test_what_is_wrong_is_said_under_its_settings_key(small_run):
     with pytest.raises(ValueError, match="data.folder: is empty"):
         refuse(settings({**small_run, "data.folder": " "}))
     refuse(settings(small_run))
+
+
+@pytest.mark.parametrize(("more", "key", "said"), [
+    ({"method": "textual_inversion", "name": "zorb_"}, "name", "'zorb_' ends with '_'"),
+    ({"method": "textual_inversion", "name": "zorb+"}, "name", "The name 'zorb\\+' contains '\\+'"),
+    ({"method": "textual_inversion", "textual_inversion.embeddings": "a; b- | 2"}, "textual_inversion.embeddings", "'b-' ends with '-'"),
+    ({"method": "textual_inversion", "textual_inversion.embeddings": "a; cat-20231101"}, "textual_inversion.embeddings", "'cat-20231101' ends as the saves of a run do"),
+    ({"method": "pivotal", "pivotal.inversion_steps": 2, "pivotal.words.embeddings": "cat-20231101"}, "pivotal.words.embeddings", "'cat-20231101' ends as the saves of a run do"),
+])  # fmt: skip
+def test_words_that_no_new_run_may_learn_are_said_under_the_key_they_stand_in_and_earlier_runs_go_on(small_run, tmp_path, more, key, said):
+    cfg = settings({name: value for name, value in small_run.items() if not name.startswith("lora.")} | more)  # is read, as that of an earlier run
+    for check in (refuse, lambda cfg: next(train(cfg, METHODS[cfg.method](cfg), None))):
+        with pytest.raises(ValueError, match=f"^{key}: {said}"):
+            check(cfg)
+    refuse(replace(cfg, resume=str(tmp_path)))
 
 
 def test_files_and_folders_that_a_run_would_fail_at_are_said_before_it_waits_for_its_turn(small_run, tmp_path):

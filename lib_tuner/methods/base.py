@@ -21,7 +21,7 @@ from ..data.hints import Hints
 from ..host import Components
 from ..optim import average_bytes, lr_at
 from ..sd.loss import generator_for
-from ..settings import TrainConfig
+from ..settings import TrainConfig, check_final
 from .metadata import Made
 
 Target = tuple[str, str]  # (part, module path): part is "unet" or "text"
@@ -76,6 +76,11 @@ class Method:
             raise ValueError("\n".join(problems))
         if cfg.prior.weight and cls.disabled is Method.disabled:
             raise ValueError(f"prior.weight: {cls.label} cannot be switched off while it learns, so there is no frozen model to compare with; set it to 0.")
+
+    @classmethod
+    def check_new(cls, cfg: TrainConfig) -> None:
+        """Raises ValueError, beginning with the setting's key, for names that a new run may not take; earlier ones are read, and go on, with theirs."""
+        check_final(cfg.name)
 
     @contextmanager
     def attached(self, sd: Components) -> Iterator[list[dict[str, Any]]]:

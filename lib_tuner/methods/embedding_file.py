@@ -49,8 +49,6 @@ def valid_name(name: str) -> str:
         raise ValueError(f"The name {name!r} contains {bad!r}; use letters, digits, spaces and . _ - only.")
     if name != name.strip(" .") or not name:
         raise ValueError(f"The name {name!r} is empty, or starts or ends with a space or dot; no file can be found under it.")
-    if name.endswith(("-", "_")):  # CLIP's tokenizer makes one token of all signs that touch, `_,`
-        raise ValueError(f"The name {name!r} ends with {name[-1]!r}, which a comma behind it in a caption is read together with, so the word would not be found there; let it end with a letter or a digit.")
     if len(name.encode()) > LONGEST:
         raise ValueError(f"The name that begins with {name[:30]!r} is too long for a file; use at most {LONGEST} letters, or a third of that in Chinese.")
     return name

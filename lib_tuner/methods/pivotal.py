@@ -29,7 +29,7 @@ from .lokr import LoKr, LoKrConfig
 from .lora import LoRA, LoRAConfig
 from .lora_file import read_lora, write_lora
 from .metadata import Made, lora_metadata, write_card
-from .textual_inversion import TextualInversion, TextualInversionConfig, WantedWord, Word, check_taught, wanted_words
+from .textual_inversion import TextualInversion, TextualInversionConfig, WantedWord, Word, check_new_words, check_taught, wanted_words
 
 FAMILIES: dict[str, type[Adapters]] = {family.kind: family for family in (LoRA, LoHa, LoKr)}
 ALL_AT_ONCE = ("prodigy", "adamw_schedulefree")  # optimizers that count the steps, or find one rate, for all weights together
@@ -130,6 +130,11 @@ class PivotalTuning(Method):
     def check(cls, cfg: TrainConfig) -> None:
         super().check(cfg)
         check_taught(cfg.data.template, wanted_words(cfg.settings.words, cfg.name))
+
+    @classmethod
+    def check_new(cls, cfg: TrainConfig) -> None:
+        super().check_new(cfg)
+        check_new_words(cfg.settings.words, cfg.name, f"{cls.kind}.words")
 
     # ---- attached ----------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from ..data.prompts import Triggers, mentions, template_lines
 from ..host import Components
 from ..optim import holds_average
 from ..sd.loss import generator_for
-from ..settings import TrainConfig
+from ..settings import TrainConfig, check_final
 from .base import Method, no_blocks
 from .embedding_file import Embedding, checksum, read_embedding, valid_name, write_embedding, write_embedding_png
 from .metadata import Made, embedding_metadata
@@ -58,9 +58,13 @@ class WantedWord:
     start: str = ""
 
 
+def _lines(cfg: TextualInversionConfig) -> list[str]:
+    return [line.strip() for line in cfg.embeddings.replace(";", "\n").splitlines() if line.strip()]
+
+
 def wanted_words(cfg: TextualInversionConfig, name: str) -> list[WantedWord]:
     """The words of the settings; `name` is that of the run."""
-    lines = [line.strip() for line in cfg.embeddings.replace(";", "\n").splitlines() if line.strip()]
+    lines = _lines(cfg)
     if not lines:
         return [WantedWord(name, cfg.vectors, cfg.init, cfg.start)]
     words = []
@@ -73,6 +77,22 @@ def wanted_words(cfg: TextualInversionConfig, name: str) -> list[WantedWord]:
     if len({word.name for word in words}) < len(words):
         raise ValueError("embeddings: two words have the same name; give each its own")
     return words
+
+
+def check_new_words(cfg: TextualInversionConfig, name: str, section: str) -> None:
+    """Raises ValueError, beginning with the setting's key, for words that a new run may not learn: those whose files would be taken for saves, and those that no caption could have."""
+    for word in wanted_words(cfg, name):
+        _check_new_word(word.name, f"{section}.embeddings" if _lines(cfg) else "name")
+
+
+def _check_new_word(word: str, key: str) -> None:
+    try:
+        valid_name(word)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+    check_final(word, key)
+    if word.endswith(("-", "_")):  # CLIP's tokenizer makes one token of all signs that touch, `_,`
+        raise ValueError(f"{key}: {word!r} ends with {word[-1]!r}, which a comma behind it in a caption is read together with, so the word would not be found there; let it end with a letter or a digit")
 
 
 def check_taught(template: str, words: list[WantedWord]) -> None:
@@ -128,6 +148,11 @@ class TextualInversion(Method):
     def check(cls, cfg: TrainConfig) -> None:
         super().check(cfg)
         check_taught(cfg.data.template, wanted_words(cfg.settings, cfg.name))
+
+    @classmethod
+    def check_new(cls, cfg: TrainConfig) -> None:
+        super().check_new(cfg)
+        check_new_words(cfg.settings, cfg.name, cls.kind)
 
     def attach(self, sd: Components) -> list[dict[str, Any]]:
         self._sd = sd
