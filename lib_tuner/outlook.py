@@ -71,8 +71,8 @@ def _model_there(cfg: TrainConfig) -> None:
 
 
 def _start_there(cfg: TrainConfig) -> None:
-    for key, file in flat_values(cfg).items():
-        if key.endswith(".start") and file and not expanded(file).is_file():
+    for key, file in METHODS[cfg.method].starts(cfg):
+        if not expanded(file).is_file():
             advice = "name it where it lies now, or a copy of a save of this run under its name, since the state has what was learned" if cfg.resume else "name the file to start from, or leave it empty"
             raise ValueError(f"{key}: {file!r} does not exist; {advice}")
 

@@ -132,7 +132,7 @@ def _prepare(cfg: TrainConfig, method: Method, host: Host, sd: Components, group
     batches = Batches(cfg.data, sd, cfg.seed, method.triggers(), from_rows(saved.state["items"]) if saved else None, method.hints, holes)
     run = Run(cfg, method, host, sd, state, batches, expanded(cfg.resume), time.time())
     if saved:
-        _check_same(saved.state, sd, cfg)
+        _check_same(saved.state, sd, cfg, method)
         state.load_state_dict(saved.state["run"])
         run.start, run.started, run.notes = saved.step, saved.state["started"], saved.notes
         run.saves = [[run.folder / Path(p).name for p in paths] for paths in saved.state["saves"]]  # wherever the folder is now, however it is spelled
@@ -149,7 +149,7 @@ def _folder(cfg: TrainConfig) -> Path:
     return folder
 
 
-def _check_same(saved: dict[str, Any], sd: Components, cfg: TrainConfig) -> None:
+def _check_same(saved: dict[str, Any], sd: Components, cfg: TrainConfig, method: Method) -> None:
     """Refuses another model; changed pictures are refused where they are read."""
     if saved["model"] != sd.model_hash:
         raise ValueError(f"resume: the run in {cfg.resume} trained another model ({saved['model'][:10]}, this one is {sd.model_hash[:10]}); choose the same model file.")
@@ -160,17 +160,12 @@ def _check_same(saved: dict[str, Any], sd: Components, cfg: TrainConfig) -> None
     own = options(type(cfg.settings), cfg.method)
     kept = {option.key for option in (*options(TrainConfig), *own) if (option in own if option.kept is None else option.kept)}
     for key, value in flat_values(cfg).items():
-        if key in kept and before.get(key, value) != value and not _same_folder(key, before[key], value) and not _moved(key, before[key], value):
+        if key in kept and before.get(key, value) != value and not _same_folder(key, before[key], value) and not method.moved(cfg, key, before[key], value):
             raise ValueError(f"resume: {key} was {before[key]!r} and is now {value!r}, but the saved state goes on as it was; set it back, or start a new run.")
 
 
 def _same_folder(key: str, *given: str) -> bool:
     return key.endswith("folder") and all(given) and len({os.path.realpath(os.path.expanduser(folder)) for folder in given}) == 1
-
-
-def _moved(key: str, *given: str) -> bool:
-    """Whether it is the file to start from in another folder: the state has what was learned from it, so that only its sizes and alphas are read again."""
-    return key.endswith(".start") and all(given) and len({Path(file).name for file in given}) == 1
 
 
 def _reducer(world: int) -> Callable[[list[torch.Tensor]], None] | None:

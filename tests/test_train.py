@@ -26,6 +26,7 @@ from lib_tuner.events import Finished, Preparing, Sampled, Saved, Started, Stepp
 from lib_tuner.host import GenerateRequest
 from lib_tuner.hosts.standalone import Standalone
 from lib_tuner.methods import METHODS
+from lib_tuner.outlook import refuse
 from lib_tuner.recorders import csv
 from lib_tuner.settings import TrainConfig
 from lib_tuner.step import Step
@@ -216,6 +217,28 @@ def test_a_run_goes_on_where_the_file_that_it_started_from_was_moved(values, tmp
     ends = [of(Finished, run({**plain, key: str(file), "resume": str(there)}))[0] for file, there in ((moved, folder), (save, copy))]
     first, second = (load_file(end.files[0]) for end in ends)
     assert [end.step for end in ends] == [6, 6] and first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_goes_on_where_the_files_that_its_words_started_from_were_moved(values, tmp_path):
+    plain = {key: value for key, value in values.items() if key not in LORA} | WORD
+    saved = of(Finished, run({**plain, "steps": 2, "output": str(tmp_path / "first")}))[0].files[0]
+
+    def words(file: Path | str) -> dict:
+        return {**plain, "textual_inversion.embeddings": f"thing | 2 | * | {file}; other | 1"}
+
+    with pytest.raises(ValueError, match="^textual_inversion.embeddings: .*gone.pt' does not exist; name the file to start from"):
+        refuse(settings(words(tmp_path / "gone.pt")))
+    folder = of(Started, run(words(saved), stop_after=3))[0].folder
+    (tmp_path / "elsewhere").mkdir()
+    moved = saved.rename(tmp_path / "elsewhere" / saved.name)
+    (other := moved.with_name("other.safetensors")).write_bytes(moved.read_bytes())
+    with pytest.raises(ValueError, match="^textual_inversion.embeddings: .* does not exist; name it where it lies now, or a copy of a save"):
+        refuse(settings({**words(saved), "resume": str(folder)}))
+    with pytest.raises(ValueError, match="textual_inversion.embeddings was .* and is now"):
+        run({**words(other), "resume": str(folder)})
+    assert of(Finished, run({**words(moved), "resume": str(folder)}))[0].step == 6
+    (folder / "settings.toml").write_text(to_toml(settings(words("C:\\models\\thing.safetensors"))), encoding="utf-8")  # it began on another system
+    assert of(Finished, run({**words(moved), "steps": 8, "resume": str(folder)}))[0].step == 8
 
 
 def test_many_problems_of_pictures_are_cut_short(values):

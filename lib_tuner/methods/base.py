@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import torch
@@ -44,6 +44,11 @@ class Costs:
 def no_blocks(why: str) -> dict[str, str]:
     """For `Method.refuses`: the method has no blocks to choose."""
     return dict.fromkeys((".blocks", ".block_ranks", ".block_rates"), why)
+
+
+def file_named(path: str) -> str:
+    """The name of the file at the end of a path, which may have been written on another system."""
+    return PureWindowsPath(path).name  # takes both slashes
 
 
 class Method:
@@ -81,6 +86,16 @@ class Method:
     def check_new(cls, cfg: TrainConfig) -> None:
         """Raises ValueError, beginning with the setting's key, for names that a new run may not take; earlier ones are read, and go on, with theirs."""
         check_final(cfg.name)
+
+    @classmethod
+    def starts(cls, cfg: TrainConfig) -> list[tuple[str, str]]:
+        """The files that the run starts from, each behind the key of the setting that names it."""
+        return [(key, file) for key, file in flat_values(cfg).items() if key.endswith(".start") and file]
+
+    @classmethod
+    def moved(cls, cfg: TrainConfig, key: str, *given: str) -> bool:
+        """Whether a setting's two values name the same files in other folders: the state has what was learned from them, so that only their sizes and alphas are read again."""
+        return key.endswith(".start") and all(given) and len(set(map(file_named, given))) == 1
 
     @contextmanager
     def attached(self, sd: Components) -> Iterator[list[dict[str, Any]]]:

@@ -29,7 +29,7 @@ from .lokr import LoKr, LoKrConfig
 from .lora import LoRA, LoRAConfig
 from .lora_file import read_lora, write_lora
 from .metadata import Made, lora_metadata, write_card
-from .textual_inversion import TextualInversion, TextualInversionConfig, WantedWord, Word, check_new_words, check_taught, wanted_words
+from .textual_inversion import TextualInversion, TextualInversionConfig, WantedWord, Word, check_new_words, check_taught, moved_words, starts_of, wanted_words
 
 FAMILIES: dict[str, type[Adapters]] = {family.kind: family for family in (LoRA, LoHa, LoKr)}
 ALL_AT_ONCE = ("prodigy", "adamw_schedulefree")  # optimizers that count the steps, or find one rate, for all weights together
@@ -135,6 +135,14 @@ class PivotalTuning(Method):
     def check_new(cls, cfg: TrainConfig) -> None:
         super().check_new(cfg)
         check_new_words(cfg.settings.words, cfg.name, f"{cls.kind}.words")
+
+    @classmethod
+    def starts(cls, cfg: TrainConfig) -> list[tuple[str, str]]:
+        return super().starts(cfg) + starts_of(cfg.settings.words, cfg.name, f"{cls.kind}.words")
+
+    @classmethod
+    def moved(cls, cfg: TrainConfig, key: str, *given: str) -> bool:
+        return moved_words(cfg.settings.words, cfg.name, *given) if key == f"{cls.kind}.words.embeddings" else super().moved(cfg, key, *given)
 
     # ---- attached ----------------------------------------------------------------------------------------------------
 

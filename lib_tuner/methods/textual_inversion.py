@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -23,7 +23,7 @@ from ..host import Components
 from ..optim import holds_average
 from ..sd.loss import generator_for
 from ..settings import TrainConfig, check_final
-from .base import Method, no_blocks
+from .base import Method, file_named, no_blocks
 from .embedding_file import Embedding, checksum, read_embedding, valid_name, write_embedding, write_embedding_png
 from .metadata import Made, embedding_metadata
 
@@ -95,6 +95,17 @@ def _check_new_word(word: str, key: str) -> None:
         raise ValueError(f"{key}: {word!r} ends with {word[-1]!r}, which a comma behind it in a caption is read together with, so the word would not be found there; let it end with a letter or a digit")
 
 
+def starts_of(cfg: TextualInversionConfig, name: str, section: str) -> list[tuple[str, str]]:
+    """The files that the lines of several words start from, behind their key."""
+    return [(f"{section}.embeddings", word.start) for word in wanted_words(cfg, name) if word.start] if _lines(cfg) else []
+
+
+def moved_words(cfg: TextualInversionConfig, name: str, *given: str) -> bool:
+    """Whether the lines of several words say the same, wherever the files lie that they start from."""
+    before, now = ([replace(word, start=file_named(word.start)) for word in wanted_words(replace(cfg, embeddings=lines), name)] for lines in given)
+    return before == now
+
+
 def check_taught(template: str, words: list[WantedWord]) -> None:
     """Raises ValueError for a template with which no prompt can have a word that is to be learned; a missing one is refused where it is read."""
     try:
@@ -153,6 +164,14 @@ class TextualInversion(Method):
     def check_new(cls, cfg: TrainConfig) -> None:
         super().check_new(cfg)
         check_new_words(cfg.settings, cfg.name, cls.kind)
+
+    @classmethod
+    def starts(cls, cfg: TrainConfig) -> list[tuple[str, str]]:
+        return super().starts(cfg) + starts_of(cfg.settings, cfg.name, cls.kind)
+
+    @classmethod
+    def moved(cls, cfg: TrainConfig, key: str, *given: str) -> bool:
+        return moved_words(cfg.settings, cfg.name, *given) if key == f"{cls.kind}.embeddings" else super().moved(cfg, key, *given)
 
     def attach(self, sd: Components) -> list[dict[str, Any]]:
         self._sd = sd
