@@ -300,6 +300,8 @@ def test_a_masked_loss_without_a_mask_says_that_it_changes_nothing(photos, tmp_p
     assert not make(photos).problems
     Image.new("RGBA", (64, 64), (9, 9, 9, 90)).save(tmp_path / "a.png")
     assert not [p for p in make(tmp_path, masks=True).problems if p.kind == "masks"]
+    Image.new("RGBA", (64, 64), (9, 9, 9, 255)).save(tmp_path / "a.png")  # an alpha channel that hides nothing
+    assert [str(p) for p in make(tmp_path, masks=True).problems if p.kind == "masks"] == [f"{tmp_path.name} has no mask and no picture with transparency, so the masked loss changes nothing."]
 
 
 def test_masks_weigh_and_the_floor_is_what_is_hidden(tmp_path):

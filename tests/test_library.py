@@ -148,6 +148,13 @@ def test_with_a_picture_go_its_captions_of_all_endings_and_its_masks(library, fo
     assert library.undo().told == "" and all(path.exists() for path in files) and (folder / "a1.txt").read_text() == "cat, lips"
 
 
+def test_a_mask_in_other_capitals_goes_with_its_picture(library, folder):
+    (folder / "Masks").mkdir()
+    (mask := folder / "Masks" / "A1.PNG").write_bytes(b"x")
+    library.delete(library.find("name:a1.png"))
+    assert not mask.exists() and library.undo().told == "" and mask.exists()
+
+
 def test_no_words_and_no_mask_come_back_to_another_picture(library, folder):
     (folder / "a1.mask.png").write_bytes(b"x")
     library.delete([*library.find("name:a1.png"), *library.find("name:a2.png")])

@@ -101,3 +101,17 @@ def test_a_number_in_a_folders_name_is_no_reason_why_it_has_no_picture(tmp_path)
         (folder / "a.png").write_bytes(b"no picture")
         with pytest.raises(ValueError, match="holds no picture to train on: a.png is no picture that Pillow can read"):
             names_in(folder.parent if folder.parent.name == "all" else folder)
+
+
+@pytest.mark.parametrize("name", ["a.mask.PNG", "Mask/a.png", "MASKS/A.JPG", "mask/A.png", "A-maskLabel.png"])
+def test_a_masks_name_and_its_folders_may_have_other_capitals(tmp_path, name):
+    paint(tmp_path / "a.png"), paint(tmp_path / name, 1)
+    ((item,), _) = scan(DataConfig(folder=str(tmp_path), masks=True), tmp_path)
+    assert item.mask == tmp_path / name
+
+
+def test_a_mask_in_other_capitals_that_is_another_pictures_is_left_to_it(tmp_path):
+    for i, name in enumerate(("a.png", "A.png", "A.mask.png", "b.c.png", "B.C.mask.png")):
+        paint(tmp_path / name, i)
+    items = scan(DataConfig(folder=str(tmp_path), masks=True), tmp_path)[0]
+    assert {item.name: item.mask and item.mask.name for item in items} == {"a.png": None, "A.png": "A.mask.png", "b.c.png": "B.C.mask.png"}

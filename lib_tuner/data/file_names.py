@@ -32,9 +32,9 @@ class Names:
             here /= name if name in found else found[0]
         return here
 
-    def there(self, path: Path) -> bool:
-        """Whether there is a file or folder of this name; the disk is asked only for what its folder lists, since most of many names are not there."""
-        return bool(self._in(path.parent).get(plain(path.name))) and os.path.exists(path)
+    def called(self, folder: Path, name: str) -> list[str]:
+        """All that is called like this name in a folder, what is called just so first."""
+        return sorted(self._in(folder).get(plain(name), ()), key=lambda found: found != name)
 
     def beside(self, path: Path) -> Path | None:
         """What is called like this path in its own folder; None where nothing is, or several."""

@@ -319,16 +319,18 @@ def file_words(path: Path) -> str:
 # ---- masks, pairs ----------------------------------------------------------------------------------------------------
 
 
-def mask_files(path: Path) -> list[Path]:
-    """Where a picture's mask may lie, in order of preference: in each place as any kind of picture, as a .png first."""
+def masks_of(path: Path, names: Names) -> list[Path]:
+    """A picture's masks, in order of preference: in each place as any kind of picture, as a .png first. Their names, and their folder's, may have other capitals, unless they are another picture's."""
     folder, stem = path.parent, path.stem
-    places = (folder / f"{stem}.mask", *(folder / name / stem for name in sorted(_MASK_FOLDERS)), folder / f"{stem}-masklabel")
-    return [place.with_name(place.name + ending) for place in places for ending in _MASK_ENDINGS]
+    inside = [folder / found for name in sorted(_MASK_FOLDERS) for found in names.called(folder, name)]
+    places = ((folder, f"{stem}.mask"), *((place, stem) for place in inside), (folder, f"{stem}-masklabel"))
+    found = [(place / name, wanted) for place, wanted in places for ending in _MASK_ENDINGS for name in names.called(place, wanted + ending)]
+    return [mask for mask, wanted in found if mask.stem == wanted or not _is_of_another(folder / f"{_MASK_FILE.sub('', mask.stem)}.png", names)]
 
 
 def _with_mask(job: _Scan, item: Item) -> Item:
     """The item with its mask file, where masks are on and there is one that can be read."""
-    mask = next(filter(job.names.there, mask_files(item.path)), None) if job.cfg.masks else None
+    mask = next(iter(masks_of(item.path, job.names)), None) if job.cfg.masks else None
     if mask is None:
         return item
     try:

@@ -24,7 +24,7 @@ from . import edits, filters, sources
 from .captions import Caption, CaptionFile, Tags, parse, read
 from .edits import Context, Edit, Plan
 from .file_names import Names, plain
-from .items import Problem, caption_alike, caption_files, mask_files, pictures_below
+from .items import Problem, caption_alike, caption_files, masks_of, pictures_below
 from .journal import Journal
 from .journal_file import Change, Entry, Move, read_changes
 from .tag_edits import key
@@ -288,7 +288,7 @@ class Library:
         names = Names()
         owners: dict[Path, Path] = {}
         for path in paths:
-            files = [_caption_of(path, self.extensions, names), *caption_files(path, self.extensions), *mask_files(path)] if path.with_suffix("") not in left else []
+            files = [_caption_of(path, self.extensions, names), *caption_files(path, self.extensions), *masks_of(path, names)] if path.with_suffix("") not in left else []
             for file in files:  # what a link leads to stays
                 if os.path.lexists(file) and (file.is_symlink() or not used & {file, Path(os.path.realpath(file))}):
                     owners.setdefault(file, path)

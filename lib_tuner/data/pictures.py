@@ -44,7 +44,7 @@ class Facts:
     """What is known of a picture without keeping its pixels: (w, h) upright, and how its alpha channel is used."""
 
     size: tuple[int, int]
-    has_alpha: bool
+    has_alpha: bool  # something of it is hidden
     transparent: bool  # nothing of it is visible
     animated: bool
 
@@ -78,15 +78,14 @@ def inspect(data: bytes) -> Facts:
             image.load()
             if turns_itself(image):
                 w, h = image.size
-        has_alpha = carries_alpha(image)
-        transparent = has_alpha and alpha_of(image).getextrema()[1] == 0
+        least, most = alpha_of(image).getextrema() if carries_alpha(image) else (255, 255)
     except Image.DecompressionBombError:
         raise ValueError(f"has more than {LARGEST // 10**6} megapixels; make it smaller") from None
     except BROKEN as error:
         raise ValueError(f"is no picture that Pillow can read ({_first_line(error)})") from error
     if min(w, h) < SMALLEST:
         raise ValueError(f"is {w} x {h} px; both sides need at least {SMALLEST}")
-    return Facts((h, w) if turned else (w, h), has_alpha, transparent, animated)
+    return Facts((h, w) if turned else (w, h), least < 255, most == 0, animated)
 
 
 def mask_size(data: bytes) -> tuple[int, int]:
