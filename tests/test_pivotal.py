@@ -241,6 +241,8 @@ def test_a_bundled_word_of_another_width_is_refused(values, sd, tmp_path):
     ({"pivotal.inversion_steps": 6}, "pivotal.inversion_steps: 6 leave nothing of the run's 6 steps"),
     ({"pivotal.inversion_steps": 0, "pivotal.continue_inversion": False}, "the word is never learned"),
     ({"optim.lr": "1e-3:2"}, "optim.lr: '1e-3:2' ends within the 2 steps in which the word alone is learned"),
+    ({"optim.lr": "1e-3:2, 0"}, "optim.lr: '1e-3:2, 0' is 0 behind the 2 steps in which the word alone is learned"),
+    ({"optim.lr": "1e-3:1, 0:9, 1e-3"}, "is 0 behind the 2 steps"),
     ({"optim.name": "prodigy"}, "optim.name: prodigy takes all weights for one"),
     ({"optim.name": "prodigy", "optim.lr": "1", "pivotal.inversion_steps": 0}, "pivotal.continue_lr: prodigy finds one learning rate"),
     ({"name": "my.cat"}, "up to its first dot, which would cut 'my.cat'"),
@@ -256,7 +258,7 @@ def test_what_cannot_be_is_one_sentence(values, change, sentence):
 
 
 def test_rates_that_end_after_the_inversion_or_never_are_taken(values):
-    for rate, more in (("1e-3:3", {}), ("1e-3:1, 1e-4", {}), ("1e-3:1", {"pivotal.inversion_steps": 0})):
+    for rate, more in (("1e-3:3", {}), ("1e-3:1, 1e-4", {}), ("1e-3:3, 0", {}), ("0:4, 1e-3", {}), ("1e-3:2, 0", {"resume": "nowhere"}), ("1e-3:1", {"pivotal.inversion_steps": 0})):
         method_of({**values, "optim.lr": rate, **more})
 
 

@@ -100,6 +100,13 @@ class Words(TextualInversion):
         return (".pt",) if word.name == self.cfg.name else super().endings(word)
 
 
+def _learns_after(cfg: TrainConfig, first: int) -> bool:
+    """Whether a rate above 0 holds for some of the run's steps from `first` on."""
+    entries = parse_lr(cfg.optim.lr)
+    begins = (0, *(until for _, until in entries))
+    return any(rate for begin, (rate, until) in zip(begins, entries) if begin < cfg.steps and (until is None or until > first))
+
+
 class PivotalTuning(Method):
     """Words, and an adapter that is trained after them or with them."""
 
@@ -114,6 +121,8 @@ class PivotalTuning(Method):
             raise ValueError(f"pivotal.inversion_steps: {s.inversion_steps} leave nothing of the run's {cfg.steps} steps for the adapter; lower them, or raise steps")
         if s.inversion_steps and lr_ended(cfg.optim, s.inversion_steps):  # its steps count from the start of the run, which ends with them
             raise ValueError(f"optim.lr: {cfg.optim.lr!r} ends within the {s.inversion_steps} steps in which the word alone is learned (pivotal.inversion_steps), so the adapter would never be trained; let its last step come after them, or give the last rate none")
+        if s.inversion_steps and not cfg.resume and not _learns_after(cfg, s.inversion_steps):
+            raise ValueError(f"optim.lr: {cfg.optim.lr!r} is 0 behind the {s.inversion_steps} steps in which the word alone is learned (pivotal.inversion_steps), so the adapter would never be trained; give it a rate above 0 there")
         if s.inversion_steps and cfg.optim.name in ALL_AT_ONCE:
             raise ValueError(f"optim.name: {cfg.optim.name} takes all weights for one, but here the word is trained first; choose another optimizer, or set pivotal.inversion_steps to 0")
         if cfg.optim.name == "prodigy" and self._further not in (0, 1):
