@@ -112,6 +112,6 @@ def test_one_run_in_full(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "JUDGED", 16)
     for name, value in (("SEEDS", (0,)), ("SAVES", 4), ("FIRST", 1)):
         monkeypatch.setattr(bench_compare, name, value)
-    row = judgement(measure(1, CASES[1], tmp_path, Standalone, more={"steps": 160, "optim.schedule": "constant"}))
+    row = judgement(measure(1, CASES[1], tmp_path, Standalone, more={"steps": 80, "data.batch": 4, "optim.schedule": "constant"}))
     scores = {int(step): found["score"] for step, found in row["scores"].items()}
-    assert max(scores[40], scores[80]) < 0.6 < scores[160] and row["near"] and row["suggested"] == 160
+    assert max(scores[20], scores[40]) < 0.6 < scores[80] and row["near"] and row["suggested"] == 80

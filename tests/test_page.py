@@ -262,6 +262,7 @@ def train(page: Page, name: str, **values: Any) -> None:
 # ---- the whole way
 
 
+@pytest.mark.current_gradio  # the page of its own starts with the demo; on the WebUI's gradio other tests here train
 def test_one_click_trains_the_demo_to_its_end(page, server):
     page.sees(".tuner-empty", "Nothing has been trained yet")
     train(page, "robot-a", sample__prompts="a green robot on a white background")
