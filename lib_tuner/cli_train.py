@@ -109,7 +109,7 @@ def _process_group(world: int, device: str) -> Iterator[None]:
     on_cards = device in ("auto", "cuda") and torch.cuda.is_available()
     if on_cards:
         own, cards = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-        own = 0 if cards == 1 else own  # a launcher may show each process its own card alone; NCCL refuses one that two have
+        own = 0 if cards == 1 and "TORCHELASTIC_RUN_ID" not in os.environ else own  # other launchers than torchrun may show each process its own card alone
         if own >= cards:
             raise ValueError(f"torchrun starts more processes than this machine has GPUs ({cards}): give it --nproc-per-node {cards}.")
         torch.cuda.set_device(own)  # the one that `cuda` means in this process

@@ -39,7 +39,7 @@ from .work import Told
 
 BATCH = 200  # pictures after which what was found is written, or a tenth of those with crops, so that a power cut costs no more
 HAND = "hand"  # how a crop was found that a person has set on a picture without any
-_NOT_ASKED = ("no caption", "clash", "duplicate")  # of a scan: what does not matter here
+_NOT_ASKED = ("no caption", "clash", "duplicate", "repeats")  # of a scan: what does not matter here
 Stamp = tuple[int, int]
 
 

@@ -37,9 +37,13 @@ def test_each_process_has_a_card_of_its_own(cards, monkeypatch):
     with _process_group(2, "auto"):
         assert cards == [1, "cpu:gloo,cuda:nccl"]  # else both would train on the first card, which NCCL refuses
     assert cards.pop() == "end"
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # a launcher has shown this process its own card alone
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # another launcher has shown this process its own card alone
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     with _process_group(2, "auto"):
         assert cards[2] == 0
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "torchrun's")
+    with pytest.raises(ValueError, match="--nproc-per-node 1"), _process_group(2, "auto"):
+        pass
 
 
 def test_on_the_cpu_of_a_machine_with_cards_processes_meet_without_them(cards, monkeypatch):

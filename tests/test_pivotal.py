@@ -20,7 +20,7 @@ from lib_tuner.methods.lora import LoRALayer
 from lib_tuner.methods.lora_file import read_lora, write_lora
 from lib_tuner.methods.metadata import Made
 from lib_tuner.methods.pivotal import PivotalTuning
-from lib_tuner.outlook import outlook
+from lib_tuner.outlook import outlook, refuse
 from lib_tuner.runs import Record, use_text
 from lib_tuner.train import train
 
@@ -253,13 +253,16 @@ def test_a_bundled_word_of_another_width_is_refused(values, sd, tmp_path):
 ])  # fmt: skip
 def test_what_cannot_be_is_one_sentence(values, change, sentence):
     with pytest.raises(ValueError) as caught:
-        method_of({**values, **change})
+        (made := method_of({**values, **change})).check_new(made.cfg)
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_rates_that_end_after_the_inversion_or_never_are_taken(values):
-    for rate, more in (("1e-3:3", {}), ("1e-3:1, 1e-4", {}), ("1e-3:3, 0", {}), ("0:4, 1e-3", {}), ("1e-3:2, 0", {"resume": "nowhere"}), ("1e-3:1", {"pivotal.inversion_steps": 0})):
-        method_of({**values, "optim.lr": rate, **more})
+    for rate, more in (("1e-3:3", {}), ("1e-3:1, 1e-4", {}), ("1e-3:3, 0", {}), ("0:4, 1e-3", {}), ("1e-3:1", {"pivotal.inversion_steps": 0})):
+        (made := method_of({**values, "optim.lr": rate, **more})).check_new(made.cfg)
+    for rate in ("1e-3:2, 0", "1e-3:2"):  # of a run of before, which is resumed or compared
+        refuse(settings({**values, "optim.lr": rate, "resume": values["output"]}))
+        assert method_of({**values, "optim.lr": rate}).triggers()
 
 
 def test_names_with_a_dot_can_be_saved_apart(values):

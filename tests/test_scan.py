@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
 from PIL import Image
 
 from lib_tuner.data.batches import find_items
-from lib_tuner.data.items import pictures_below, scan
+from lib_tuner.data.file_names import Names
+from lib_tuner.data.items import masks_of, pictures_below, scan
 from lib_tuner.data.problems import Problem, told
 from lib_tuner.settings import DataConfig
 
@@ -103,7 +105,7 @@ def test_a_number_in_a_folders_name_is_no_reason_why_it_has_no_picture(tmp_path)
             names_in(folder.parent if folder.parent.name == "all" else folder)
 
 
-@pytest.mark.parametrize("name", ["a.mask.PNG", "Mask/a.png", "MASKS/A.JPG", "mask/A.png", "A-maskLabel.png"])
+@pytest.mark.parametrize("name", ["a.mask.PNG", "a.Mask.png", "a-MaskLabel.png", "Mask/a.png", "MASKS/A.JPG", "mask/A.png", "A-maskLabel.png"])
 def test_a_masks_name_and_its_folders_may_have_other_capitals(tmp_path, name):
     paint(tmp_path / "a.png"), paint(tmp_path / name, 1)
     ((item,), _) = scan(DataConfig(folder=str(tmp_path), masks=True), tmp_path)
@@ -115,3 +117,16 @@ def test_a_mask_in_other_capitals_that_is_another_pictures_is_left_to_it(tmp_pat
         paint(tmp_path / name, i)
     items = scan(DataConfig(folder=str(tmp_path), masks=True), tmp_path)[0]
     assert {item.name: item.mask and item.mask.name for item in items} == {"a.png": None, "A.png": "A.mask.png", "b.c.png": "B.C.mask.png"}
+
+
+def test_a_mask_belongs_to_the_picture_that_is_spelled_like_it_of_two_that_differ_in_their_endings_too(tmp_path):
+    paint(tmp_path / "a.png"), paint(tmp_path / "A.JPG", 1), paint(tmp_path / "A.PNG", 2), paint(tmp_path / "A.mask.png", 3)
+    items = scan(DataConfig(folder=str(tmp_path), masks=True), tmp_path)[0]
+    assert {item.name: item.mask is not None for item in items} == {"a.png": False, "A.JPG": True, "A.PNG": True}
+
+
+def test_a_disk_that_answers_to_other_capitals_keeps_its_masks(tmp_path, monkeypatch):
+    """As those of Windows and macOS do."""
+    paint(tmp_path / "a.png"), paint(tmp_path / "A.mask.png", 1)
+    monkeypatch.setattr(os.path, "exists", lambda path: any(str(path).lower() == str(found).lower() for found in [tmp_path, *tmp_path.iterdir()]))
+    assert [path.name for path in masks_of(tmp_path / "a.png", Names())] == ["A.mask.png"]

@@ -53,6 +53,7 @@ def test_a_row_with_words_behind_a_closed_quote_is_read_without_its_quotes(tmp_p
 def test_a_comma_at_the_end_of_the_first_line_makes_no_column(tmp_path):
     assert listed(tmp_path, "file_name,text,\na.png,1girl, red hair\nb.png,a dog,\n") == ({"a.png": "1girl, red hair", "b.png": "a dog"}, [f"line 2 has more columns than the first line, {MORE}"])
     assert listed(tmp_path, ",,\na.png,a cat\n")[0] == {}
+    assert listed(tmp_path, "text,file_name,\na cat,a.png,x\n") == ({"a.png": "a cat"}, [])  # a column without a heading
 
 
 def test_a_list_with_nul_characters_says_that_alone(tmp_path):
@@ -60,6 +61,8 @@ def test_a_list_with_nul_characters_says_that_alone(tmp_path):
     told: list[str] = []
     (tmp_path / "metadata.csv").write_bytes("file_name,text\na.png,a cat\nb.png,a dog\n".encode("utf-16-le"))
     assert listed_captions(tmp_path / "metadata.csv", lambda path, text, kind: told.append(text)) == {} and len(told) == 1 and "NUL" in told[0]
+    (tmp_path / "metadata.csv").write_bytes(b"file_name,text\na.png,a c\0at\n")  # a single one costs its letter
+    assert listed_captions(tmp_path / "metadata.csv", lambda path, text, kind: told.append(text)).values()
 
 
 

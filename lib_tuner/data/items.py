@@ -284,7 +284,7 @@ def caption_alike(path: Path, files: Iterable[Path], names: Names) -> Path | Non
 
 def _is_of_another(caption: Path, names: Names) -> bool:
     """Whether there is a picture of just its name."""
-    return any(found.stem == caption.stem for ending in PICTURES if (found := names.like(caption.with_suffix(ending))))
+    return any(Path(found).stem == caption.stem for ending in PICTURES for found in names.called(caption.parent, caption.stem + ending))  # as the disk spells them
 
 
 def caption_files(path: Path, extensions: str) -> list[Path]:
@@ -325,7 +325,7 @@ def masks_of(path: Path, names: Names) -> list[Path]:
     inside = [folder / found for name in sorted(_MASK_FOLDERS) for found in names.called(folder, name)]
     places = ((folder, f"{stem}.mask"), *((place, stem) for place in inside), (folder, f"{stem}-masklabel"))
     found = [(place / name, wanted) for place, wanted in places for ending in _MASK_ENDINGS for name in names.called(place, wanted + ending)]
-    return [mask for mask, wanted in found if mask.stem == wanted or not _is_of_another(folder / f"{_MASK_FILE.sub('', mask.stem)}.png", names)]
+    return [mask for mask, wanted in found if mask.stem == wanted or (own := _MASK_FILE.sub("", mask.stem)) == stem or not _is_of_another(folder / f"{own}.png", names)]
 
 
 def _with_mask(job: _Scan, item: Item) -> Item:

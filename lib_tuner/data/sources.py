@@ -97,8 +97,10 @@ def _csv_rows(path: Path, text: str, complain: Complain) -> Iterator[tuple[int, 
     """Rows by the names in the first one. A row with more columns has most likely a caption with commas and no quotes around it, which is whole again where it comes last."""
     rows, told = _csv_cells(path, text, complain), False
     _, names = next(rows, (0, []))
-    while len(names) > 1 and not names[-1]:  # a comma at its end, which would be a column that takes the rest of a caption
-        names.pop()
+    bare = names[:]
+    while len(bare) > 1 and not bare[-1]:
+        bare.pop()
+    names = bare if bare and bare[-1] in _CAPTION_COLUMNS else names  # a comma at its end would be a column that takes the rest of a caption
     caption = next((c for c in _CAPTION_COLUMNS if c in names), "")
     for line, cells in rows:
         while len(cells) > len(names) and not cells[-1]:  # a comma at the end
@@ -114,9 +116,9 @@ def _csv_rows(path: Path, text: str, complain: Complain) -> Iterator[tuple[int, 
 
 def _csv_cells(path: Path, text: str, complain: Complain) -> Iterator[tuple[int, list[str]]]:
     """The line at which each row begins, and its cells; a row whose quote is never closed costs its first line alone, not those that it would swallow."""
-    if "\0" in text:  # which Python 3.10 refuses at each line; `read_text` has said it
+    lines, at = text.replace("\0", "").split("\n"), 0  # `read_text` has said it; Python 3.10 refuses them
+    if text.count("\0") > len(text) // 4:  # UTF-16 that does not say so: no text
         return
-    lines, at = text.split("\n"), 0
     while at < len(lines):
         reader = csv.reader((f"{lines[i]}\n" for i in range(at, len(lines))), strict=True, skipinitialspace=True)  # as people write them: a.png, "a cat, sitting"
         begin = at

@@ -119,10 +119,6 @@ class PivotalTuning(Method):
         s = self.settings
         if s.inversion_steps >= cfg.steps:
             raise ValueError(f"pivotal.inversion_steps: {s.inversion_steps} leave nothing of the run's {cfg.steps} steps for the adapter; lower them, or raise steps")
-        if s.inversion_steps and lr_ended(cfg.optim, s.inversion_steps):  # its steps count from the start of the run, which ends with them
-            raise ValueError(f"optim.lr: {cfg.optim.lr!r} ends within the {s.inversion_steps} steps in which the word alone is learned (pivotal.inversion_steps), so the adapter would never be trained; let its last step come after them, or give the last rate none")
-        if s.inversion_steps and not cfg.resume and not _learns_after(cfg, s.inversion_steps):
-            raise ValueError(f"optim.lr: {cfg.optim.lr!r} is 0 behind the {s.inversion_steps} steps in which the word alone is learned (pivotal.inversion_steps), so the adapter would never be trained; give it a rate above 0 there")
         if s.inversion_steps and cfg.optim.name in ALL_AT_ONCE:
             raise ValueError(f"optim.name: {cfg.optim.name} takes all weights for one, but here the word is trained first; choose another optimizer, or set pivotal.inversion_steps to 0")
         if cfg.optim.name == "prodigy" and self._further not in (0, 1):
@@ -144,6 +140,11 @@ class PivotalTuning(Method):
     def check_new(cls, cfg: TrainConfig) -> None:
         super().check_new(cfg)
         check_new_words(cfg.settings.words, cfg.name, f"{cls.kind}.words")
+        first = cfg.settings.inversion_steps
+        if first and lr_ended(cfg.optim, first):  # its steps count from the start of the run, which ends with them
+            raise ValueError(f"optim.lr: {cfg.optim.lr!r} ends within the {first} steps in which the word alone is learned (pivotal.inversion_steps), so the adapter would never be trained; let its last step come after them, or give the last rate none")
+        if first and not _learns_after(cfg, first):
+            raise ValueError(f"optim.lr: {cfg.optim.lr!r} is 0 behind the {first} steps in which the word alone is learned (pivotal.inversion_steps), so the adapter would never be trained; give it a rate above 0 there")
 
     @classmethod
     def starts(cls, cfg: TrainConfig) -> list[tuple[str, str]]:
