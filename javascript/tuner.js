@@ -79,6 +79,9 @@ window.tuner = window.tuner || {};
 
     tuner.get = (path) => call(path);
 
+    // What is said of a look at the program that failed, and is going to be tried again.
+    tuner.unanswered = (error) => (error.status === 401 ? error.message : tuner.t("The program does not answer; trying again…"));
+
     tuner.send = function (path, body = {}) {
         const headers = { "Content-Type": "application/json", "X-Tuner": tuner.root.dataset.key || "page" };
         return call(path, { method: "POST", headers, body: JSON.stringify(body) });
@@ -138,7 +141,7 @@ window.tuner = window.tuner || {};
             lost = false;
         } catch (error) {
             lost = true;
-            tuner.say(error.status === 401 ? error.message : tuner.t("The program does not answer; trying again…"), true);
+            tuner.say(tuner.unanswered(error), true);
         }
         asking = false;
         if (status && root === tuner.root && root.isConnected) take(status); // a root drawn anew meanwhile has asked for nothing yet

@@ -16,7 +16,7 @@
         const before = tools.job, known = before && before.id in reports ? `?known=${before.id}` : "";
         const answer = await tuner.get(`tools/job${known}`).catch((error) => error), again = lost;
         lost = answer instanceof Error;
-        if (lost) tools.say(answer.status === 401 ? answer.message : tuner.t("The program does not answer; trying again…"), true);
+        if (lost) tools.say(tuner.unanswered(answer), true);
         else await take(answer.job, before, again);
         clearTimeout(timer);
         if (tools.open) timer = setTimeout(tools.look, document.hidden ? IDLE * 5 : lost ? LOST : going(tools.job) ? BUSY : IDLE);

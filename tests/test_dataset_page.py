@@ -25,6 +25,14 @@ def folder(tmp_path):
 
 
 @pytest.fixture
+def other(tmp_path):
+    """Another folder, with one picture."""
+    (tmp_path / "other").mkdir()
+    Image.new("RGB", (80, 80)).save(tmp_path / "other" / "z.png")
+    return tmp_path / "other"
+
+
+@pytest.fixture
 def panel(browser, server, folder):  # noqa: F811
     made = Panel(browser, server)
     made.show(folder)
@@ -67,6 +75,14 @@ class Panel(Page):
         self.sees("#tuner-d-tags-head", "Tags: 1")
         self.click("#tuner-d-tags .tuner-d-drop")
         self.sees("#tuner-d-said", "2 of 4 change")
+
+    def has_back(self, words, file):
+        """Waits until words that were not saved are in the field of the third picture again; going on saves them."""
+        self.sees("#tuner-d-message", "your words are in the field again")
+        assert self.page.input_value("#tuner-d-text") == words
+        self.keys("Alt+ArrowLeft")
+        self.sees("#tuner-d-view strong", "b.png")
+        assert file.read_text() == words
 
     def undo(self, what):
         """Waits until this can be undone."""
@@ -355,11 +371,7 @@ def test_words_that_are_typed_while_the_folder_is_read_stay_in_their_field(panel
         panel.click("#tuner-d-read")
     panel.page.fill("#tuner-d-text", "typed meanwhile")
     reads.pop().continue_()
-    panel.sees("#tuner-d-message", "your words are in the field again")
-    assert panel.page.input_value("#tuner-d-text") == "typed meanwhile"
-    panel.keys("Alt+ArrowLeft")
-    panel.sees("#tuner-d-view strong", "b.png")
-    assert (folder / "c.txt").read_text() == "typed meanwhile"
+    panel.has_back("typed meanwhile", folder / "c.txt")
 
 
 @own_script
@@ -382,15 +394,13 @@ def test_tags_that_are_typed_quickly_are_all_added(panel, folder):
 
 
 @own_script
-def test_an_answer_for_a_folder_that_is_not_shown_any_more_is_left_out(panel, folder, tmp_path):
-    (tmp_path / "other").mkdir()
-    Image.new("RGB", (80, 80)).save(tmp_path / "other" / "z.png")
+def test_an_answer_for_a_folder_that_is_not_shown_any_more_is_left_out(panel, folder, other):
     panel.drop("lips")
     applies = held(panel.page, "**/apply")
     button = panel.page.locator("#tuner-d-apply").element_handle()
     with panel.page.expect_request("**/apply"):
         panel.click("#tuner-d-apply")
-    panel.page.fill("#tuner-d-folder", str(tmp_path / "other"))
+    panel.page.fill("#tuner-d-folder", str(other))
     panel.click("#tuner-d-open")
     panel.sees("#tuner-d-count", "1 picture")
     panel.shown("z.png")
@@ -408,11 +418,7 @@ def test_words_for_a_folder_that_the_program_has_forgotten_go_along_when_it_is_o
     panel.page.evaluate("tuner.data.send('close')")  # as a program that was started anew knows no folder
     panel.page.fill("#tuner-d-text", "typed before")
     panel.click("#tuner-d-open")
-    panel.sees("#tuner-d-message", "your words are in the field again")
-    assert panel.page.input_value("#tuner-d-text") == "typed before"
-    panel.keys("Alt+ArrowLeft")
-    panel.sees("#tuner-d-view strong", "b.png")
-    assert (folder / "c.txt").read_text() == "typed before"
+    panel.has_back("typed before", folder / "c.txt")
 
 
 @own_script
@@ -443,19 +449,17 @@ def test_words_for_a_picture_that_is_gone_are_said(panel, folder):
 
 
 @own_script
-def test_tags_that_wait_are_for_the_folder_in_which_they_were_typed(panel, folder, tmp_path):
-    (tmp_path / "other").mkdir()
-    Image.new("RGB", (80, 80)).save(tmp_path / "other" / "z.png")
+def test_tags_that_wait_are_for_the_folder_in_which_they_were_typed(panel, folder, other):
     panel.page.locator("[data-row='0']").dblclick()
     panel.sees("#tuner-d-state", "saved")
     edits = held(panel.page, "**/edit")
     with panel.page.expect_request("**/edit"):
         panel.page.locator("#tuner-d-add").press_sequentially("dog\nhat\n")
-    panel.page.fill("#tuner-d-folder", str(tmp_path / "other"))
+    panel.page.fill("#tuner-d-folder", str(other))
     panel.click("#tuner-d-open")
     edits.pop().continue_()
     panel.sees("#tuner-d-count", "1 picture")
-    assert (folder / "a.txt").read_text() == "cat, lips, dog, hat" and not (tmp_path / "other" / "z.txt").exists()
+    assert (folder / "a.txt").read_text() == "cat, lips, dog, hat" and not (other / "z.txt").exists()
 
 
 @own_script
