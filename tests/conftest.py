@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -43,30 +44,31 @@ class Untouched:
 
     def __init__(self) -> None:
         self._parts: tuple[Any, ...] = ()
-        self._as_made: list[Any] = []
+        self._attributes: list[tuple[dict, dict]] = []  # of each module, and the parameters, hooks and the like among them: as they are, and as they were
+        self._tensors: list[torch.Tensor] = []
         self._values: list[torch.Tensor] = []
+        self._flags: list[Any] = []
 
     def parts(self) -> tuple[Any, ...]:
-        if not self._parts or self._state() != self._as_made or not all(map(torch.equal, self._tensors(), self._values)):
+        if not self._as_made():
             self._parts = random_parts()
-            self._as_made, self._values = self._state(), [tensor.clone() for tensor in self._tensors()]
+            own = [vars(module) for part in self._parts for module in part.modules()]
+            self._attributes = [(now, dict(now)) for each in own for now in (each, *(value for value in each.values() if isinstance(value, dict)))]
+            self._tensors = [tensor for part in self._parts for tensor in (*part.parameters(), *part.buffers())]
+            self._values, self._flags = [tensor.clone() for tensor in self._tensors], self._now()
             self._random = torch.get_rng_state()
         torch.set_rng_state(self._random)  # so that no test sees what numbers the one before it drew
         return self._parts
 
-    def _tensors(self) -> list[torch.Tensor]:
-        return [tensor for part in self._parts for tensor in (*part.parameters(), *part.buffers())]
+    def _as_made(self) -> bool:
+        try:
+            same = bool(self._parts) and all(now == was for now, was in self._attributes)
+        except RuntimeError:  # another tensor in the place of one: torch does not say whether they are equal
+            return False
+        return same and self._now() == self._flags and all(map(torch.equal, self._tensors, self._values))
 
-    def _state(self) -> list[Any]:
-        """All but the values: which modules with what attributes, modes and hooks, which parameters with what flags."""
-        found: list[Any] = []
-        for part in self._parts:
-            for module in part.modules():
-                plain = {key: value for key, value in vars(module).items() if isinstance(value, (bool, int, float, str)) or callable(value)}
-                hooks = [len(value) for key, value in vars(module).items() if key.endswith("_hooks")]
-                found.append((id(module), sorted(vars(module)), plain, hooks))
-            found += [(id(p), p.dtype, p.shape, p.requires_grad, p.grad is None) for p in part.parameters()]
-        return found
+    def _now(self) -> list[Any]:
+        return [(p.dtype, p.shape, p.requires_grad, p.grad is None) for p in self._tensors]
 
 
 @pytest.fixture(scope="session")
@@ -171,6 +173,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.hook.pytest_deselected(items=left_out)
     left = [item for item in items if item not in left_out]
     items[:] = sorted(left, key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))  # two processes take turns at files: the longest may not come last
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is there before the first test (torch, pytest, thousands of tests) is not looked through at each of the collections with which runs end."""
+    gc.collect()
+    gc.freeze()
 
 
 def left_to_other(item: pytest.Item) -> bool:
