@@ -6,7 +6,6 @@ import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -154,12 +153,7 @@ def _settings_text(cell: Cell, model: str) -> str:
 def _use_text(use: Use) -> str:
     if not use.path.is_file():
         return use.path.stem
-    return f"{use.path.stem} ({_digest(use.path, use.path.stat().st_mtime_ns)[:10]}) x {use.weight:g}" + (f" blocks {use.blocks}" if use.blocks else "")
-
-
-@lru_cache(maxsize=256)
-def _digest(path: Path, written: int) -> str:
-    return file_sha256(path)
+    return f"{use.path.stem} ({file_sha256(use.path)[:10]}) x {use.weight:g}" + (f" blocks {use.blocks}" if use.blocks else "")
 
 
 def png_info(text: str) -> PngImagePlugin.PngInfo:

@@ -18,6 +18,7 @@ from ..sd import controlnet, t2i_adapter
 from ..sd.controlnet import ControlNet, sizes_beside
 from ..sd.files import read_header, read_tensors, write_tensors
 from ..sd.kinds import describe, kind_of
+from ..sd.layers import Unfilled
 from ..sd.t2i_adapter import AFTER, SHRINK, T2IAdapter
 
 Shapes = Mapping[str, "tuple[int, ...]"]
@@ -106,7 +107,7 @@ def count_control(path: str | Path, kind: str, unet: nn.Module) -> tuple[int, in
 
 def wanted_shapes(kind: str, unet: nn.Module, grey: bool = False) -> dict[str, tuple[int, ...]]:
     """The shapes of a network beside this UNet."""
-    with torch.device("meta"):
+    with Unfilled():
         net = ControlNet(sizes_beside(unet)) if kind == "controlnet" else T2IAdapter(level_widths(unet), grey)
     return {key: tuple(t.shape) for key, t in net.state_dict().items()}
 

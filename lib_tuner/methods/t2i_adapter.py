@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..config import opt
 from ..data.conditions import GRAY
 from ..host import Components
-from ..sd.layers import start_as_usual
+from ..sd.layers import Unfilled, start_as_usual
 from ..sd.loss import generator_for
 from ..sd.t2i_adapter import AFTER, T2IAdapter
 from .control_file import level_widths, reads_grey
@@ -37,7 +37,7 @@ class T2I(Hinted):
     settings: T2IAdapterConfig
 
     def new_net(self, sd: Components) -> nn.Module:
-        with torch.device("meta"):  # a start of torch's own would draw from everybody's random numbers
+        with Unfilled():  # a start of torch's own would draw from everybody's random numbers
             net = T2IAdapter(level_widths(sd.unet), self._grey())
         net.to_empty(device="cpu")
         generator = generator_for(self.cfg.seed, 0, "adapter")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .layers import attend, from_state
+from .layers import Unfilled, attend, from_state
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class CLIPText(nn.Module):
     @classmethod
     def from_state(cls, state: dict[str, Tensor], heads: int = 12) -> CLIPText:
         """Builds the text encoder whose sizes the tensors have, around these very tensors. Raises ValueError where it is none of SD1.5's structure."""
-        with torch.device("meta"):
+        with Unfilled():
             clip = cls(CLIPSizes.of(state, heads))
         return from_state(clip, state, "text encoder")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .inpaint import FIRST, LATENT
-from .layers import conv, start_as_usual
+from .layers import Unfilled, conv, start_as_usual
 from .names import diffusers_path
 from .unet import UNet, UNetSizes, run_block, timestep_embedding
 
@@ -42,7 +42,7 @@ class ControlNet(nn.Module):
     def copy_of(cls, unet: nn.Module) -> ControlNet:
         """A ControlNet in fp32 with the weights of a UNet (ours or ldm's), on its device, whose outputs are all zero."""
         state = unet.state_dict()
-        with torch.device("meta"):
+        with Unfilled():
             net = cls(sizes_beside(unet))
         device = next(unet.parameters()).device
         net.to_empty(device=device)

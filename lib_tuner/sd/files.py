@@ -6,10 +6,11 @@ Tensors are mapped from the file, not copied: a file of 2 GB opens at once, and 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Iterator, Mapping
 
@@ -58,7 +59,13 @@ class Checkpoint:
 
 
 def file_sha256(path: str | Path) -> str:
-    """The sha256 of a file in hexadecimal."""
+    """The sha256 of a file in hexadecimal; the same file is read again only after it was written."""
+    now = os.stat(path)
+    return _sha256_of(os.path.abspath(path), now.st_size, now.st_mtime_ns, now.st_ino)
+
+
+@lru_cache(maxsize=256)
+def _sha256_of(path: str, *stamp: int) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):

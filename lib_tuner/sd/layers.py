@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 GROUPS = 32  # hard-coded in the original code too, so every width is a multiple of 32
 
@@ -33,8 +36,26 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) ->
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
 
 
+_STARTS = {nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_, Tensor.uniform_, Tensor.normal_, Tensor.fill_, Tensor.zero_}
+
+
+class Unfilled(TorchFunctionMode):
+    """While it is entered, modules of this thread are made on the meta device, and nothing is computed for their start: they wait for `from_state`.
+
+    `torch.device("meta")` alone goes through every layer's random numbers without drawing them, which is a third of what it takes to load a small model.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _STARTS:
+            return args[0] if args else kwargs["tensor"]
+        if func is torch.empty:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
 def from_state(module: nn.Module, state: dict[str, Tensor], what: str) -> nn.Module:
-    """Gives `module` (built on the meta device) the tensors of `state` themselves, without a copy; the keys must be the same."""
+    """Gives `module` (made while `Unfilled`) the tensors of `state` themselves, without a copy; the keys must be the same."""
     ours = module.state_dict()
     missing, extra = sorted(ours.keys() - state.keys()), sorted(state.keys() - ours.keys())
     if missing or extra:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .layers import attend, conv, from_state, norm
+from .layers import Unfilled, attend, conv, from_state, norm
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class UNet(nn.Module):
     @classmethod
     def from_state(cls, state: dict[str, Tensor], heads: int = 8) -> UNet:
         """Builds the UNet whose sizes the tensors have, around these very tensors. Raises ValueError where it is none of SD1.5's structure."""
-        with torch.device("meta"):
+        with Unfilled():
             unet = cls(UNetSizes.of(state, heads))
         return from_state(unet, state, "UNet")
 

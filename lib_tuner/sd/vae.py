@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import attend, conv, from_state, norm
+from .layers import Unfilled, attend, conv, from_state, norm
 from .place import Place, stays
 
 
@@ -159,7 +159,7 @@ class VAE(nn.Module):
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> VAE:
         """Builds the VAE whose sizes the tensors have, around these very tensors. Raises ValueError where it is none of SD1.5's structure."""
-        with torch.device("meta"):
+        with Unfilled():
             vae = cls(VAESizes.of(state))
         return from_state(vae, state, "VAE")
 
