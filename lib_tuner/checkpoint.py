@@ -3,7 +3,7 @@
 A state is any nest of dicts, lists and tuples with tensors, numbers, strings, bools and None at its ends. Its tensors lie in
 `state/state-<step>.safetensors` bit for bit, with their strides: a fused optimizer walks weight and average by their memory, so an average that
 came back in another layout would be another one. The tree around them is JSON, packed into a tensor of bytes, since a file's header holds 100 MB at most and a
-large data set has more; a checksum covers both.
+large data set has more; a checksum covers both. Small tensors are joined: a LoRA's state has thousands, and safetensors takes its time for each.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import math
 import os
 import re
 import zlib
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,9 @@ from torch import Tensor
 
 from .sd.files import write_tensors
 
-VERSION = 2
-READ = ("1", "2")  # 1 had the tree in the header
+VERSION = 3
+READ = ("1", "2", "3")  # 1 had the tree in the header, 2 each tensor by itself
+SMALL = 1 << 18  # bytes of a tensor that is joined to others
 TREE = "tree"
 KEPT = 2  # states of a run: the newest, and one in case a disk loses it
 _NAME = re.compile(r"state-(\d+)\.safetensors")
@@ -57,10 +59,11 @@ def save(folder: str | Path, step: int, state: Mapping) -> Path:
     """
     path = Path(folder) / "state" / f"state-{step}.safetensors"
     tensors: dict[str, Tensor] = {}
-    tree = json.dumps({"step": step, "state": _pack(state, tensors, set(), "state")}).encode()
+    packed = _pack(state, tensors, set(), "state")
+    tensors, joined = _join(tensors)
+    tree = json.dumps({"step": step, "state": packed, "joined": joined}).encode()
     metadata = {"tuner_state": str(VERSION), "crc32": str(_crc32(tree, tensors))}
-    packed = torch.frombuffer(bytearray(zlib.compress(tree, 1)), dtype=torch.uint8)
-    _write(path, {**tensors, TREE: packed}, metadata)
+    _write(path, {**tensors, TREE: torch.frombuffer(bytearray(zlib.compress(tree, 1)), dtype=torch.uint8)}, metadata)
     others = [p for p in _states(folder) if p != path]
     # a state of a later step is one that load() had to skip, or the run would be past it
     keep = [p for p in others if _step(p) < step][: KEPT - 1]
@@ -154,7 +157,7 @@ def _read(path: Path) -> tuple[int, dict]:
     if metadata.get("crc32") != str(_crc32(tree, tensors)):
         raise _Damaged("its content does not match its checksum")
     saved = json.loads(tree)
-    return saved["step"], _unpack(saved["state"], tensors)
+    return saved["step"], _unpack(saved["state"], {**tensors, **_apart(tensors, saved.get("joined", {}))})
 
 
 def _tree(metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> bytes:
@@ -180,6 +183,27 @@ def _crc32(tree: bytes, tensors: Mapping[str, Tensor]) -> int:
         crc = zlib.crc32(f"{key} {tensor.dtype} {list(tensor.shape)}".encode(), crc)
         crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), crc)
     return crc
+
+
+def _join(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list]]:
+    """The same with the small ones of each type in one (n,), and which these are: by its name their names and shapes in its order."""
+    whole, parts = {}, defaultdict(list)
+    for name, tensor in tensors.items():
+        if tensor.nbytes > SMALL:
+            whole[name] = tensor
+        else:
+            parts[f"joined {tensor.dtype}"].append((name, tensor))
+    whole.update((name, torch.cat([tensor.reshape(-1) for _, tensor in group])) for name, group in parts.items())
+    return whole, {name: [[key, list(tensor.shape)] for key, tensor in group] for name, group in parts.items()}
+
+
+def _apart(tensors: Mapping[str, Tensor], joined: Mapping[str, list]) -> dict[str, Tensor]:
+    """The tensors that `_join` has joined, each with memory of its own."""
+    found: dict[str, Tensor] = {}
+    for name, group in joined.items():
+        pieces = tensors[name].split([math.prod(shape) for _, shape in group])
+        found.update((key, piece.reshape(shape).clone()) for (key, shape), piece in zip(group, pieces))
+    return found
 
 
 # ---- the tree --------------------------------------------------------------------------------------------------------

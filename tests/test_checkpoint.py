@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lib_tuner import checkpoint
-from lib_tuner.checkpoint import load, prune, run_folder, save
+from lib_tuner.checkpoint import SMALL, load, prune, run_folder, save
 from lib_tuner.sd import files
 
 INT_OF = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float64: torch.int64}
@@ -135,8 +135,21 @@ def test_the_file_is_one_that_safetensors_reads_with_a_tree_in_standard_json(tmp
     path = save(tmp_path, 12, OrderedDict(a=torch.ones(2), b=math.nan))
     with safe_open(str(path), "pt") as file:
         tree = json.loads(zlib.decompress(file.get_tensor("tree").numpy().tobytes()), parse_constant=pytest.fail)
-        assert torch.equal(file.get_tensor("0"), torch.ones(2))
-    assert tree == {"step": 12, "state": {"dict": [["a", {"tensor": "0"}], ["b", {"float": "nan"}]]}}
+        assert torch.equal(file.get_tensor("joined torch.float32"), torch.ones(2))
+    assert tree == {"step": 12, "state": {"dict": [["a", {"tensor": "0"}], ["b", {"float": "nan"}]]}, "joined": {"joined torch.float32": [["0", [2]]]}}
+
+
+def test_small_tensors_are_joined_and_come_back_each_with_its_own_memory(tmp_path):
+    """A LoRA's state has thousands, and each takes safetensors its time."""
+    small = [torch.full((i % 3, 2, 1)[: i % 4], i, dtype=(torch.float32, torch.int64, torch.bfloat16)[i % 3]) for i in range(50)]
+    large = torch.arange(SMALL // 4 + 1.0)
+    path = save(tmp_path, 1, {"small": small, "large": large, "turned": torch.arange(6.0).view(2, 3).t()})
+    with safe_open(str(path), "pt") as file:
+        assert len(file.keys()) == 1 + 3 + 1
+    state = load(tmp_path).state
+    assert same(state["large"], large) and all(map(same, state["small"], small)) and same(state["turned"], torch.arange(6.0).view(2, 3).t())
+    assert len({tensor.untyped_storage().data_ptr() for tensor in state["small"] if tensor.numel()}) == sum(tensor.numel() > 0 for tensor in small)
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in state["small"])
 
 
 def test_a_data_set_larger_than_a_files_header_is_kept(tmp_path):
@@ -153,6 +166,16 @@ def test_a_state_of_the_first_version_is_read(tmp_path):
     crc = zlib.crc32(weights.numpy().tobytes(), zlib.crc32(b"0 torch.float32 [3]", zlib.crc32(tree.encode())))
     save_file({"0": weights}, str(tmp_path / "state" / "state-4.safetensors"), {"tuner_state": "1", "tree": tree, "crc32": str(crc)})
     assert load(tmp_path).step == 4 and torch.equal(load(tmp_path).state["a"], weights)
+
+
+def test_a_state_of_the_second_version_is_read(tmp_path):
+    """It had each tensor by itself."""
+    (tmp_path / "state").mkdir()
+    weights, tree = torch.arange(3.0), json.dumps({"step": 5, "state": {"dict": [["a", {"tensor": "0"}]]}}).encode()
+    crc = zlib.crc32(weights.numpy().tobytes(), zlib.crc32(b"0 torch.float32 [3]", zlib.crc32(tree)))
+    packed = torch.frombuffer(bytearray(zlib.compress(tree)), dtype=torch.uint8)
+    save_file({"0": weights, "tree": packed}, str(tmp_path / "state" / "state-5.safetensors"), {"tuner_state": "2", "crc32": str(crc)})
+    assert load(tmp_path).step == 5 and torch.equal(load(tmp_path).state["a"], weights)
 
 
 @pytest.mark.parametrize(("value", "message"), [
@@ -241,7 +264,7 @@ def test_a_state_of_a_newer_tuner_is_refused_and_not_passed_over(tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "VERSION", 8)
         save(tmp_path, 2, {})
-    with pytest.raises(ValueError, match="state-2.safetensors is a state of version 8, and this Tuner reads version 1 or 2; resume the run with"):
+    with pytest.raises(ValueError, match="state-2.safetensors is a state of version 8, and this Tuner reads version 1 or 2 or 3; resume the run with"):
         load(tmp_path)
 
 
