@@ -5,6 +5,7 @@ import collections
 import datetime
 import os
 import pickle
+import shutil
 import sys
 import types
 import zipfile
@@ -128,8 +129,11 @@ def test_a_head_count_that_is_no_number_is_refused(tmp_path, flat):
 def test_sha256_is_that_of_the_file(tmp_path, parts):
     import hashlib
 
-    path = save_checkpoint(tmp_path / "m.safetensors", *parts)
-    assert read_checkpoint(path).sha256() == hashlib.sha256(path.read_bytes()).hexdigest()
+    path, found = tmp_path / "m.safetensors", []
+    for make in (lambda: save_checkpoint(path, *parts), lambda: os.replace(shutil.copy(path, tmp_path / "n"), path), lambda: path.write_bytes(path.read_bytes() + b"x")):
+        make()  # an unchanged file is not read again, a written one is
+        found += [(files.file_sha256(path), hashlib.sha256(path.read_bytes()).hexdigest()) for _ in range(2)]
+    assert [ours for ours, _ in found] == [theirs for _, theirs in found] and len(set(found)) == 2
 
 
 @pytest.mark.parametrize("name", ["m.safetensors", "m.ckpt"])

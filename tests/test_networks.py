@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from lib_tuner.sd import names
+from lib_tuner.sd.layers import Unfilled
 from lib_tuner.sd.unet import UNet, UNetSizes
 from lib_tuner.sd.vae import VAE, Autoencoder, VAESizes
 
@@ -70,3 +71,15 @@ def test_the_vae_encodes_and_decodes_as_diffusers(vaes, h, w):
     scaled = Autoencoder(ours)
     assert off(scaled.encode(x)[0], expected.mean * 0.18215) < 1e-4
     assert off(scaled.decode(z * 0.18215), theirs.decode(z).sample) < 1e-4
+
+
+def test_what_a_file_fills_is_made_without_memory_and_random_numbers():
+    sizes, before = UNetSizes(channels=(32, 32, 64, 64), context=48, heads=2), torch.get_rng_state()
+    with Unfilled():
+        made = UNet(sizes)
+    assert all(p.is_meta for p in made.parameters()) and torch.equal(torch.get_rng_state(), before)
+    as_usual = UNet(sizes)
+    assert {key: tuple(value.shape) for key, value in made.state_dict().items()} == {key: tuple(value.shape) for key, value in as_usual.state_dict().items()}
+    state = as_usual.state_dict()
+    assert all(map(torch.equal, UNet.from_state(state, 2).state_dict().values(), state.values()))
+    assert UNet(sizes).out[2].weight.std() > 0.01, "a start afterwards is none"
