@@ -95,6 +95,14 @@
         if (data.view) data.view.refresh();
     };
 
+    // Asks what is known of rows; says whether it is known now. An answer that comes after a change may say what was before it.
+    data.learn = async function (rows) {
+        const { id, version } = data.folder, found = await data.send("details", { rows });
+        if (!data.folder || data.folder.id !== id || data.folder.version !== version) return false;
+        for (const each of found) data.details.set(each.row, each);
+        return true;
+    };
+
     data.edit = async (name, args, rows) => data.changed(await data.write("edit", { name, args, rows }));
 
     // The one that the button names: what was typed meanwhile is an edit of its own, and is not taken back in its place.

@@ -84,11 +84,8 @@
         for (const part of data.parts) if (part.asked && data.folder) part.asked([...cells.keys()]);
         const rows = [...cells.keys()].filter((row) => !data.details.has(row));
         if (!rows.length || !data.folder) return;
-        const folder = data.folder.id;
         try {
-            const found = await data.send("details", { rows });
-            if (!data.folder || data.folder.id !== folder) return;
-            for (const known of found) data.details.set(known.row, known);
+            if (!await data.learn(rows)) return; // who changed it draws the grid anew
         } catch (error) {
             data.say(error.message, true);
             return;

@@ -46,7 +46,7 @@
     view.refresh = () => (view.row === null || typed ? null : draw());
 
     async function known(row) {
-        if (!data.details.has(row)) for (const found of await data.send("details", { rows: [row] })) data.details.set(found.row, found);
+        while (data.folder && !data.details.has(row) && !await data.learn([row]));
         return data.details.get(row);
     }
 

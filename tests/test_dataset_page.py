@@ -375,6 +375,25 @@ def test_words_that_are_typed_while_the_folder_is_read_stay_in_their_field(panel
 
 
 @own_script
+def test_an_answer_from_before_an_edit_is_not_shown_after_it(panel, folder):
+    panel.page.locator("[data-row='0']").dblclick()
+    panel.sees("#tuner-d-state", "saved")
+    chips, holding, early = panel.page.locator("#tuner-d-view .tuner-d-chips[aria-label=Tags] li span"), [True], []
+    panel.page.route("**/details", lambda route: early.append((route, route.fetch())) if holding else route.continue_())
+    panel.page.locator("#tuner-d-add").press_sequentially("dog\n")
+    until(lambda: panel.page.evaluate("true") and early)
+    holding.clear()
+    panel.page.locator("#tuner-d-add").press_sequentially("hat\n")
+    expect(chips).to_have_text(["cat", "lips", "dog", "hat"])
+    for route, answer in early:
+        with panel.page.expect_response("**/details"):
+            route.fulfill(response=answer)
+    panel.page.evaluate("new Promise((done) => setTimeout(done))")
+    expect(chips).to_have_text(["cat", "lips", "dog", "hat"])
+    assert panel.page.evaluate("tuner.data.details.get(0).text") == (folder / "a.txt").read_text() == "cat, lips, dog, hat"
+
+
+@own_script
 def test_tags_that_are_typed_quickly_are_all_added(panel, folder):
     panel.page.locator("[data-row='0']").dblclick()
     panel.sees("#tuner-d-state", "saved")
