@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Iterator, Mapping
 
@@ -50,11 +50,7 @@ class Checkpoint:
     position_ids: bool = True  # whether the file had the text encoder's position ids, which old converters wrote and new ones leave out
 
     def sha256(self) -> str:
-        """The hash of the whole file in hexadecimal, which the WebUI shows too; read once, when first asked for."""
-        return self._sha256
-
-    @cached_property
-    def _sha256(self) -> str:
+        """The hash of the whole file in hexadecimal, which the WebUI shows too; read when first asked for."""
         return file_sha256(self.path)
 
 
