@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -472,6 +473,19 @@ def test_a_program_that_was_ended_finds_its_run_and_its_queue_again(browser, tmp
     until(lambda: [e["state"] for e in page.status()["queue"]] == ["stopped", "done"], 120)
     page.context.close()
     second.end()
+
+
+def test_a_page_that_nobody_clicks_leaves_the_processor_alone(page, server):
+    """Looked at every millisecond, an empty queue is 4% of a core, for as long as the program is open."""
+    if not (status := Path(f"/proc/{server.process.pid}/status")).is_file():
+        pytest.skip("how often a process was woken is read from Linux")
+
+    def woken() -> int:
+        return int(re.search(r"^voluntary_ctxt_switches:\s*(\d+)", status.read_text(), re.M)[1])
+
+    before, begun = woken(), time.monotonic()
+    page.page.wait_for_timeout(500)  # no event is waited for: this is how long is counted
+    assert (woken() - before) / (time.monotonic() - begun) < 200
 
 
 @pytest.mark.current_gradio

@@ -24,7 +24,7 @@ from ..toolbox import OwnFolders, Toolbox
 from ..web.auth import Door
 from ..web.routes import BUNDLE, make_app
 from .compare_tab import CompareTab
-from .compat import OLD, private
+from .compat import OLD, private, unhurried
 from .dataset_tab import DatasetTab
 from .tools_tab import ToolsTab, switch
 from .train_tab import Shared, TrainTab
@@ -84,7 +84,7 @@ def static_files() -> list[Path]:
 def application(shared: Shared, login: tuple[str, str] | None = None) -> Any:
     """The whole as an ASGI application: routes, static files, page, and the door in front of it all."""
     app = make_app(shared.jobs, static_files(), shared.tools, shared.sets, shared.comparisons)
-    return Door(gr.mount_gradio_app(app, blocks(shared), path="/", **mount_options()), login)
+    return Door(gr.mount_gradio_app(app, unhurried(blocks(shared)), path="/", **mount_options()), login)
 
 
 def mount_options() -> dict[str, Any]:
