@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+gc.disable()  # nothing of what is imported and collected until the first test is garbage, and to look through it again and again takes seconds
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models here are small, and processes whose threads wait for each other by spinning stall each other
 
 import pytest
@@ -176,20 +177,33 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """What is there before the first test (torch, pytest, thousands of tests) is not looked through at each of the collections with which runs end."""
+    gc.enable()
+    keep()
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """What a file of tests has imported, diffusers or gradio, is kept too."""
+    if nextitem is None or nextitem.path != item.path:
+        keep()
+
+
+def keep() -> None:
+    """What is there now (torch, pytest, thousands of tests) is not looked through at each of the collections with which runs end."""
     gc.collect()
     gc.freeze()
 
 
 def left_to_other(item: pytest.Item) -> bool:
     """Whether a test of the page is for the other gradio alone."""
-    return any(gradio in item.name and item.get_closest_marker(mark) for gradio, mark in (("[current]", "own_script"), ("[webui]", "current_gradio")))
+    gradios = getattr(item, "callspec", None) and item.callspec.params.values()
+    return any(item.get_closest_marker(mark) and gradio in gradios for gradio, mark in (("current", "own_script"), ("webui", "current_gradio")) if gradios)
 
 
 def until(true: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """Waits until something is so, and returns it; fails where it does not become so."""
-    end = time.monotonic() + seconds
+    """Waits until something is so, and returns it; fails where it does not become so. Asks less often the longer it lasts: what is waited for needs the processor."""
+    begun = time.monotonic()
     while not (answer := true()):
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
+        waited = time.monotonic() - begun
+        assert waited < seconds, "it did not happen"
+        time.sleep(min(0.005 + waited / 20, 0.2))
     return answer

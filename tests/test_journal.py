@@ -12,40 +12,20 @@ from pathlib import Path
 
 import pytest
 from conftest import until
+from dying import AFTER, BEFORE, Faulty, Program, act, changes
 
 from lib_tuner.data import aside, folder_lock
 from lib_tuner.data.journal import Journal, Limits, Partly
 from lib_tuner.data.journal_file import Change
 from lib_tuner.disk import take_lock
 
-CALLS = ("open", "write", "close", "fsync", "replace", "rename", "unlink", "chmod", "makedirs", "link")
-
-
-class Faulty:
-    """The system's calls, of which the one with this number ends the program, or fails."""
-
-    def __init__(self, at: int = -1, error: int = 0, only: tuple[str, ...] = CALLS, lasting: bool = False, after: bool = False):
-        self.at, self.error, self.only, self.lasting, self.after, self.count, self.names = at, error, only, lasting, after, 0, []
-
-    def __getattr__(self, name: str):
-        def call(*args, **kwargs):
-            due = name in self.only
-            here = due and (self.count == self.at or (self.lasting and 0 <= self.at < self.count))
-            self.count += due
-            self.names.append(name)
-            if not here:
-                return getattr(os, name)(*args, **kwargs)
-            if self.error:
-                raise OSError(self.error, os.strerror(self.error))
-            if name == "write":  # half of it
-                os.write(args[0], bytes(args[1])[: len(args[1]) // 2])
-            os._exit(9)
-
-        return call
-
-
-BEFORE = {"a.txt": b"a, lips", "b.txt": b"caf\xe9, lips", "gone.png": b"PNG", "c.txt": b""}
-AFTER = {"a.txt": b"a", "b.txt": b"caf\xe9", "new.txt": b"lips", "c.txt": b"filled"}
+@pytest.fixture(scope="module")
+def program():
+    if not hasattr(os, "fork"):
+        pytest.skip("this system has no fork")
+    made = Program()
+    yield made
+    made.end()
 
 
 def start(folder: Path) -> None:
@@ -55,39 +35,12 @@ def start(folder: Path) -> None:
     (folder / "a.txt").chmod(0o640)
 
 
-def changes(folder: Path) -> list[Change]:
-    return [Change(folder / name, BEFORE.get(name), AFTER.get(name)) for name in ("a.txt", "b.txt", "new.txt", "gone.png", "c.txt")]
-
-
 def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def clean(folder: Path) -> bool:
     return not [name for _, _, names in os.walk(folder) for name in names if name.endswith(".part")]
-
-
-def in_child(action) -> int:
-    """Runs it in a process of its own, which may die; its exit code."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            action()
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def act(folder: Path, what: str, system) -> None:
-    with Journal(folder, system=system) as journal:
-        if what == "apply":
-            journal.commit("remove", {}, changes(folder))
-        elif what == "delete":
-            journal.delete([folder / name for name in BEFORE])
-        else:
-            getattr(journal, what)()
 
 
 def prepared(folder: Path, what: str) -> tuple[dict, dict]:
@@ -100,10 +53,9 @@ def prepared(folder: Path, what: str) -> tuple[dict, dict]:
     return (AFTER, BEFORE) if what == "undo" else (BEFORE, {} if what == "delete" else AFTER)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.parametrize("least", [0, 200])
 @pytest.mark.parametrize("what", ["apply", "undo", "redo", "delete"])
-def test_bugs_6_14_a_program_that_dies_between_any_two_calls_loses_nothing(tmp_path, what, least, monkeypatch):
+def test_bugs_6_14_a_program_that_dies_between_any_two_calls_loses_nothing(tmp_path, what, least, monkeypatch, program):
     monkeypatch.setattr(aside, "LEAST", least)  # edits of many files keep second names of what they replace
     counted = Faulty()
     prepared(tmp_path / "count", what)
@@ -112,7 +64,7 @@ def test_bugs_6_14_a_program_that_dies_between_any_two_calls_loses_nothing(tmp_p
     for at in range(counted.count):
         folder = tmp_path / str(at)
         before, after = prepared(folder, what)
-        assert in_child(lambda: act(folder, what, Faulty(at))) == 9, at
+        assert program.act(folder, what, at=at) == 9, at
         for name in before.keys() | after.keys():
             path = folder / name
             now = path.read_bytes() if path.exists() else None
@@ -127,13 +79,12 @@ def test_bugs_6_14_a_program_that_dies_between_any_two_calls_loses_nothing(tmp_p
                 assert stat.S_IMODE((folder / "a.txt").stat().st_mode) == 0o640
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_program_that_dies_while_it_ends_what_was_interrupted_loses_nothing(tmp_path):
+def test_a_program_that_dies_while_it_ends_what_was_interrupted_loses_nothing(tmp_path, program):
     for at in range(4, 40, 3):
         folder = tmp_path / str(at)
         start(folder)
-        in_child(lambda: act(folder, "apply", Faulty(18)))
-        died = in_child(lambda: act(folder, "entries", Faulty(at)))
+        program.act(folder, "apply", at=18)
+        died = program.act(folder, "entries", at=at)
         with Journal(folder) as journal:
             assert content(folder) == AFTER and clean(folder) and len(journal.interrupted) == (1 if died == 9 else 0)
             journal.undo()
@@ -258,9 +209,8 @@ def test_an_edit_all_of_whose_files_were_changed_since_stands_before_no_other(tm
         assert [entry.state for entry in journal.entries()] == ["undone", "overtaken"]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.parametrize("failure", [0, errno.ENOSPC])
-def test_an_undo_of_a_part_may_die_or_fail_anywhere(tmp_path, failure):
+def test_an_undo_of_a_part_may_die_or_fail_anywhere(tmp_path, failure, program):
     at, code = 0, 9
     while code:
         folder = tmp_path / str(at)
@@ -268,7 +218,7 @@ def test_an_undo_of_a_part_may_die_or_fail_anywhere(tmp_path, failure):
         with Journal(folder) as journal:
             paths = words(folder, journal)
         paths[1].write_bytes(b"typed later")
-        code = in_child(lambda: act(folder, "undo", Faulty(at, failure)))
+        code = program.act(folder, "undo", at=at, error=failure)
         with Journal(folder) as journal:
             assert paths[1].read_bytes() == b"typed later" and {path.read_bytes() for path in (paths[0], *paths[2:])} in ({b"cat, hat"}, {b"cat, hat, x"}), at
             assert clean(folder) and [entry.state for entry in journal.entries()] in (["applied", "applied"], ["applied", "undone"]), at
@@ -295,15 +245,14 @@ def test_an_editor_that_saves_while_files_are_replaced_keeps_its_words(tmp_path)
         assert content(folder) == BEFORE | {"c.txt": b"typed meanwhile"} and clean(folder) and journal.entries() == []
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_words_typed_after_an_interrupted_edit_stay_and_an_empty_file_is_filled(tmp_path):
+def test_words_typed_after_an_interrupted_edit_stay_and_an_empty_file_is_filled(tmp_path, program):
     folder = tmp_path / "d"
     start(folder)
     names = Faulty()
     prepared(tmp_path / "count", "apply")
     act(tmp_path / "count", "apply", names)
     last = len(names.names) - 2  # the last caption takes its place
-    assert names.names[last] == "replace" and in_child(lambda: act(folder, "apply", Faulty(last))) == 9
+    assert names.names[last] == "replace" and program.act(folder, "apply", at=last) == 9
     (folder / "a.txt").write_bytes(b"typed after the crash")
     (folder / "new.txt").write_bytes(b"")  # what a loss of power may leave
     with Journal(folder) as journal:
@@ -311,14 +260,13 @@ def test_words_typed_after_an_interrupted_edit_stay_and_an_empty_file_is_filled(
         assert [problem.path.name for problem in journal.interrupted][1:] == ["a.txt"] and "stays as it is" in str(journal.interrupted[1])
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_what_belongs_to_a_picture_does_not_come_back_to_a_stranger_after_a_crash(tmp_path):
+def test_what_belongs_to_a_picture_does_not_come_back_to_a_stranger_after_a_crash(tmp_path, program):
     picture, words = tmp_path / "a.png", tmp_path / "a.txt"
     picture.write_bytes(b"mine")
     words.write_bytes(b"my words")
     with Journal(tmp_path) as journal:
         journal.delete([picture, words], {words: picture})
-    assert in_child(lambda: act(tmp_path, "undo", Faulty(0, only=("rename",)))) == 9
+    assert program.act(tmp_path, "undo", at=0, only=["rename"]) == 9
     picture.write_bytes(b"a stranger")
     with Journal(tmp_path) as journal:
         assert picture.read_bytes() == b"a stranger" and not words.exists() and [problem.path.name for problem in journal.interrupted][1:] == ["a.png"]
