@@ -151,9 +151,14 @@
         return said.join(" ");
     };
 
-    new MutationObserver((records) => {
-        for (const record of records) for (const node of record.type === "childList" ? record.addedNodes : [record.target]) translate(node);
-    }).observe(document.documentElement, { childList: true, subtree: true, characterData: true, attributes: true, attributeFilter: ATTRIBUTES });
+    // What is put together piece by piece is told piece by piece: each of it is looked through once, from its outermost new part, and not at all if it is gone again.
+    function translateNew(records) {
+        const nodes = new Set(records.flatMap((record) => (record.type === "childList" ? [...record.addedNodes] : [record.target])));
+        const within = (node) => { for (let outer = node.parentNode; outer; outer = outer.parentNode) if (nodes.has(outer)) return true; return false; };
+        for (const node of nodes) if (node.isConnected && !within(node)) translate(node);
+    }
+
+    new MutationObserver(translateNew).observe(document.documentElement, { childList: true, subtree: true, characterData: true, attributes: true, attributeFilter: ATTRIBUTES });
 
     document.documentElement.classList.add("tuner-wordless");
     use(wanted());

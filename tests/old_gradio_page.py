@@ -63,6 +63,7 @@ def main(home: Path) -> None:
         shared = Shared(jobs, Standalone, home, page.own_values(home, ""), page.checkpoints([]), hidden=page.HIDDEN, tools=tools)
         app = gr.mount_gradio_app(app, page.blocks(shared).queue(), path="/")
         print(f"http://127.0.0.1:{listening.getsockname()[1]}/", flush=True)
+        page.settle()
         with page.ending():
             uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)).run(sockets=[listening])
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import until
 from PIL import Image
-from test_page import Page, browser, expect, own_script, train  # noqa: F401 (fixtures)
-from test_page import shared as server  # noqa: F401
+from test_page import Page, browser, expect, own_script, server, train  # noqa: F401 (fixtures)
 
 GRID = "#tuner-c-grid td img"
 
@@ -53,7 +52,7 @@ def rows(page: Page, seeds: str, count: int, size: str) -> None:
 
 def drawn(page: Page, count: int) -> None:
     page.click("#tuner-c-draw")
-    page.page.wait_for_function(f"document.querySelectorAll('{GRID}').length === {count} && [...document.querySelectorAll('{GRID}')].every((i) => i.complete && i.naturalWidth)")
+    page.holds(f"document.querySelectorAll('{GRID}').length === {count} && [...document.querySelectorAll('{GRID}')].every((i) => i.complete && i.naturalWidth)")
     expect(page.page.locator("#tuner-c-stop")).to_have_count(0)
 
 
@@ -90,7 +89,7 @@ def test_a_cell_is_shown_large_and_a_row_is_drawn_again(page, trained):
     assert page.page.evaluate("document.activeElement.dataset.cell") == "1"
     before = page.page.locator(GRID).nth(3).get_attribute("src")
     page.page.get_by_role("button", name="Draw row 2 again").click()
-    page.page.wait_for_function("(before) => { const now = document.querySelectorAll('#tuner-c-grid td img')[3]; return now && now.src !== before; }", arg=before)
+    page.holds("(before) => { const now = document.querySelectorAll('#tuner-c-grid td img')[3]; return now && now.src !== before; }", arg=before)
 
 
 @own_script
@@ -142,7 +141,7 @@ def test_a_number_that_cannot_be_is_said_in_red_by_its_name(page, trained):
         before = {key: page.page.input_value(f"#tuner-c-{key}") for key in values}
         for key, value in values.items():
             page.page.fill(f"#tuner-c-{key}", value)
-        page.page.wait_for_function("(said) => document.querySelector('#tuner-c-plan').innerText === said", arg=said, timeout=5000)
+        page.holds("(said) => document.querySelector('#tuner-c-plan').innerText === said", arg=said, timeout=5000)
         assert page.page.evaluate(colour) != quiet
         expect(page.page.locator("#tuner-c-draw")).to_be_disabled()
         for key, value in before.items():
@@ -159,7 +158,7 @@ def test_an_earlier_grid_is_opened_after_a_reload_and_its_settings_taken(page, t
     page.click("#tuner-view-compare")
     earlier = page.page.locator("#tuner-c-grids option", has_text="3 pictures · a green robot").first
     page.page.select_option("#tuner-c-grids", earlier.get_attribute("value"))
-    page.page.wait_for_function(f"document.querySelectorAll('{GRID}').length === 3 && [...document.querySelectorAll('{GRID}')].every((i) => i.complete && i.naturalWidth)")
+    page.holds(f"document.querySelectorAll('{GRID}').length === 3 && [...document.querySelectorAll('{GRID}')].every((i) => i.complete && i.naturalWidth)")
     assert page.page.locator("#tuner-c-grid tbody th span").all_inner_texts() == ["7"]
     page.click("#tuner-c-take")
     expect(page.page.locator("#tuner-c-axis-y-text")).to_have_value("7")
@@ -174,7 +173,7 @@ def test_a_drawing_is_stopped_and_what_was_drawn_stays(page, trained):
     page.sees("#tuner-c-plan", "90 pictures")
     page.page.on("dialog", lambda dialog: dialog.accept())  # by what pictures of two steps took here it may be said to take long
     page.click("#tuner-c-draw")
-    page.page.wait_for_function(f"document.querySelectorAll('#tuner-c-grid tbody tr').length === 30 && document.querySelector('{GRID}')")
+    page.holds(f"document.querySelectorAll('#tuner-c-grid tbody tr').length === 30 && document.querySelector('{GRID}')")
     page.click("#tuner-c-stop")
     page.sees("#tuner-c-work", "Stopped; what is done stays.")
     assert 0 < page.page.locator(GRID).count() < 90

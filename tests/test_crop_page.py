@@ -12,8 +12,7 @@ import pytest
 from conftest import until
 from PIL import Image
 from test_dataset_page import Panel
-from test_page import browser, expect, own_script  # noqa: F401
-from test_page import shared as server  # noqa: F401
+from test_page import browser, expect, own_script, server  # noqa: F401
 
 from lib_tuner.config import options
 from lib_tuner.data.crop_file import read_crops
@@ -65,7 +64,7 @@ class CropPanel(Panel):
         self.sees("#tuner-d-crop-count", "4 with crops, 4 to look at")
         self.sees("#tuner-d-message", "Crops found: 4.")  # it moves what is below it
         self.page.locator("#tuner-d-grid").scroll_into_view_if_needed()
-        self.page.wait_for_function("document.querySelectorAll('.tuner-d-cell .tuner-d-frame').length === 4 && [...document.querySelectorAll('.tuner-d-cell img')].every((image) => image.complete)")
+        self.holds("document.querySelectorAll('.tuner-d-cell .tuner-d-frame').length === 4 && [...document.querySelectorAll('.tuner-d-cell img')].every((image) => image.complete)")
 
     def crops(self, name):
         return read_crops(self.folder)[name].crops
@@ -89,7 +88,7 @@ class CropPanel(Panel):
     def large(self, row):
         self.page.locator(f"[data-row='{row}'] .tuner-d-name").dblclick()
         self.sees("#tuner-d-frame-0")
-        self.page.wait_for_function("() => { const image = document.querySelector('#tuner-d-frame-0').closest('.tuner-d-shown, .tuner-d-large').querySelector('img'); return image.complete && image.naturalWidth; }")  # a frame lies on what is there
+        self.holds("() => { const image = document.querySelector('#tuner-d-frame-0').closest('.tuner-d-shown, .tuner-d-large').querySelector('img'); return image.complete && image.naturalWidth; }")  # a frame lies on what is there
         self.page.focus("#tuner-d-frame-0")
 
 
@@ -197,7 +196,7 @@ def test_a_finger_moves_a_frame(panel):
 @own_script
 def test_another_size_draws_other_frames_and_a_wrong_one_is_said(panel):
     panel.page.fill("#tuner-d-crop-size", "200x50")
-    panel.page.wait_for_function("(([frame]) => frame && Math.abs(frame.offsetWidth / frame.offsetHeight - 4) < 0.2)([...document.querySelectorAll(\"[data-row='0'] .tuner-d-frame\")])")
+    panel.holds("(([frame]) => frame && Math.abs(frame.offsetWidth / frame.offsetHeight - 4) < 0.2)([...document.querySelectorAll(\"[data-row='0'] .tuner-d-frame\")])")
     panel.page.fill("#tuner-d-crop-size", "wide")
     panel.sees("#tuner-d-crop-wrong", "'wide' is no size of a crop")
     panel.page.fill("#tuner-d-crop-size", f"{W}x{H}")

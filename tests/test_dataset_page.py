@@ -7,8 +7,7 @@ import re
 import pytest
 from conftest import until
 from PIL import Image
-from test_page import Page, browser, expect, own_script  # noqa: F401
-from test_page import shared as server  # noqa: F401
+from test_page import Page, browser, expect, own_script, server  # noqa: F401
 
 CAPTIONS = {"a.png": "cat, lips", "b.png": "cat, lips, hat", "c.png": None, "d.png": "A cat sits on a mat. It sleeps."}
 
@@ -141,7 +140,7 @@ def test_pictures_are_filtered_and_a_wrong_filter_is_said(panel):
     panel.shown("b.png")
     assert panel.page.input_value("#tuner-d-filter") == "hat"
     loaded = "[...document.querySelectorAll('.tuner-d-cell img')].every((image) => image.complete && image.naturalWidth > 0)"
-    panel.page.wait_for_function(loaded)
+    panel.holds(loaded)
 
 
 @own_script
@@ -260,7 +259,7 @@ def test_many_captions_are_edited_with_a_form(panel, folder):
     panel.page.select_option("#tuner-d-edit", "regex")
     panel.page.fill("#tuner-d-f-pattern", "(")
     panel.page.fill("#tuner-d-f-text", "x")
-    panel.page.wait_for_function("(document.querySelector('#tuner-d-plan .tuner-bad-text') || { innerText: '' }).innerText.startsWith(\"'(' with 'x' is no regular\")")  # not `regex: ...`
+    panel.holds("(document.querySelector('#tuner-d-plan .tuner-bad-text') || { innerText: '' }).innerText.startsWith(\"'(' with 'x' is no regular\")")  # not `regex: ...`
     panel.sees("#tuner-d-plan [role=alert]")
     panel.page.fill("#tuner-d-f-pattern", "l(i)ps")
     panel.page.fill("#tuner-d-f-text", r"\1\1")
@@ -424,7 +423,7 @@ def test_an_answer_for_a_folder_that_is_not_shown_any_more_is_left_out(panel, fo
     panel.sees("#tuner-d-count", "1 picture")
     panel.shown("z.png")
     applies.pop().continue_()
-    panel.page.wait_for_function("(button) => button.getAttribute('aria-busy') === null", arg=button)
+    panel.holds("(button) => button.getAttribute('aria-busy') === null", arg=button)
     assert (folder / "a.txt").read_text() == "cat"
     expect(panel.page.locator("#tuner-d-undo")).to_be_disabled()
     expect(panel.page.locator("#tuner-d-count")).to_have_text("1 picture")

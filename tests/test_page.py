@@ -101,15 +101,8 @@ def started(gradio: str, folders: pytest.TempPathFactory) -> Server:
 
 
 @pytest.fixture(scope="module", params=["current", "webui"])
-def server(request, tmp_path_factory) -> Iterator[Server]:
-    made = started(request.param, tmp_path_factory)
-    yield made
-    made.end()
-
-
-@pytest.fixture(scope="module", params=["current", "webui"])
-def shared(request, programs, tmp_path_factory) -> Server:
-    """The same for files of tests that do not mind each other's runs: to start one takes longer than many a test."""
+def server(request, programs, tmp_path_factory) -> Server:
+    """The page's program for all files of tests, which do not mind each other's runs: to start one takes longer than many a test."""
     if request.param not in programs:
         programs[request.param] = started(request.param, tmp_path_factory)
     return programs[request.param]
@@ -225,8 +218,12 @@ class Page:
         self.sees("#tuner-panel-run .tuner-state[data-state]", {"done": "finished"}.get(state, state))
         return self.status()["now"]
 
+    def holds(self, script: str, arg: Any = None, timeout: int = LONG) -> None:
+        """Waits until it is so in the page. Asked before every frame, as by default, the browser would draw frames for nothing, beside the run that is waited for."""
+        self.page.wait_for_function(script, arg=arg, polling=50, timeout=timeout)
+
     def at_step(self, step: int) -> None:
-        self.page.wait_for_function(f"window.tuner.status && window.tuner.status.now && window.tuner.status.now.step >= {step}", timeout=LONG)
+        self.holds(f"window.tuner.status && window.tuner.status.now && window.tuner.status.now.step >= {step}")
 
 
 @pytest.fixture
@@ -266,24 +263,24 @@ def train(page: Page, name: str, **values: Any) -> None:
 @pytest.mark.current_gradio  # the page of its own starts with the demo; on the WebUI's gradio other tests here train
 def test_one_click_trains_the_demo_to_its_end(page, server):
     page.sees(".tuner-empty", "Nothing has been trained yet")
-    train(page, "robot-a", sample__prompts="a green robot on a white background")
+    train(page, "robot-demo", sample__prompts="a green robot on a white background")
     page.sees("#tuner-plan", "The run is in the queue.")
     now = page.state("done")
     expect(page.page.locator("#tuner-plan")).to_have_text("")
     assert (now["step"], now["steps"], len(now["points"])) == (STEPS, STEPS, STEPS)
-    assert (server.home / "robot-a-001" / "robot-a.safetensors").is_file()
-    page.sees(".tuner-file-list code", "<lora:robot-a:0.8> robot")
+    assert (server.home / "robot-demo-001" / "robot-demo.safetensors").is_file()
+    page.sees(".tuner-file-list code", "<lora:robot-demo:0.8> robot")
     page.sees(".tuner-file-list li", "277 of 277 parts are taken by the host")
     steps = page.page.locator("#tuner-panel-run .tuner-samples figcaption").all_inner_texts()
     assert steps == ["training", "step 0", f"step {STEPS}"]
     loaded = "[...document.querySelectorAll('#tuner-panel-run .tuner-samples img')].every((i) => i.complete && i.naturalWidth > 0)"
     page.page.locator("#tuner-panel-run .tuner-samples").scroll_into_view_if_needed()
-    page.page.wait_for_function(loaded)
+    page.holds(loaded)
     expect(page.page.locator("#tuner-panel-run .tuner-chart")).to_have_attribute("aria-label", re.compile(rf"step {STEPS}: loss 0\.\d+"))
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.click(".tuner-file-list li:first-child .tuner-use button")
-    page.sees(".tuner-message", "Copied: <lora:robot-a:0.8> robot")
-    assert page.page.evaluate("navigator.clipboard.readText()") == "<lora:robot-a:0.8> robot"
+    page.sees(".tuner-message", "Copied: <lora:robot-demo:0.8> robot")
+    assert page.page.evaluate("navigator.clipboard.readText()") == "<lora:robot-demo:0.8> robot"
 
 
 @own_script
@@ -314,7 +311,7 @@ def test_the_ranks_that_adalora_left_are_a_picture(page):
 
 @own_script
 def test_pause_gives_the_model_back_and_resume_goes_on(page):
-    train(page, "robot-b", steps=STEPS + 6)
+    train(page, "robot-paused", steps=STEPS + 6)
     page.at_step(3)
     page.click("#tuner-pause")
     paused = page.state("paused")
@@ -339,11 +336,11 @@ def test_save_and_sample_now_and_other_prompts_while_it_runs(page):
     train(page, "robot-d", steps=500, sample__prompts="a red circle on a white background")
     page.at_step(1)
     page.click("#tuner-save")
-    page.page.wait_for_function("window.tuner.status.now.saves.length === 1", timeout=LONG)
+    page.holds("window.tuner.status.now.saves.length === 1")
     page.page.fill("#tuner-panel-run .tuner-prompts textarea", "a blue star on a gray background\na pink moon on a white background")
     page.click("#tuner-sample-now")
-    page.page.wait_for_function("window.tuner.status.now.samples.some((s) => s.step > 0 && s.pictures.length === 2)", timeout=LONG)
-    page.page.wait_for_function("document.querySelectorAll('#tuner-panel-run .tuner-samples figure:last-child img').length === 2")
+    page.holds("window.tuner.status.now.samples.some((s) => s.step > 0 && s.pictures.length === 2)")
+    page.holds("document.querySelectorAll('#tuner-panel-run .tuner-samples figure:last-child img').length === 2")
     assert page.status()["now"]["prompts"].startswith("a blue star")
 
 
