@@ -360,6 +360,7 @@ def test_a_bad_value_is_marked_at_its_field_and_nothing_starts(page):
     expect(page.field("optim.lr")).to_be_focused()
 
 
+@own_script
 def test_a_failed_run_says_why_with_details_and_the_page_lives_on(page, server, tmp_path):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.png").write_bytes(b"no picture")
@@ -565,6 +566,7 @@ def test_settings_of_an_earlier_run_a_note_a_rename_and_a_delete(page, server):
     expect(page.page.locator("tr", has_text="robot-l")).to_have_count(0)
 
 
+@own_script
 def test_a_file_is_looked_into_and_loras_are_joined(page, server):
     for i, name in enumerate(("cat", "dog")):
         (server.home / "tools").mkdir(exist_ok=True)
