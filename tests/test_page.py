@@ -118,7 +118,7 @@ def browser() -> Iterator[Any]:
 
 
 class Browser:
-    """Gives contexts out again that nothing was put into: to read gradio's scripts anew takes as long as many a test."""
+    """Gives contexts and their tabs out again that nothing was put into: to make a tab and to read gradio's scripts anew takes longer than many a test."""
 
     def __init__(self, launched: Any):
         self.launched, self.free = launched, defaultdict(list)
@@ -132,7 +132,7 @@ class Browser:
 
 
 class Lent:
-    """A context, which another page may have when it is closed."""
+    """A context with its tab, which another page may have when it is closed."""
 
     def __init__(self, context: Any, free: list[Any]):
         self.context, self.free, self.plain = context, free, True
@@ -141,13 +141,41 @@ class Lent:
         self.plain &= name not in ("add_init_script", "route", "grant_permissions")
         return getattr(self.context, name)
 
+    def new_page(self) -> Any:
+        tab = self.context.pages[0] if self.context.pages else self.context.new_page()
+        tab.mouse.move(0, 0)
+        for name in ("on", "route", "add_init_script", "set_viewport_size"):
+            setattr(tab, name, self._noticed(name, getattr(type(tab), name).__get__(tab)))
+        tab.as_new = True
+        return tab
+
+    def _noticed(self, name: str, call: Any) -> Any:
+        def noticing(*args: Any, **more: Any) -> Any:
+            if name != "on" or args[0] == "dialog":  # who only listens changes nothing
+                self.context.pages[0].as_new = False
+            return call(*args, **more)
+
+        return noticing
+
     def close(self) -> None:
-        if self.plain:
-            for page in self.context.pages:
-                page.close()
-            self.free.append(self.context)
-        else:
+        if not self.plain:
             self.context.close()
+            return
+        for tab in self.context.pages:
+            if tab == self.context.pages[0] and tab.as_new:
+                tab.evaluate("sessionStorage.clear()")
+                tab.goto("about:blank")
+            else:
+                tab.close()
+        self.free.append(self.context)
+
+
+SEEN = """([selector, text]) => {
+    let element = null;
+    try { element = document.querySelector(selector); } catch (error) { return "no CSS"; }
+    const area = element && element.checkVisibility({ visibilityProperty: true }) && element.getBoundingClientRect();
+    return area && area.width && area.height && element.textContent.replace(/\\s+/g, " ").includes(text) && "seen";
+}"""
 
 
 class Page:
@@ -206,6 +234,12 @@ class Page:
     def sees(self, selector: str, text: str | re.Pattern = "", timeout: int = LONG) -> Any:
         """Waits until it is visible, with this text."""
         found = self.page.locator(selector).first
+        if isinstance(text, str):  # asked for in the page, since `expect` soon asks once a second alone
+            try:
+                if self.page.wait_for_function(SEEN, arg=[selector, text], polling=50, timeout=timeout).json_value() == "seen":
+                    return found
+            except playwright.TimeoutError:
+                timeout = 1000  # it says what is seen instead
         expect(found).to_be_visible(timeout=timeout)
         if text:
             expect(found).to_contain_text(text, timeout=timeout)
