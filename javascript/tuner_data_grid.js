@@ -103,7 +103,7 @@
         } else if (event.ctrlKey || event.metaKey) {
             toggle(row);
         } else if (row === data.current && !data.selected.size) {
-            data.view.open(row);
+            if (event.detail < 2) data.view.open(row); // the second of a double click comes before that, which opens it
             return;
         }
         if (!event.shiftKey) anchor = row;

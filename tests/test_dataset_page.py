@@ -211,6 +211,23 @@ def test_two_pages_do_not_take_each_others_words(panel, folder):
 
 
 @own_script
+def test_a_double_click_opens_a_picture_once(panel):
+    """Opened a second time, it would take the focus from the field in which one types already."""
+    panel.page.evaluate("""() => {
+        const { view } = tuner.data, { open } = view;
+        window.opened = [];
+        view.open = (row) => { window.opened.push(row); return open(row); };
+    }""")
+    panel.page.locator("[data-row='1']").dblclick()
+    expect(panel.page.locator("#tuner-d-next")).to_be_focused()
+    panel.page.keyboard.press("Escape")
+    panel.sees("#tuner-d-grid")
+    panel.page.locator("[data-row='1']").click()  # one is enough on the picture that one comes from
+    expect(panel.page.locator("#tuner-d-next")).to_be_focused()
+    assert panel.page.evaluate("window.opened") == [1, 1]
+
+
+@own_script
 def test_on_from_a_picture_that_left_the_filter(panel):
     panel.page.fill("#tuner-d-filter", "lips OR untagged")
     panel.shown("a.png b.png c.png")
