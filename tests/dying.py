@@ -23,8 +23,8 @@ AFTER = {"a.txt": b"a", "b.txt": b"caf\xe9", "new.txt": b"lips", "c.txt": b"fill
 class Faulty:
     """The system's calls, of which the one with this number ends the program, or fails."""
 
-    def __init__(self, at: int = -1, error: int = 0, only: tuple[str, ...] = CALLS, lasting: bool = False, after: bool = False):
-        self.at, self.error, self.only, self.lasting, self.after, self.count, self.names = at, error, only, lasting, after, 0, []
+    def __init__(self, at: int = -1, error: int = 0, only: tuple[str, ...] = CALLS, lasting: bool = False):
+        self.at, self.error, self.only, self.lasting, self.count, self.names = at, error, only, lasting, 0, []
 
     def __getattr__(self, name: str):
         def call(*args, **kwargs):
@@ -49,12 +49,16 @@ def changes(folder: Path) -> list[Change]:
 
 def act(folder: Path, what: str, system) -> None:
     with Journal(folder, system=system) as journal:
-        if what == "apply":
-            journal.commit("remove", {}, changes(folder))
-        elif what == "delete":
-            journal.delete([folder / name for name in BEFORE])
-        else:
-            getattr(journal, what)()
+        do(journal, folder, what)
+
+
+def do(journal: Journal, folder: Path, what: str) -> None:
+    if what == "apply":
+        journal.commit("remove", {}, changes(folder))
+    elif what == "delete":
+        journal.delete([folder / name for name in BEFORE])
+    else:
+        getattr(journal, what)()
 
 
 class Program:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import until
-from dying import AFTER, BEFORE, Faulty, Program, act, changes
+from dying import AFTER, BEFORE, Faulty, Program, act, changes, do
 
 from lib_tuner.data import aside, folder_lock
 from lib_tuner.data.journal import Journal, Limits, Partly
@@ -97,9 +97,7 @@ def test_a_call_that_fails_leaves_all_as_it_was_and_is_one_sentence(tmp_path, wh
     prepared(tmp_path / "count", what)
     with Journal(tmp_path / "count") as journal:
         journal._system = counted
-        journal.delete([tmp_path / "count" / name for name in BEFORE]) if what == "delete" else (
-            journal.commit("x", {}, changes(tmp_path / "count")) if what == "apply" else getattr(journal, what)()
-        )
+        do(journal, tmp_path / "count", what)
     for at in range(counted.count):
         folder = tmp_path / f"{at}"
         before, after = prepared(folder, what)
@@ -107,12 +105,7 @@ def test_a_call_that_fails_leaves_all_as_it_was_and_is_one_sentence(tmp_path, wh
             states = [entry.state for entry in journal.entries()]
             journal._system = Faulty(at, error, only)
             try:
-                if what == "apply":
-                    journal.commit("x", {}, changes(folder))
-                elif what == "delete":
-                    journal.delete([folder / name for name in BEFORE])
-                else:
-                    getattr(journal, what)()
+                do(journal, folder, what)
             except OSError as said:
                 assert str(said).endswith(".") and "\n" not in str(said) and os.strerror(error) in str(said)
             assert content(folder) in (before, after) and clean(folder), at

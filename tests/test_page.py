@@ -236,7 +236,7 @@ class Page:
         found = self.page.locator(selector).first
         if isinstance(text, str):  # asked for in the page, since `expect` soon asks once a second alone
             try:
-                if self.page.wait_for_function(SEEN, arg=[selector, text], polling=50, timeout=timeout).json_value() == "seen":
+                if self.holds(SEEN, [selector, text], timeout) == "seen":
                     return found
             except playwright.TimeoutError:
                 timeout = 1000  # it says what is seen instead
@@ -252,9 +252,9 @@ class Page:
         self.sees("#tuner-panel-run .tuner-state[data-state]", {"done": "finished"}.get(state, state))
         return self.status()["now"]
 
-    def holds(self, script: str, arg: Any = None, timeout: int = LONG) -> None:
-        """Waits until it is so in the page. Asked before every frame, as by default, the browser would draw frames for nothing, beside the run that is waited for."""
-        self.page.wait_for_function(script, arg=arg, polling=50, timeout=timeout)
+    def holds(self, script: str, arg: Any = None, timeout: int = LONG) -> Any:
+        """Waits until it is so in the page, and returns what is. Asked before every frame, as by default, the browser would draw frames for nothing, beside the run that is waited for."""
+        return self.page.wait_for_function(script, arg=arg, polling=50, timeout=timeout).json_value()
 
     def at_step(self, step: int) -> None:
         self.holds(f"window.tuner.status && window.tuner.status.now && window.tuner.status.now.step >= {step}")
