@@ -123,7 +123,7 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor, ctx: Tensor) -> Tensor:
         y = self.proj_in(self.norm(x))
-        y = rearrange(y, "b c h w -> b (h w) c")  # (B, N, C)
+        y = rearrange(y, "b c h w -> b (h w) c").contiguous()  # (B, N, C); else every norm of the blocks copies it, on the way forth and back
         for block in self.transformer_blocks:
             y = block(y, ctx)
         y = rearrange(y, "b (h w) c -> b c h w", h=x.shape[2])  # (B, C, h, w)
