@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lib_tuner.sd import products
-from lib_tuner.sd.products import Convolve3, convolutions_as_products, fits
+from lib_tuner.sd.products import Convolve3, convolutions_as_products, fits, folded, unfolded
 
 pytestmark = pytest.mark.webui_versions
 
@@ -49,6 +49,19 @@ def test_bf16_is_as_near_to_the_truth_as_torchs(monkeypatch):
     module, x = module.bfloat16(), x.bfloat16()
     error = [float((y.float() - truth).norm()) for y in (Convolve3.apply(x, module.weight, module.bias), module(x))]
     assert error[0] < 1.5 * error[1] < 0.02 * float(truth.norm())
+
+
+@pytest.mark.parametrize("batch, h, w", [(1, 4, 4), (2, 5, 3), (3, 1, 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_columns_are_torchs_and_their_sum_is_rounded_once(batch, h, w, layout):
+    torch.manual_seed(0)
+    x = torch.randn(batch, 6, h, w, dtype=torch.bfloat16).to(memory_format=layout)
+    columns = F.unfold(x, 3, padding=1).transpose(0, 1)  # (9 C, B, h w)
+    assert torch.equal(unfolded(x), columns.flatten(1))
+    back = folded(columns.flatten(1), x.shape)
+    truth = F.fold(columns.transpose(0, 1).double(), (h, w), 3, padding=1)
+    torch.testing.assert_close(back.double(), truth, rtol=2**-8, atol=0)
+    assert back.dtype is torch.bfloat16 and back.is_contiguous()
 
 
 @pytest.mark.parametrize("change", [{"stride": 2}, {"padding": 0}, {"dilation": 2}, {"groups": 2}, {"padding_mode": "reflect"}])

@@ -34,7 +34,7 @@ class Convolve3(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.weight, ctx.shape = weight, x.shape
-        columns = F.unfold(x, 3, padding=1).transpose(0, 1).reshape(weight[0].numel(), -1)  # (9 C, B h w)
+        columns = unfolded(x)
         product = weight.flatten(1) @ columns if bias is None else torch.addmm(bias[:, None], weight.flatten(1), columns)
         return product.unflatten(1, (len(x), *x.shape[2:])).transpose(0, 1)
 
@@ -43,7 +43,26 @@ class Convolve3(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         grad = grad.to(ctx.weight.dtype)  # under autocast it comes in two bytes
         columns = ctx.weight.flatten(1).t() @ grad.transpose(0, 1).flatten(1)  # (9 C, B h w)
-        return F.fold(columns.unflatten(1, (ctx.shape[0], -1)).transpose(0, 1), ctx.shape[2:], 3, padding=1), None, None
+        return folded(columns, ctx.shape), None, None
+
+
+def unfolded(x: Tensor) -> Tensor:
+    """x (B, C, h, w) -> (9 C, B h w): F.unfold's columns for padding 1 as a copy of overlapping rows, which takes a fifth of its time."""
+    batch, channels, h, w = x.shape
+    around = F.pad(x, (1, 1, 1, 1))
+    b, c, down, right = around.stride()
+    return around.as_strided((channels, 3, 3, batch, h, w), (c, down, right, b, down, right)).reshape(9 * channels, -1)
+
+
+def folded(columns: Tensor, shape: torch.Size) -> Tensor:
+    """(9 C, B h w) -> (B, C, h, w), each pixel the sum of where `unfolded` has put it: as F.fold, which rounds after each of the nine, in a fifth of its time."""
+    batch, channels, h, w = shape
+    parts = columns.view(channels, 3, 3, batch, h, w)
+    around = columns.new_zeros(channels, batch, h + 2, w + 2, dtype=torch.promote_types(columns.dtype, torch.float32))
+    for i in range(3):
+        for j in range(3):
+            around[:, :, i : i + h, j : j + w].add_(parts[:, i, j])
+    return around[:, :, 1:-1, 1:-1].transpose(0, 1).to(columns.dtype, memory_format=torch.contiguous_format)
 
 
 class Weights:
