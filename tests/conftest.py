@@ -148,6 +148,15 @@ def small_run(checkpoint_file: Path, data_folder: Path, tmp_path: Path) -> dict:
 
 
 @pytest.fixture
+def two_threads() -> Iterator[None]:
+    """torch shares operations out to two threads, whatever the machine or the run of tests has chosen."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def unreadable_name() -> Callable[[Path], Path]:
     """Renames a file to one whose name is bytes that are no UTF-8, as an old ZIP or disk leaves them."""
 

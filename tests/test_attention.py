@@ -1,5 +1,6 @@
 """Attention as products: as near to the truth as torch's kernel, the same bits whether probabilities are kept or computed again, nothing but what is meant is touched."""
 
+import threading
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 from lib_tuner.sd import attention
 from lib_tuner.sd.attention import Attend, Spare, attention_as_products, kept_bytes
 from lib_tuner.sd.layers import attend
+from lib_tuner.sd.threads import side_by_side
 from lib_tuner.sd.unet import Attention, UNet, UNetSizes
 
 pytestmark = pytest.mark.webui_versions
@@ -17,9 +19,11 @@ HEADS = 2
 
 @pytest.fixture(autouse=True)
 def small_counts(monkeypatch):
-    """Several rows at a time, with some left over, of scores that would else be computed at once."""
+    """Several pieces of several rows at a time, with some left over, of scores that would else be computed at once."""
     monkeypatch.setattr(attention, "MANY", 50 * 40)
-    monkeypatch.setattr(attention, "CELLS", 16 * 60)
+    monkeypatch.setattr(attention, "CELLS", 7 * 60)
+    monkeypatch.setattr(attention, "PIECES", 12)
+    monkeypatch.setattr(attention, "LARGE", 0)
 
 
 def inputs(n=50, m=60, width=40, batch=2, seed=0):
@@ -40,7 +44,7 @@ def all_of(function, given, grad):
 
 
 def products(spare):
-    return lambda q, k, v: Attend.apply(q, k, v, HEADS, spare)
+    return lambda q, k, v: Attend.apply(q, k, v, HEADS, spare, map)
 
 
 def off(found, expected):
@@ -85,6 +89,26 @@ def test_kept_or_computed_again_the_bits_are_the_same_and_so_is_a_second_time():
     with torch.no_grad():
         seen = products(spare)(*given)
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(once, twice, again)) and torch.equal(seen, once[0])
+
+
+@pytest.mark.parametrize("batch", [1, 12])  # a head in several pieces, and in one
+def test_pieces_side_by_side_give_the_bits_of_one_after_the_other(batch, two_threads):
+    given, grad = inputs(batch=batch)
+    names = set()
+
+    def beside(work, pieces):
+        return run(lambda piece: (names.add(threading.current_thread().name), work(piece))[1], pieces)
+
+    def after(work, pieces):
+        return [tuple(run(work, [piece])) for piece in reversed(pieces)]
+
+    with side_by_side() as run:
+        expected, *found = (
+            all_of(lambda q, k, v: Attend.apply(q, k, v, HEADS, spare, share), given, grad)
+            for share, spare in ((after, None), (beside, None), (beside, Spare()), (beside, Spare()))
+        )
+    assert all(torch.equal(a, b) for some in found for a, b in zip(some, expected, strict=True))
+    assert names and threading.main_thread().name not in names
 
 
 def test_two_layers_keep_theirs_apart_in_every_update():

@@ -8,10 +8,10 @@ Axes: B samples, N queries, M keys, C channels, H heads, G = B * H, d = C / H ch
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .layers import attend
+from .threads import Run, side_by_side
 
 MANY = 2**18  # N * M from which the products win
-CELLS = 2**24  # R * M: with fewer, two threads wait for each other at a thousand small products (7 times as long on a busy machine)
+CELLS = 2**20  # R * M: the scores of that many stay in the cache of a core or near it
+PIECES = 4  # of the work, for each thread: how much one has still to do when nothing is left for the others
+LARGE = 2**25  # G * N * M from which pieces side by side win: the threads with which torch shares out operations spin for milliseconds before they give way
 VECTOR = 16  # a product's columns are filled up to a multiple of it, the fp32 numbers of a register: with 40 columns it takes longer than with 48
 
 
@@ -47,20 +50,26 @@ class Spare:
 
 
 class Attend(torch.autograd.Function):
-    """q (B, N, C), k and v (B, M, C) in bf16 -> (B, N, C). Differentiable once. Probabilities are kept in `spare`; None: they are computed again."""
+    """q (B, N, C), k and v (B, M, C) in bf16 -> (B, N, C). Differentiable once. Probabilities are kept in `spare`; None: they are computed again.
+
+    `run` is a `map` over the pieces of the work, which do not touch each other.
+    """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, spare: Spare | None) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, spare: Spare | None, run: Run) -> Tensor:
         rows = _Rows(q, k, heads)
         flat = spare.take(rows.shape.numel()) if spare and any(ctx.needs_input_grad) else None
-        values = _filled(_split(v, heads))
+        kept, values = rows.of(flat), _filled(_split(v, heads))
         out = q.new_empty(*rows.shape[:2], values.shape[2])  # (G, N, d or more)
-        for g, at in rows:
-            p = rows.probabilities(g, at, _kept(flat, rows.shape, g, at))
-            torch.mm(p, values[g], out=out[g, at])
+
+        def work(piece: Piece) -> None:
+            for at, p in rows.probabilities(piece, kept):
+                torch.mm(p, values[piece.head], out=out[piece.head, at])
+
+        rows.through(work, run)
         out = _join(out[..., : q.shape[2] // heads], heads)
         ctx.save_for_backward(q, k, v, out, flat)
-        ctx.heads, ctx.spare, ctx.given = heads, spare, False
+        ctx.heads, ctx.spare, ctx.run, ctx.given = heads, spare, run, False
         return out
 
     @staticmethod
@@ -76,50 +85,70 @@ class Attend(torch.autograd.Function):
         left = torch.cat([grads, -high, (high - delta).bfloat16()], -1)  # (G, N, d + 2)
         right = F.pad(values, (0, 2), value=1.0).mT  # (G, d + 2, M)
         queries, grads, keys = queries.mT.contiguous(), grads.mT.contiguous(), _filled(keys)
-        dq = q.new_empty(*rows.shape[:2], keys.shape[2])  # (G, N, d or more)
-        dk, dv = (torch.zeros(*queries.shape[:2], rows.shape[2]) for _ in range(2))  # (G, d, M), summed in fp32
-        ds, part = q.new_empty(rows.count, rows.shape[2]), q.new_empty(queries.shape[1], rows.shape[2])
-        for g, at in rows:
-            kept = _kept(flat, rows.shape, g, at)
-            p = rows.probabilities(g, at) if kept is None else kept
-            dv[g].add_(torch.mm(grads[g, :, at], p, out=part))
-            own = torch.mm(left[g, at], right[g], out=ds[: len(p)]).mul_(p)
-            torch.addmm(dq[g, at], own, keys[g], beta=0, alpha=rows.scale, out=dq[g, at])
-            dk[g].add_(torch.mm(queries[g, :, at], own, out=part))
+        kept, dq = rows.of(flat), q.new_empty(*rows.shape[:2], keys.shape[2])  # (G, N, d or more)
+        dk, dv = (torch.zeros(rows.shape[0], rows.parts, queries.shape[1], rows.shape[2]) for _ in range(2))  # (G, parts, d, M), summed in fp32
+
+        def work(piece: Piece) -> None:
+            g, part = piece.head, piece.part
+            ds, some = q.new_empty(rows.count, rows.shape[2]), q.new_empty(queries.shape[1], rows.shape[2])
+            for at, p in rows.probabilities(piece, kept, known=kept is not None):
+                dv[g, part].add_(torch.mm(grads[g, :, at], p, out=some))
+                own = torch.mm(left[g, at], right[g], out=ds[: len(p)]).mul_(p)
+                torch.addmm(dq[g, at], own, keys[g], beta=0, alpha=rows.scale, out=dq[g, at])
+                dk[g, part].add_(torch.mm(queries[g, :, at], own, out=some))
+
+        rows.through(work, ctx.run)
         if flat is not None:
             if ctx.given:
                 raise AssertionError("the graph was kept for a second backward pass, but the probabilities are somebody else's by now")
             ctx.given = True
             ctx.spare.give(flat)
-        dk, dv = ((x * scale).to(q.dtype).mT for x, scale in ((dk, rows.scale), (dv, 1.0)))
-        return _join(dq[..., : dk.shape[2]], ctx.heads), _join(dk, ctx.heads), _join(dv, ctx.heads), None, None
+        dk, dv = ((x[:, 0] if rows.parts == 1 else x.sum(1)) * scale for x, scale in ((dk, rows.scale), (dv, 1.0)))
+        dk, dv = (x.to(q.dtype).mT for x in (dk, dv))
+        return _join(dq[..., : dk.shape[2]], ctx.heads), _join(dk, ctx.heads), _join(dv, ctx.heads), None, None, None
+
+
+class Piece(NamedTuple):
+    """What one thread computes at a time: rows from `first` to before `end` of a head, its part number `part`."""
+
+    head: int  # of G
+    part: int
+    first: int
+    end: int
 
 
 class _Rows:
-    """The rows of the scores of q (B, N, C) and k (B, M, C), some at a time: (g, a slice of N). Of shape (G, N, M) in all."""
+    """The rows of the scores of q (B, N, C) and k (B, M, C), some at a time. Of shape (G, N, M) in all."""
 
     def __init__(self, q: Tensor, k: Tensor, heads: int):
         self.scale = (q.shape[2] // heads) ** -0.5
         self._queries = _split(q, heads).float() * self.scale
         self._keys = _split(k, heads).float().mT
         self.shape = torch.Size((*self._queries.shape[:2], k.shape[1]))
-        self.count = min(q.shape[1], max(1, CELLS // k.shape[1]))
-        self._scores = self._queries.new_empty(self.count, k.shape[1])
-        self._rounded = torch.empty_like(self._scores, dtype=q.dtype)
+        many, n, m = self.shape
+        length = -(-n // -(-PIECES * torch.get_num_threads() // many))
+        self.pieces = [Piece(g, part, i, min(i + length, n)) for g in range(many) for part, i in enumerate(range(0, n, length))]
+        self.parts, self.count = len(range(0, n, length)), min(length, max(1, CELLS // m))
 
-    def __iter__(self) -> Iterator[tuple[int, slice]]:
-        return ((g, slice(i, i + self.count)) for g in range(self.shape[0]) for i in range(0, self.shape[1], self.count))
+    def through(self, work: Callable[[Piece], None], run: Run) -> None:
+        """Does the work on all pieces, by `run` where there is much of it."""
+        tuple((run if self.shape.numel() >= LARGE else map)(work, self.pieces))
 
-    def probabilities(self, g: int, at: slice, out: Tensor | None = None) -> Tensor:
-        """(R, M) in bf16: `out`, or what holds until the next call."""
-        queries = self._queries[g, at]
-        scores = torch.mm(queries, self._keys[g], out=self._scores[: len(queries)])
-        torch._softmax(scores, -1, False, out=scores)
-        return (self._rounded[: len(queries)] if out is None else out).copy_(scores)
+    def of(self, flat: Tensor | None) -> Tensor | None:
+        """The kept probabilities (G, N, M)."""
+        return None if flat is None else flat[: self.shape.numel()].view(self.shape)
 
-
-def _kept(flat: Tensor | None, shape: torch.Size, g: int, at: slice) -> Tensor | None:
-    return None if flat is None else flat[: shape.numel()].view(shape)[g, at]
+    def probabilities(self, piece: Piece, kept: Tensor | None, known: bool = False) -> Iterator[tuple[slice, Tensor]]:
+        """A piece's rows, R at a time, and what they are, (R, M) in bf16: in `kept`, where it is given, else until the next are asked for. `known`: they are in it."""
+        shape = self.count, self.shape[2]
+        scores, rounded = (None, None) if known else (torch.empty(shape), torch.empty(shape, dtype=torch.bfloat16) if kept is None else None)
+        for i in range(piece.first, piece.end, self.count):
+            at = slice(i, min(i + self.count, piece.end))
+            p = rounded[: at.stop - i] if kept is None else kept[piece.head, at]
+            if not known:
+                some = torch.mm(self._queries[piece.head, at], self._keys[piece.head], out=scores[: len(p)])
+                p.copy_(torch._softmax(some, -1, False, out=some))
+            yield at, p
 
 
 def _split(x: Tensor, heads: int) -> Tensor:
@@ -148,17 +177,18 @@ def attention_as_products(unet: nn.Module, keep: bool) -> Iterator[None]:
     """While it lasts, the UNet's attention over many pixels in bf16 on the CPU runs as products, everything else as before; `keep`: with its probabilities kept."""
     changed = [module for module in unet.modules() if getattr(module, "attend", None) is attend]
     spare = Spare() if keep else None
-    for module in changed:
-        module.attend = partial(_attend, spare)
-    try:
-        yield
-    finally:
+    with side_by_side() as run:
         for module in changed:
-            del module.attend
+            module.attend = partial(_attend, spare, run)
+        try:
+            yield
+        finally:
+            for module in changed:
+                del module.attend
 
 
-def _attend(spare: Spare | None, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+def _attend(spare: Spare | None, run: Run, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     many = q.shape[1] * k.shape[1] >= MANY
     if not many or q.device.type != "cpu" or {q.dtype, k.dtype, v.dtype} != {torch.bfloat16}:
         return attend(q, k, v, heads)
-    return Attend.apply(q, k, v, heads, spare)
+    return Attend.apply(q, k, v, heads, spare, run)
