@@ -171,7 +171,7 @@ def unreadable_name() -> Callable[[Path], Path]:
 
 
 LONG = (  # in turns those that wait for a browser and those that compute
-    "test_world", "test_page", "test_train", "test_localization_page", "test_hosts", "test_dataset_page", "test_methods", "test_compare_page", "test_webui_traps", "test_dreambooth",
+    "test_world", "test_page", "test_train", "test_localization_page", "test_hosts", "test_form_page", "test_methods", "test_dataset_page", "test_dreambooth", "test_compare_page", "test_webui_traps",
     "test_crop_page", "test_jobs", "test_webui_switch", "test_dataset_tag_page", "test_bench_compare", "test_webui_double", "test_comparisons", "test_runs", "test_control", "test_matrix",
 )
 

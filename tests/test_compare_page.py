@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import until
 from PIL import Image
-from test_page import Page, browser, expect, own_script, server, train  # noqa: F401 (fixtures)
+from browsing import Page, browser, expect, own_script, server, train  # noqa: F401 (fixtures)
 
 GRID = "#tuner-c-grid td img"
 

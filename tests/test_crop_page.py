@@ -12,7 +12,7 @@ import pytest
 from conftest import until
 from PIL import Image
 from test_dataset_page import Panel
-from test_page import browser, expect, own_script, server  # noqa: F401
+from browsing import browser, expect, own_script, server  # noqa: F401
 
 from lib_tuner.config import options
 from lib_tuner.data.crop_file import read_crops

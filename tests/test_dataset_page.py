@@ -7,7 +7,7 @@ import re
 import pytest
 from conftest import until
 from PIL import Image
-from test_page import Page, browser, expect, own_script, server  # noqa: F401
+from browsing import Page, browser, expect, own_script, server  # noqa: F401
 
 CAPTIONS = {"a.png": "cat, lips", "b.png": "cat, lips, hat", "c.png": None, "d.png": "A cat sits on a mat. It sleeps."}
 

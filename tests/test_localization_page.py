@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_page import Page, browser, clear, expect, own_script, server, train  # noqa: F401
+from browsing import Page, browser, clear, expect, own_script, server, train  # noqa: F401
 
 from lib_tuner.methods import METHODS
 from lib_tuner.tools.catalogue import TOOLS

@@ -24,7 +24,7 @@ LONG = 180_000  # ms; ends a test that hangs
 PROMPT = "a red star on a white background"
 
 if URL:
-    from test_page import browser  # noqa: F401
+    from browsing import browser  # noqa: F401
 
 
 def ask(path: str, body: dict | None = None) -> Any:
