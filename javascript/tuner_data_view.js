@@ -43,17 +43,21 @@
     };
 
     // After an edit from elsewhere; what is being typed stays.
-    view.refresh = () => (view.row === null || typed ? null : draw());
+    view.refresh = () => (view.row === null || typed ? null : draw().catch((error) => data.say(error.message, true)));
 
+    // Nothing where another folder was opened meanwhile, whose rows are other pictures.
     async function known(row) {
-        while (data.folder && !data.details.has(row) && !await data.learn([row]));
-        return data.details.get(row);
+        const id = folder();
+        while (folder() === id && !data.details.has(row) && !await data.learn([row]));
+        return folder() === id ? data.details.get(row) : undefined;
     }
 
+    const folder = () => (data.folder ? data.folder.id : "");
+
     async function draw() {
-        const row = view.row, item = await known(row);
+        const row = view.row, id = folder(), item = await known(row);
         if (composing) composing = "late";
-        if (view.row !== row || typed || composing) return; // somebody has gone on, or types already
+        if (view.row !== row || folder() !== id || typed || composing) return; // somebody has gone on, or types already
         if (!item) { await view.close(); return; }
         const at = data.rows.indexOf(row), button = (id, text, action, more = {}) => h("button", { type: "button", id, class: "tuner-button", onclick: data.doing(action), ...more }, text);
         const name = document.activeElement && panel.contains(document.activeElement) ? document.activeElement.id : "", begun = shown && shown.row === row ? adder() : null;

@@ -498,6 +498,33 @@ def test_tags_that_wait_are_for_the_folder_in_which_they_were_typed(panel, folde
 
 
 @own_script
+def test_a_caption_that_cannot_be_read_again_after_an_edit_is_told(panel):
+    panel.page.locator("[data-row='0']").dblclick()
+    panel.sees("#tuner-d-state", "saved")
+    panel.page.route("**/details", lambda route: route.fulfill(status=500, json={"error": "It is gone."}))
+    panel.page.locator("#tuner-d-add").press_sequentially("dog\n")
+    panel.sees("#tuner-d-message", "It is gone.")
+
+
+@own_script
+def test_what_is_asked_about_a_picture_is_not_asked_about_the_next_folders(panel, other):
+    panel.page.locator("[data-row='2']").dblclick()
+    panel.sees("#tuner-d-state", "saved")
+    details, asked = held(panel.page, "**/details"), []
+    with panel.page.expect_request("**/details"):
+        panel.page.locator("#tuner-d-add").press_sequentially("dog\n")
+    panel.page.fill("#tuner-d-folder", str(other))
+    panel.click("#tuner-d-open")
+    panel.sees("#tuner-d-count", "1 picture")
+    panel.shown("z.png")
+    panel.page.on("request", lambda request: asked.append(request.url) if request.url.endswith("/details") else None)
+    with panel.page.expect_response("**/details"):
+        details.pop().continue_()
+    panel.status()  # what the answer leads to is under way by then
+    assert asked == []
+
+
+@own_script
 def test_tags_are_no_words_of_the_page_in_any_language(panel, folder):
     (folder / "a.txt").write_text("running, safe")
     panel.click("#tuner-d-read")
