@@ -111,6 +111,15 @@ def test_pieces_side_by_side_give_the_bits_of_one_after_the_other(batch, two_thr
     assert names and threading.main_thread().name not in names
 
 
+def test_little_work_is_shared_out_by_torch_a_head_at_a_time(monkeypatch):
+    monkeypatch.setattr(attention, "LARGE", 2 * HEADS * 50 * 60 + 1)  # one more than there is
+    given, grad = inputs()
+    out, *gradients = all_of(lambda q, k, v: Attend.apply(q, k, v, HEADS, None, None), given, grad)
+    for ours, theirs in zip([out, *gradients], all_of(truth, given, grad)):
+        assert off(ours, theirs) < 0.015
+    assert len(attention._Rows(*given[:2], HEADS).pieces) == 2 * HEADS
+
+
 def test_two_layers_keep_theirs_apart_in_every_update():
     given, grad = inputs(m=50)
     spare = Spare()

@@ -126,13 +126,14 @@ class _Rows:
         self._keys = _split(k, heads).float().mT
         self.shape = torch.Size((*self._queries.shape[:2], k.shape[1]))
         many, n, m = self.shape
-        length = -(-n // -(-PIECES * torch.get_num_threads() // many))
+        self._large = self.shape.numel() >= LARGE
+        length = -(-n // -(-PIECES * torch.get_num_threads() // many)) if self._large else n
         self.pieces = [Piece(g, part, i, min(i + length, n)) for g in range(many) for part, i in enumerate(range(0, n, length))]
         self.parts, self.count = len(range(0, n, length)), min(length, max(1, CELLS // m))
 
     def through(self, work: Callable[[Piece], None], run: Run) -> None:
         """Does the work on all pieces, by `run` where there is much of it."""
-        tuple((run if self.shape.numel() >= LARGE else map)(work, self.pieces))
+        tuple((run if self._large else map)(work, self.pieces))
 
     def of(self, flat: Tensor | None) -> Tensor | None:
         """The kept probabilities (G, N, M)."""
