@@ -127,7 +127,12 @@
         waiting = tries > 0 && Object.keys(kept).length > 0;
         if (!waiting) return;
         form.order({ kept });
-        setTimeout(() => waiting && restore(tries - 1), AGAIN);
+        setTimeout(() => {
+            if (!waiting) return;
+            // The current gradio's browser side forgets an event that it sent while its stream of answers was being closed, until one of another kind opens the next.
+            byId("tuner-check-button").click();
+            restore(tries - 1);
+        }, AGAIN);
     }
 
     function keep(values) {

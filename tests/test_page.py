@@ -174,6 +174,25 @@ def test_a_reload_keeps_the_form_and_the_view_of_this_browser_alone(page, browse
     assert other.errors == []
 
 
+@pytest.mark.current_gradio  # the WebUI's has another stream of answers
+def test_the_form_comes_back_though_its_answer_was_left_in_a_closed_stream(page):
+    """As happens now and then where an answer comes while the page asks for the next thing."""
+    page.page.evaluate("localStorage.setItem('tuner-form', JSON.stringify({ name: 'robot-t' }))")
+    joined, closed = [], []  # what was asked; for every stream that ended at once, whether the form was asked for by then
+
+    def stream(route):
+        if any(closed):
+            return route.continue_()
+        closed.append(any("robot-t" in body for body in joined))
+        return route.fulfill(content_type="text/event-stream", body='data: {"msg": "close_stream"}\n\n')
+
+    page.page.on("request", lambda request: joined.append(request.post_data or "") if "/queue/join" in request.url else None)
+    page.page.route("**/queue/data*", stream)
+    page.open()
+    expect(page.field("name")).to_have_value("robot-t")
+    assert any(closed)
+
+
 @own_script
 def test_two_tabs_see_and_steer_the_same_run(page, browser, server):
     other = Page(browser, server)
