@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+from browsing import Page, browser, expect, own_script, server, train  # noqa: F401 (fixtures)
 from conftest import until
 from PIL import Image
-from browsing import Page, browser, expect, own_script, server, train  # noqa: F401 (fixtures)
 
 GRID = "#tuner-c-grid td img"
 

@@ -9,10 +9,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from browsing import browser, expect, own_script, server  # noqa: F401
 from conftest import until
 from PIL import Image
 from test_dataset_page import Panel
-from browsing import browser, expect, own_script, server  # noqa: F401
 
 from lib_tuner.config import options
 from lib_tuner.data.crop_file import read_crops

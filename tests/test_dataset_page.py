@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
+from browsing import Page, browser, expect, own_script, server  # noqa: F401
 from conftest import until
 from PIL import Image
-from browsing import Page, browser, expect, own_script, server  # noqa: F401
 
 CAPTIONS = {"a.png": "cat, lips", "b.png": "cat, lips, hat", "c.png": None, "d.png": "A cat sits on a mat. It sleeps."}
 

@@ -6,8 +6,8 @@ import re
 
 import pytest
 import torch
-from conftest import until
 from browsing import Page, browser, expect, own_script, server  # noqa: F401
+from conftest import until
 
 from lib_tuner.data.pictures import from_pixels
 from lib_tuner.demo.world import draw, random_scenes

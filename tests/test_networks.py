@@ -43,14 +43,18 @@ def unets():
 @pytest.mark.parametrize("h, w", [(8, 8), (16, 8), (7, 9), (1, 3)], ids=str)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_unet_is_diffusers_at_any_size(unets, h, w, checkpointing):
-    """Gradients in double precision: in fp32 those of a single pixel at the lowest level are 1e-3 from the truth, diffusers' own too."""
+    """In fp32 the gradients where the lowest level is a single pixel are not compared: diffusers' own are 3e-4 from those in double precision there."""
     ours, theirs = (copy.deepcopy(unet) for unet in unets)
     torch.manual_seed(0)
     x, t, ctx = torch.randn(2, 4, h, w), torch.tensor([3, 981]), torch.randn(2, 77, 48)
+    g = torch.randn_like(x)
     ours.checkpointing = checkpointing
-    assert off(ours(x, t, ctx), theirs(x, t, ctx).sample) < 1e-4
-    x, ctx, g = x.double(), ctx.double().requires_grad_(), torch.randn_like(x, dtype=torch.double)
-    assert off(*(torch.autograd.grad(y, ctx, g)[0] for y in (ours.double()(x, t, ctx), theirs.double()(x, t, ctx).sample))) < 1e-6
+    for dtype, limit in ((torch.float32, 1e-4), (torch.float64, 1e-10)):
+        words = ctx.to(dtype, copy=True).requires_grad_()
+        mine, expected = ours.to(dtype)(x.to(dtype), t, words), theirs.to(dtype)(x.to(dtype), t, words).sample
+        assert off(mine, expected) < limit
+        if h > 1 or dtype is torch.float64:
+            assert off(*(torch.autograd.grad(y, words, g.to(dtype))[0] for y in (mine, expected))) < limit
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from contextlib import contextmanager, nullcontext
@@ -24,6 +25,7 @@ from lib_tuner.metrics import TIMESTEPS
 from lib_tuner.sd.files import read_tensors, write_tensors
 from lib_tuner.sd.loss import generator_for
 from lib_tuner.sd.model import load_model
+from lib_tuner.sd.text import TextEncoder
 
 
 class Place:
@@ -81,6 +83,8 @@ def loss(sd, x0, captions) -> float:
 
 
 def test_the_numbers_are_those_worked_out_by_hand(sd, values, folder):
+    """In double precision: in fp32 a pass over many samples is a bit from those over one, and so is a gain of 4e-4."""
+    sd = replace(sd, unet=copy.deepcopy(sd.unet).double(), text=TextEncoder(copy.deepcopy(sd.text.transformer).double()))
     cfg, saves, whole = settings(values), two_saves(folder), everything(sd)
     rows = list(numbers(folder, cfg, saves, Place(sd)))
     batch = validation(cfg.data, sd, "zork")
@@ -94,7 +98,7 @@ def test_the_numbers_are_those_worked_out_by_hand(sd, values, folder):
             with_, without_ = loss(sd, x0, captions), loss(sd, x0, bare)
             now = [pred for pred, _ in predictions(sd, x0[:1].expand(2, -1, -1, -1), foreign, "drift")]
         drift = sum((a - f).square().sum() for a, f in zip(now, base)) / sum(f.square().sum() for f in base)
-        assert row.loss == pytest.approx(with_, rel=1e-5) and row.gain == pytest.approx(with_ - without_, abs=1e-6) and row.drift == pytest.approx(drift.item(), rel=1e-4)
+        assert row.loss == pytest.approx(with_, rel=1e-5) and row.gain == pytest.approx(with_ - without_, abs=1e-7) and row.drift == pytest.approx(drift.item(), rel=1e-4)
         assert row.files == tuple(file.name for file in files)
     assert rows[0].drift == 0 < rows[1].drift and rows[1].gain != 0
     assert all(map(torch.equal, everything(sd), whole))
@@ -228,7 +232,7 @@ def test_a_checkpoint_is_asked_as_the_model_that_it_is(sd, values, folder, data_
         with_, without_ = loss(model, x0, captions), loss(model, x0, [c.removeprefix("zork, ") for c in captions])
         now = [pred for pred, _ in predictions(model, x0[:1].expand(2, -1, -1, -1), ["a red thing", "a photo of a dog"], "drift")]
         drift = sum((a - f).square().sum() for a, f in zip(now, base)) / sum(f.square().sum() for f in base)
-        assert row.loss == pytest.approx(with_, rel=1e-5) and row.gain == pytest.approx(with_ - without_, abs=1e-6) and row.drift == pytest.approx(drift.item(), rel=1e-4)
+        assert row.loss == pytest.approx(with_, rel=1e-5) and row.gain == pytest.approx(with_ - without_, abs=1e-7) and row.drift == pytest.approx(drift.item(), rel=1e-4)
         assert row.files == (file.name,)
     assert rows[0].drift == 0 < rows[1].drift != rows[2].drift > 0 and all(map(torch.equal, everything(sd), whole))
     alone = saves_of([beside], {beside: 5}, "it", whole=True)  # dreambooth.save = "lora"
